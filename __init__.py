@@ -1,0 +1,1 @@
+"""clipocr: an offline CLIP feature cache and a lightweight trainer for scene text recognition."""

@@ -1,0 +1,1 @@
+"""What both stages must agree on: the cache format, charsets, images, LMDBs, errors."""

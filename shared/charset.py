@@ -1,0 +1,110 @@
+"""Charsets and the rules that turn a raw label into a training label.
+
+The official filter works in a fixed order (CLIP-OCR and PARSeq, ``strhub/data/dataset.py``,
+``_preprocess_labels``): drop whitespace, NFKD to ASCII, drop the sample if the label is too long,
+and only then lower-case, delete unsupported characters and drop the sample if nothing is left.
+The first three do not depend on the charset, so they decide which rows a cache holds
+(`LabelRules`); the last three are a training choice and live in `Charset.adapt`.
+"""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .errors import UsageError
+
+_CHARSETS = {
+    "36": string.digits + string.ascii_lowercase,
+    "62": string.digits + string.ascii_lowercase + string.ascii_uppercase,
+    "94": string.digits + string.ascii_lowercase + string.ascii_uppercase + string.punctuation,
+}
+
+CHARSET_NAMES = tuple(_CHARSETS)
+"""The charsets of the STR benchmarks: lower-case alphanumeric, mixed case, printable ASCII."""
+
+
+class LabelProblem(Enum):
+    """Why a sample's label keeps it out of a cache."""
+
+    EMPTY = "empty label"
+    TOO_LONG = "label too long"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRules:
+    """The charset-independent part of the label filter; decides which samples become rows."""
+
+    normalize_unicode: bool = True
+    """NFKD, then drop what is not ASCII. Must be off for non-Latin scripts."""
+    max_label_length: int = 25
+    """Longest label kept, in characters, counted before the charset deletes any."""
+
+    def __post_init__(self) -> None:
+        if self.max_label_length < 1:
+            raise UsageError(f"max label length is {self.max_label_length}, expected 1 or more")
+
+    def apply(self, raw_label: str) -> str | LabelProblem:
+        """Return the label to keep (case and punctuation intact), or why it is not kept."""
+        label = "".join(raw_label.split())
+        if self.normalize_unicode:
+            label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
+        if len(label) > self.max_label_length:
+            return LabelProblem.TOO_LONG
+        return label or LabelProblem.EMPTY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charset:
+    """The characters a student can write."""
+
+    name: str
+    """``36``, ``62``, ``94``, or the stem of the file it was read from."""
+    characters: str
+    """Each character once; its position is its class index less one (class 0 is EOS)."""
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise UsageError(f"charset {self.name!r} is empty")
+        if len(set(self.characters)) != len(self.characters):
+            repeated = sorted({c for c in self.characters if self.characters.count(c) > 1})
+            raise UsageError(f"charset {self.name!r} repeats {''.join(repeated)!r}")
+        if any(c.isspace() for c in self.characters):
+            raise UsageError(f"charset {self.name!r} holds whitespace; labels never keep any")
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Charset:
+        """Return a benchmark charset by name, or read one from a UTF-8 text file.
+
+        In a file every character counts except whitespace, so one line or one character a line
+        are the same charset.
+
+        Raises:
+            UsageError: neither a known name nor a readable file.
+        """
+        if name_or_path in _CHARSETS:
+            return cls(name=name_or_path, characters=_CHARSETS[name_or_path])
+        path = Path(name_or_path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UsageError(
+                f"charset {name_or_path!r} is neither one of {', '.join(CHARSET_NAMES)} "
+                f"nor a UTF-8 text file of characters ({e})"
+            ) from e
+        return cls(name=path.stem, characters="".join(text.split()))
+
+    def adapt(self, label: str) -> str:
+        """Fold `label` to this charset's case if it has only one, and delete all it cannot write.
+
+        This is PARSeq's CharsetAdapter; an empty result means the sample is not usable with this
+        charset.
+        """
+        if self.characters == self.characters.lower():
+            label = label.lower()
+        elif self.characters == self.characters.upper():
+            label = label.upper()
+        return "".join(c for c in label if c in self.characters)

@@ -1,0 +1,56 @@
+"""Every failure a user can meet, and nothing else.
+
+    ClipocrError
+    ├── UsageError              options that are wrong or contradict each other (ValueError)
+    ├── DataError               an LMDB, image folder, label file or font that cannot be used (ValueError)
+    ├── TeacherError            CLIP weights that cannot be loaded or do not fit (RuntimeError)
+    ├── CheckpointError         a student checkpoint that cannot be loaded (RuntimeError)
+    ├── TrainingError           a run that cannot go on (RuntimeError)
+    └── CacheError
+        ├── CacheMissingError   no cache, or not yet built far enough (FileNotFoundError)
+        ├── CacheMismatchError  a sound cache, but not the one this command needs (ValueError)
+        └── CacheCorruptError   bytes that are not what was committed (OSError)
+
+Messages name the thing, its value, what was expected and the command that helps. `cli.py` prints
+them as one line and exits with 1; anything else is a bug and keeps its traceback.
+"""
+
+
+class ClipocrError(Exception):
+    """An expected failure, explained by its message."""
+
+
+class UsageError(ClipocrError, ValueError):
+    """Options that are wrong, or contradict each other."""
+
+
+class DataError(ClipocrError, ValueError):
+    """Input data that cannot be used: an LMDB, an image folder, a label file, a font."""
+
+
+class TeacherError(ClipocrError, RuntimeError):
+    """CLIP weights that cannot be loaded, or do not fit what was asked."""
+
+
+class CheckpointError(ClipocrError, RuntimeError):
+    """A student checkpoint that cannot be loaded."""
+
+
+class TrainingError(ClipocrError, RuntimeError):
+    """A training run that cannot go on."""
+
+
+class CacheError(ClipocrError):
+    """Something is wrong with a feature cache."""
+
+
+class CacheMissingError(CacheError, FileNotFoundError):
+    """There is no cache here, or it is not built far enough for this command."""
+
+
+class CacheMismatchError(CacheError, ValueError):
+    """The cache is sound, but it is not the one this command needs."""
+
+
+class CacheCorruptError(CacheError, OSError):
+    """Bytes in the cache are not the bytes that were committed."""

@@ -1,0 +1,208 @@
+"""Word images with labels in LMDBs, in the key layout that every STR toolkit reads.
+
+Keys are ``num-samples``, ``image-%09d`` (encoded image bytes) and ``label-%09d`` (UTF-8), counted
+from 1; see ``tools/create_lmdb_dataset.py`` of PARSeq.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import lmdb
+
+from .errors import DataError, UsageError
+
+_FIRST_MAP_BYTES = 1 << 26
+_SAMPLES_PER_TRANSACTION = 1000
+
+# LMDB forbids opening one environment twice in a process, and using one across a fork.
+_open_environments: weakref.WeakValueDictionary[tuple[int, Path], lmdb.Environment] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def image_key(sample_idx: int) -> bytes:
+    """Return the key of an image; `sample_idx` counts from 1."""
+    return b"image-%09d" % sample_idx
+
+
+def label_key(sample_idx: int) -> bytes:
+    """Return the key of a label; `sample_idx` counts from 1."""
+    return b"label-%09d" % sample_idx
+
+
+def find_lmdbs(root: Path) -> list[Path]:
+    """Return every folder at or below `root` that holds a ``data.mdb``, in path order.
+
+    MJSynth's train, val and test and SynthText are one root this way.
+
+    Raises:
+        DataError: `root` is not there, or holds no LMDB.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; expected one with LMDBs in it")
+    found = sorted(
+        Path(folder) for folder, _, files in os.walk(root, followlinks=True) if "data.mdb" in files
+    )
+    if not found:
+        raise DataError(
+            f"no LMDB (a folder with data.mdb) at or below {root}; "
+            f"make one with: clipocr data import IMAGES {root / 'words.lmdb'}"
+        )
+    return found
+
+
+class WordLmdb:
+    """One LMDB of words, read-only.
+
+    The environment is opened at first use, once per process, and again after a fork or in an
+    unpickled copy, so an instance may travel to worker processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._env: lmdb.Environment | None = None
+        self._env_pid = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_env": None, "_env_pid": 0}
+
+    @property
+    def env(self) -> lmdb.Environment:
+        """The open environment of this process."""
+        if self._env is None or self._env_pid != os.getpid():
+            self._env, self._env_pid = self._open(), os.getpid()
+        return self._env
+
+    def _open(self) -> lmdb.Environment:
+        if not (self.path / "data.mdb").is_file():
+            raise DataError(f"{self.path} is not an LMDB: it holds no data.mdb")
+        key = (os.getpid(), self.path.resolve())
+        env = _open_environments.get(key)
+        if env is None:
+            try:
+                # No lock file: sources may be on a read-only file system, and nobody writes them.
+                env = lmdb.open(
+                    str(self.path), readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as e:
+                raise DataError(f"{self.path} cannot be opened as an LMDB: {e}") from e
+            _open_environments[key] = env
+        return env
+
+    def __len__(self) -> int:
+        """Return what ``num-samples`` says."""
+        value = self._get(b"num-samples")
+        if value is None:
+            raise DataError(
+                f"{self.path} is an LMDB without the key 'num-samples'; expected the STR layout "
+                "(num-samples, image-%09d, label-%09d)"
+            )
+        try:
+            return int(value)
+        except ValueError:
+            raise DataError(
+                f"{self.path}: num-samples is {value!r}, expected a decimal number"
+            ) from None
+
+    def image(self, sample_idx: int) -> bytes | None:
+        """Return the encoded image of sample `sample_idx` (from 1), or None if the key is absent."""
+        return self._get(image_key(sample_idx))
+
+    def label(self, sample_idx: int) -> str | None:
+        """Return the raw label of sample `sample_idx` (from 1), or None if absent or not UTF-8."""
+        value = self._get(label_key(sample_idx))
+        if value is None:
+            return None
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+
+    def _get(self, key: bytes) -> bytes | None:
+        try:
+            with self.env.begin() as txn:
+                value = txn.get(key)
+        except lmdb.Error as e:
+            raise DataError(f"{self.path}: reading {key.decode()} failed: {e}") from e
+        return None if value is None else bytes(value)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | None, str | None]]:
+        """Yield (sample index from 1, encoded image, raw label) of every sample in order."""
+        for sample_idx in range(1, len(self) + 1):
+            yield sample_idx, self.image(sample_idx), self.label(sample_idx)
+
+
+class WordLmdbWriter:
+    """Writes one LMDB of words; it appears under its name only when it is complete.
+
+    Usage::
+
+        with WordLmdbWriter(Path("words.lmdb")) as writer:
+            writer.add(jpeg_bytes, "label")
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} exists; pass --overwrite to replace it")
+        self.path = path
+        self.num_samples = 0
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._pending: list[tuple[bytes, bytes]] = []
+
+    def __enter__(self) -> WordLmdbWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._env = lmdb.open(str(self._partial), map_size=_FIRST_MAP_BYTES)
+        return self
+
+    def add(self, encoded_image: bytes, label: str) -> None:
+        """Append one sample; image bytes go in as they are."""
+        self.num_samples += 1
+        self._pending.append((image_key(self.num_samples), encoded_image))
+        self._pending.append((label_key(self.num_samples), label.encode()))
+        if len(self._pending) >= 2 * _SAMPLES_PER_TRANSACTION:
+            self._flush()
+
+    def add_all(self, samples: Iterable[tuple[bytes, str]]) -> None:
+        """Append every (encoded image, label) of `samples`."""
+        for encoded_image, label in samples:
+            self.add(encoded_image, label)
+
+    def _flush(self) -> None:
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    for key, value in self._pending:
+                        txn.put(key, value)
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            else:
+                self._pending.clear()
+                return
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc_type is None:
+                self._pending.append((b"num-samples", b"%d" % self.num_samples))
+                self._flush()
+                self._env.sync(True)
+        finally:
+            self._env.close()
+        if exc_type is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            return
+        (self._partial / "lock.mdb").unlink(missing_ok=True)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        os.replace(self._partial, self.path)

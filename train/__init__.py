@@ -1,0 +1,1 @@
+"""Stage 2: the student, trained from a feature cache. Never imports open_clip or precompute."""
