@@ -2,7 +2,7 @@
 
     ClipocrError
     ├── UsageError              options that are wrong or contradict each other (ValueError)
-    ├── DataError               an LMDB, image folder, label file or font that cannot be used (ValueError)
+    ├── DataError               input data that cannot be used (ValueError)
     ├── TeacherError            CLIP weights that cannot be loaded or do not fit (RuntimeError)
     ├── CheckpointError         a student checkpoint that cannot be loaded (RuntimeError)
     ├── TrainingError           a run that cannot go on (RuntimeError)

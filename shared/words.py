@@ -111,7 +111,7 @@ class WordLmdb:
             ) from None
 
     def image(self, sample_idx: int) -> bytes | None:
-        """Return the encoded image of sample `sample_idx` (from 1), or None if the key is absent."""
+        """Return the encoded image of sample `sample_idx` (from 1), or None without that key."""
         return self._get(image_key(sample_idx))
 
     def label(self, sample_idx: int) -> str | None:
