@@ -53,9 +53,13 @@ def decode_image(encoded: bytes) -> Image.Image:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ImageProblemError("image too large")
         try:
-            if image.mode.startswith("I;16"):
-                # Pillow's own conversion clips everything above 255 to white.
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode.startswith("I"):
+                # 16-bit grey, in "I" by older Pillows; its own conversion clips above 255 to white.
+                grey = (np.asarray(image) >> 8).clip(0, 255)
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            if image.mode == "P":
+                # Straight to RGB, Pillow warns about palettes with transparency.
+                image = image.convert("RGBA")
             return image.convert("RGB")
         except Exception as e:
             raise ImageProblemError("damaged image") from e

@@ -19,6 +19,8 @@ from .errors import DataError, UsageError
 
 _FIRST_MAP_BYTES = 1 << 26
 _SAMPLES_PER_TRANSACTION = 1000
+_MAX_SAMPLES = 999_999_999  # what nine digits can number
+_PARTIAL_SUFFIX = ".lmdb-partial"
 
 # LMDB forbids opening one environment twice in a process, and using one across a fork.
 _open_environments: weakref.WeakValueDictionary[tuple[int, Path], lmdb.Environment] = (
@@ -46,9 +48,18 @@ def find_lmdbs(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected one with LMDBs in it")
-    found = sorted(
-        Path(folder) for folder, _, files in os.walk(root, followlinks=True) if "data.mdb" in files
-    )
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # A link back up, or a second way to the same LMDB, must not count its samples twice.
+        real = os.path.realpath(folder)
+        if real in seen or folder.endswith(_PARTIAL_SUFFIX):
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        if "data.mdb" in files:
+            found.append(Path(folder))
+    found.sort()
     if not found:
         raise DataError(
             f"no LMDB (a folder with data.mdb) at or below {root}; "
@@ -92,8 +103,21 @@ class WordLmdb:
                 )
             except lmdb.Error as e:
                 raise DataError(f"{self.path} cannot be opened as an LMDB: {e}") from e
+            self._refuse_truncated(env)
             _open_environments[key] = env
         return env
+
+    def _refuse_truncated(self, env: lmdb.Environment) -> None:
+        """Refuse a half-copied file; reading past its end would kill the process with SIGBUS."""
+        num_pages = env.info()["last_pgno"] + 1
+        file_bytes = (self.path / "data.mdb").stat().st_size
+        num_missing = num_pages - file_bytes // env.stat()["psize"]
+        # LMDB may leave the last few pages of a sound file unwritten, if they were freed again.
+        if num_missing > 16 + num_pages // 100:
+            raise DataError(
+                f"{self.path}/data.mdb is truncated: {file_bytes} bytes, expected "
+                f"{num_pages * env.stat()['psize']}; copy it again"
+            )
 
     def __len__(self) -> int:
         """Return what ``num-samples`` says."""
@@ -104,11 +128,14 @@ class WordLmdb:
                 "(num-samples, image-%09d, label-%09d)"
             )
         try:
-            return int(value)
+            num_samples = int(value)
         except ValueError:
+            num_samples = -1
+        if not 0 <= num_samples <= _MAX_SAMPLES:
             raise DataError(
-                f"{self.path}: num-samples is {value!r}, expected a decimal number"
-            ) from None
+                f"{self.path}: num-samples is {value[:30]!r}, expected a number up to {_MAX_SAMPLES}"
+            )
+        return num_samples
 
     def image(self, sample_idx: int) -> bytes | None:
         """Return the encoded image of sample `sample_idx` (from 1), or None without that key."""
@@ -150,14 +177,22 @@ class WordLmdbWriter:
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists; pass --overwrite to replace it")
+        if path.exists() and not _is_only_lmdb(path):
+            raise UsageError(
+                f"{path} exists and is not an LMDB (a folder of data.mdb and lock.mdb, nothing "
+                "else); it is not replaced, choose another name"
+            )
         self.path = path
         self.num_samples = 0
-        self._partial = path.with_name(f".{path.name}.partial")
+        # A link stays a link: what it points to is replaced.
+        self._final = path.resolve()
+        self._partial = self._final.with_name(f".{self._final.name}{_PARTIAL_SUFFIX}")
         self._pending: list[tuple[bytes, bytes]] = []
 
     def __enter__(self) -> WordLmdbWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir()
         self._env = lmdb.open(str(self._partial), map_size=_FIRST_MAP_BYTES)
         return self
 
@@ -182,6 +217,8 @@ class WordLmdbWriter:
                         txn.put(key, value)
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as e:
+                raise DataError(f"{self.path}: writing failed: {e}") from e
             else:
                 self._pending.clear()
                 return
@@ -192,17 +229,23 @@ class WordLmdbWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        complete = False
         try:
             if exc_type is None:
                 self._pending.append((b"num-samples", b"%d" % self.num_samples))
                 self._flush()
                 self._env.sync(True)
+                complete = True
         finally:
             self._env.close()
-        if exc_type is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        (self._partial / "lock.mdb").unlink(missing_ok=True)
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        os.replace(self._partial, self.path)
+            if not complete:
+                shutil.rmtree(self._partial, ignore_errors=True)
+        if complete:
+            (self._partial / "lock.mdb").unlink(missing_ok=True)
+            if self._final.is_dir():
+                shutil.rmtree(self._final)
+            os.replace(self._partial, self._final)
+
+
+def _is_only_lmdb(path: Path) -> bool:
+    return path.is_dir() and {p.name for p in path.iterdir()} <= {"data.mdb", "lock.mdb"}

@@ -1,0 +1,192 @@
+"""Build units: views ahead of the teacher, encoding and writing behind it.
+
+A unit is the work, the publication and the verification of one run of rows of one view. Shapes: B
+rows of a chunk, T image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..shared.arrays import Array, ArrayWriter
+from ..shared.cache import FeatureCache, unit_name
+from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
+from ..shared.schema import Commit
+from ..shared.storage import FileRecord
+from .teacher import Teacher
+from .views import ViewChunk, ViewMaker, run_ahead
+
+_CHUNKS_AHEAD = 4
+"""Chunks of views in the making, and chunks of features on their way to disk."""
+_FIDELITY_ROWS = 64
+
+
+class UnitBuilder:
+    """Keeps the teacher busy: views are made ahead of it, encoding and writing come behind it."""
+
+    def __init__(
+        self, cache: FeatureCache, teacher: Teacher, sources: tuple[Path, ...], num_workers: int
+    ) -> None:
+        self._cache = cache
+        self._spec = cache.spec
+        self._teacher = teacher
+        self._views = ViewMaker(sources)
+        self._codec = feature_codec(self._spec.codec)
+        self._num_workers = num_workers
+
+    def build(self, units: list[int]) -> int:
+        """Build and commit `units`; return how many rows they hold."""
+        spec = self._spec
+        ranges = [spec.unit_range(unit_idx) for unit_idx in units]
+        num_rows = sum(stop - start for start, stop in ranges)
+        chunks = [
+            (unit_idx, start, min(start + spec.chunk_rows, stop))
+            for unit_idx, (unit_start, stop) in zip(units, ranges, strict=True)
+            for start in range(unit_start, stop, spec.chunk_rows)
+        ]
+        progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
+        with progress, self._decoders() as decoders, _Behind() as behind:
+            rows = (self._rows(unit_idx, start, stop) for unit_idx, start, stop in chunks)
+            views = run_ahead(decoders, self._views, rows, _CHUNKS_AHEAD)
+            unit: _PendingUnit | None = None
+            for (unit_idx, start, stop), made in zip(chunks, views, strict=True):
+                if unit is None:
+                    unit = _PendingUnit(self._cache, unit_idx)
+                    behind.on_failure(unit.discard)
+                features = self._teach(made)
+                behind.submit(unit.append, made, features)
+                if stop == spec.unit_range(unit_idx)[1]:
+                    behind.submit(unit.publish)
+                    unit = None
+                progress.update(stop - start)
+        return num_rows
+
+    @contextmanager
+    def _decoders(self) -> Iterator[Executor]:
+        executor: Executor
+        if self._num_workers:
+            # Spawned, not forked: this process has threads, and may hold a CUDA context.
+            executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"))
+        else:
+            executor = ThreadPoolExecutor(1)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _rows(self, unit_idx: int, start: int, stop: int) -> tuple[list[int], list[int]]:
+        first_row = self._spec.unit_range(unit_idx)[0]
+        rows = self._cache.rows(unit_idx)
+        part = slice(start - first_row, stop - first_row)
+        return rows["source"][part].tolist(), rows["lmdb_index"][part].tolist()
+
+    def _teach(self, made: ViewChunk) -> dict[int, torch.Tensor]:
+        """Return each tap's features for a chunk. Shape: (B, T, D) each."""
+        # Always a full chunk: the shape of the batch must not depend on where the rows end.
+        num_rows = len(made.views)
+        views = np.zeros((self._spec.chunk_rows, *made.views.shape[1:]), np.uint8)
+        views[:num_rows] = made.views
+        taps = self._teacher.image_taps(torch.from_numpy(views))
+        return {tap: features[:num_rows] for tap, features in taps.items()}
+
+
+class _PendingUnit:
+    """One unit on its way to disk. Its methods run on the writer thread, in order."""
+
+    def __init__(self, cache: FeatureCache, unit_idx: int) -> None:
+        self._cache = cache
+        self._unit_idx = unit_idx
+        self._codec = feature_codec(cache.spec.codec)
+        self._writers = {
+            key: ArrayWriter(cache.storage, layout, unit_idx)
+            for key, layout in cache.spec.image_layouts(0).items()
+        }
+        self._num_rows = 0
+        self._bad: dict[int, str] = {}
+        self._fidelity: dict[str, Mapping[str, float]] = {}
+
+    def append(self, made: ViewChunk, features: Mapping[int, torch.Tensor]) -> None:
+        """Encode and write one chunk; features of bad images are stored as zeros."""
+        first_row = self._cache.spec.unit_range(self._unit_idx)[0] + self._num_rows
+        self._bad |= {first_row + idx: reason for idx, reason in made.bad.items()}
+        self._writers["pixels"].append(filter_pixels(made.views))
+        for tap, tap_features in features.items():
+            if made.bad:
+                tap_features[list(made.bad)] = 0
+            stored = self._codec.encode(tap_features)
+            if not self._num_rows:
+                sample = slice(0, _FIDELITY_ROWS)
+                decoded = self._codec.decode(stored[sample])
+                self._fidelity[f"block{tap}"] = measure_fidelity(tap_features[sample], decoded)
+            self._writers[f"block{tap}"].append(stored.cpu().numpy())
+        self._num_rows += len(made.views)
+
+    def publish(self) -> None:
+        """Publish every file, and then the record that commits them."""
+        files: dict[str, FileRecord] = {}
+        for writer in self._writers.values():
+            files |= writer.publish()
+        rows = self._cache.rows(self._unit_idx)
+        commit = Commit(
+            name=unit_name(0, self._unit_idx),
+            cache_id=self._cache.manifest.cache_id,
+            files=files,
+            rows=self._cache.spec.unit_range(self._unit_idx),
+            keys_sha256=_hash_keys(rows),
+            bad_rows=self._bad,
+            fidelity=self._fidelity,
+        )
+        self._cache.publish(commit)
+
+    def discard(self) -> None:
+        """Remove temporary files; harmless after `publish`."""
+        for writer in self._writers.values():
+            writer.discard()
+
+
+def _hash_keys(rows: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for key in ("source", "lmdb_index"):
+        digest.update(rows[key].astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+class _Behind:
+    """One thread that works through calls in order, a bounded number of them behind."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1)
+        self._futures: deque[Future[None]] = deque()
+        self._clean_ups: list[Callable[[], None]] = []
+
+    def submit(self, work: Callable[..., None], *args: object) -> None:
+        """Queue a call, waiting (and raising what an earlier one raised) if too many are."""
+        self._futures.append(self._executor.submit(work, *args))
+        while len(self._futures) > _CHUNKS_AHEAD:
+            self._futures.popleft().result()
+
+    def on_failure(self, clean_up: Callable[[], None]) -> None:
+        """Call `clean_up` if the block is left by an exception."""
+        self._clean_ups.append(clean_up)
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            while exc_type is None and self._futures:
+                self._futures.popleft().result()
+        finally:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            for clean_up in self._clean_ups:
+                clean_up()

@@ -1,0 +1,272 @@
+"""The arrays of a cache: Zarr v3, sharded, written as a stream and read by whole chunks.
+
+Every array is chunked along its first axis only. A shard file is the concatenation of its encoded
+chunks and then an index of (offset, length) pairs, as the `sharding_indexed` codec of the Zarr v3
+specification lays it out, so that plain ``zarr`` opens it. It is written here rather than through
+Zarr because a unit must stream to disk in bounded memory, be synced, and yield the checksum of each
+chunk; and read here because the index need not be fetched again for each chunk.
+
+    chunk 0 | ... | chunk C-1 | index: C x (uint64 offset, uint64 length) | crc32c of index
+
+    chunk = little-endian rows in C order, [zstd], crc32c (4 bytes)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs import Zstd
+
+from .errors import CacheCorruptError
+from .storage import FileRecord, LocalStorage, PendingFile
+
+Array = npt.NDArray[np.generic]
+
+_CRC_BYTES = 4
+_ENTRY_BYTES = 16
+_ABSENT = 2**64 - 1
+_ZSTD_LEVEL = 1
+"""Level 3 is slower and, on filtered pixels, larger: 2,421 against 2,365 bytes for MJSynth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayLayout:
+    """Where an array is, and how its rows become bytes."""
+
+    name: str
+    """Path in the cache, e.g. ``image/view0/block3``."""
+    shape: tuple[int, ...]
+    """(number of rows, ...)."""
+    dtype: str
+    """NumPy name, little-endian on disk."""
+    chunk_rows: int
+    """Rows read and checked at once."""
+    shard_rows: int
+    """Rows in a file; a multiple of `chunk_rows`."""
+    compressed: bool = False
+    """Whether chunks are zstd-compressed."""
+
+    def __post_init__(self) -> None:
+        assert self.shard_rows % self.chunk_rows == 0, self
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.shape[1:]
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Number of chunks in a file, present or not."""
+        return self.shard_rows // self.chunk_rows
+
+    @property
+    def num_shards(self) -> int:
+        """Number of files."""
+        return -(-self.shape[0] // self.shard_rows)
+
+    def shard_name(self, shard_idx: int) -> str:
+        """Return the file that holds shard `shard_idx`."""
+        return "/".join([self.name, "c", str(shard_idx)] + ["0"] * len(self.row_shape))
+
+    def num_chunks(self, shard_idx: int) -> int:
+        """Return how many chunks of a shard hold rows."""
+        rows = min(self.shape[0] - shard_idx * self.shard_rows, self.shard_rows)
+        return -(-rows // self.chunk_rows)
+
+    def metadata(self) -> bytes:
+        """Return the array's ``zarr.json``, as Zarr itself writes it."""
+        # Imported here: importing Zarr takes half a second that readers need not spend.
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+        from zarr.storage import MemoryStore
+
+        files: dict[str, Any] = {}
+        zarr.create_array(
+            MemoryStore(files),
+            name=self.name,
+            shape=self.shape,
+            dtype=self.dtype,
+            chunks=(self.chunk_rows, *self.row_shape),
+            shards=(self.shard_rows, *self.row_shape),
+            compressors=[ZstdCodec(level=_ZSTD_LEVEL)] * self.compressed + [Crc32cCodec()],
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+        metadata: bytes = files[f"{self.name}/zarr.json"].to_bytes()
+        return metadata
+
+
+class ArrayWriter:
+    """Streams rows into the shard files of one array, from a shard boundary on.
+
+    Nothing appears under a final name before `publish`; an instance that is dropped instead should
+    be `discard`-ed so that its temporary files go.
+    """
+
+    def __init__(self, storage: LocalStorage, layout: ArrayLayout, first_shard_idx: int = 0):
+        self._storage = storage
+        self._layout = layout
+        self._shard_idx = first_shard_idx
+        self._rows: list[Array] = []
+        self._num_rows = 0
+        self._shards: list[tuple[PendingFile, list[tuple[int, int]], list[int]]] = []
+
+    def append(self, rows: Array) -> None:
+        """Append rows. Shape: (n, *row_shape), any n."""
+        layout = self._layout
+        assert rows.shape[1:] == layout.row_shape, (rows.shape, layout)
+        assert rows.dtype == np.dtype(layout.dtype), (rows.dtype, layout)
+        self._rows.append(rows)
+        self._num_rows += len(rows)
+        if self._num_rows >= layout.chunk_rows:
+            block = np.concatenate(self._rows) if len(self._rows) > 1 else self._rows[0]
+            num_whole = len(block) - len(block) % layout.chunk_rows
+            for start in range(0, num_whole, layout.chunk_rows):
+                self._write_chunk(block[start : start + layout.chunk_rows])
+            # A copy, or the remainder would keep the whole block alive.
+            self._rows = [block[num_whole:].copy()] if num_whole < len(block) else []
+            self._num_rows = len(block) - num_whole
+
+    def publish(self) -> dict[str, FileRecord]:
+        """Write what remains, publish every file, and return their records by name."""
+        layout = self._layout
+        if self._num_rows:
+            chunk = np.zeros((layout.chunk_rows, *layout.row_shape), layout.dtype)
+            chunk[: self._num_rows] = np.concatenate(self._rows)
+            self._write_chunk(chunk)
+            self._rows, self._num_rows = [], 0
+        records = {}
+        for file, entries, sums in self._shards:
+            absent = [(_ABSENT, _ABSENT)] * (layout.chunks_per_shard - len(entries))
+            index = np.asarray(entries + absent, "<u8").tobytes()
+            file.write(index + struct.pack("<I", google_crc32c.value(index)))
+            records[file.name] = file.publish("".join(f"{s:08x}" for s in sums))
+        return records
+
+    def discard(self) -> None:
+        """Remove temporary files; harmless after `publish`."""
+        for file, _, _ in self._shards:
+            file.discard()
+
+    def _write_chunk(self, chunk: Array) -> None:
+        layout = self._layout
+        if not self._shards or len(self._shards[-1][1]) == layout.chunks_per_shard:
+            shard_idx = self._shard_idx + len(self._shards)
+            self._shards.append((self._storage.create(layout.shard_name(shard_idx)), [], []))
+        file, entries, sums = self._shards[-1]
+        payload = np.ascontiguousarray(chunk.astype(np.dtype(layout.dtype).newbyteorder("<")))
+        encoded = Zstd(_ZSTD_LEVEL).encode(payload) if layout.compressed else payload.tobytes()
+        checksum = google_crc32c.value(encoded)
+        entries.append((file.num_bytes, len(encoded) + _CRC_BYTES))
+        sums.append(checksum)
+        file.write(encoded)
+        file.write(struct.pack("<I", checksum))
+
+
+class ArrayReader:
+    """Reads whole chunks of one array, each checked against its commit record.
+
+    Safe to share between threads.
+    """
+
+    def __init__(
+        self, storage: LocalStorage, layout: ArrayLayout, files: Mapping[str, FileRecord]
+    ) -> None:
+        self.layout = layout
+        self._storage = storage
+        self._files = files
+        self._index: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def chunk(self, shard_idx: int, chunk_idx: int) -> Array:
+        """Return a chunk, padding rows at the array's end cut off. Shape: (rows, *row_shape).
+
+        Raises:
+            CacheCorruptError: the bytes are not those that were committed.
+            CacheMissingError: the file is gone.
+        """
+        layout = self.layout
+        name = layout.shard_name(shard_idx)
+        offset, num_bytes = (int(v) for v in self._shard_index(shard_idx)[chunk_idx])
+        stored = self._storage.read_range(name, offset, num_bytes)
+        # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
+        payload = np.frombuffer(stored, np.uint8)[:-_CRC_BYTES]
+        expected = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
+        if len(stored) != num_bytes or f"{google_crc32c.value(payload):08x}" != expected:
+            raise self._corrupt(name, f"chunk {chunk_idx}")
+        data = Zstd().decode(payload) if layout.compressed else payload
+        rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
+        rows = rows.reshape(layout.chunk_rows, *layout.row_shape)
+        first_row = shard_idx * layout.shard_rows + chunk_idx * layout.chunk_rows
+        return rows[: layout.shape[0] - first_row]
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Return rows [start, stop), reading each chunk they touch once."""
+        layout = self.layout
+        parts = []
+        for chunk_idx in range(start // layout.chunk_rows, -(-stop // layout.chunk_rows)):
+            first_row = chunk_idx * layout.chunk_rows
+            chunk = self.chunk(*divmod(chunk_idx, layout.chunks_per_shard))
+            parts.append(chunk[max(start - first_row, 0) : stop - first_row])
+        if not parts:
+            return np.zeros((0, *layout.row_shape), layout.dtype)
+        return np.concatenate(parts)
+
+    def all(self) -> Array:
+        """Return the whole array; for arrays that fit in memory."""
+        return self.rows(0, self.layout.shape[0])
+
+    def _shard_index(self, shard_idx: int) -> npt.NDArray[np.uint64]:
+        """Return (offset, length) of each chunk of a shard. Shape: (chunks_per_shard, 2)."""
+        if shard_idx not in self._index:
+            name = self.layout.shard_name(shard_idx)
+            num_bytes = self.layout.chunks_per_shard * _ENTRY_BYTES
+            start = self._files[name].num_bytes - num_bytes - _CRC_BYTES
+            stored = self._storage.read_range(name, start, num_bytes + _CRC_BYTES)
+            index, checksum = stored[:num_bytes], stored[num_bytes:]
+            if checksum != struct.pack("<I", google_crc32c.value(index)):
+                raise self._corrupt(name, "the chunk index")
+            self._index[shard_idx] = np.frombuffer(index, "<u8").reshape(-1, 2)
+        return self._index[shard_idx]
+
+    def _corrupt(self, name: str, what: str) -> CacheCorruptError:
+        return CacheCorruptError(
+            f"{self._storage}/{name}: {what} is not what was committed (a damaged, truncated or "
+            f"exchanged file). Delete that file and run the cache build command again"
+        )
+
+
+def encode_strings(strings: Sequence[str]) -> dict[str, Array]:
+    """Return the arrays of a string list: UTF-8 bytes in a row, and the offset of each."""
+    encoded = [string.encode() for string in strings]
+    lengths = np.fromiter((len(e) for e in encoded), np.uint64, len(encoded))
+    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)])
+    return {"utf8": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
+
+
+def write_array(storage: LocalStorage, layout: ArrayLayout, values: Array) -> dict[str, FileRecord]:
+    """Publish a whole array and its Zarr metadata; return the records of the files."""
+    writer = ArrayWriter(storage, layout)
+    try:
+        writer.append(values.astype(layout.dtype, copy=False))
+        return {**write_metadata(storage, layout), **writer.publish()}
+    finally:
+        writer.discard()
+
+
+def write_metadata(storage: LocalStorage, layout: ArrayLayout) -> dict[str, FileRecord]:
+    """Publish an array's ``zarr.json``."""
+    name = f"{layout.name}/zarr.json"
+    return {name: storage.write(name, layout.metadata())}
+
+
+def decode_strings(utf8: Array, offsets: Array) -> list[str]:
+    """Invert `encode_strings`."""
+    encoded, bounds = utf8.tobytes(), offsets.tolist()
+    return [encoded[a:b].decode() for a, b in pairwise(bounds)]

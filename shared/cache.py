@@ -1,0 +1,262 @@
+"""Reading a feature cache. Only what a commit record vouches for is ever returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array, ArrayLayout, ArrayReader, decode_strings
+from .charset import Charset
+from .errors import CacheCorruptError, CacheMismatchError, CacheMissingError
+from .records import decode_record, encode_record
+from .schema import (
+    COMMITS_FOLDER,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    REJECTION_REASONS,
+    SEAL_NAME,
+    CacheSpec,
+    Commit,
+    Manifest,
+    TextSpec,
+    strings_layouts,
+)
+from .storage import FileRecord, LocalStorage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """What the teacher says of every label under one charset, in memory.
+
+    Shapes: U unique strings, M trie nodes, L label positions, D text width, E joint width.
+    """
+
+    spec: TextSpec
+    of_label: npt.NDArray[np.int32]
+    """Label id -> text id, -1 where the charset leaves nothing. Shape: (labels,)."""
+    strings: list[str]
+    """The U training labels."""
+    nodes: npt.NDArray[np.int32]
+    """Feature row of each label position: characters, EOT, then padding (-1 without pads).
+    Shape: (U, L)."""
+    taps: Mapping[int, npt.NDArray[np.float16]]
+    """Text residual stream after each tapped block. Shape: (M, D) each."""
+    eot: npt.NDArray[np.float16]
+    """Projected EOT embedding. Shape: (U, E)."""
+
+
+class FeatureCache:
+    """An opened cache; cheap to open, safe to share between threads."""
+
+    def __init__(self, storage: LocalStorage, manifest: Manifest, commits: dict[str, Commit]):
+        self.storage = storage
+        self.manifest = manifest
+        self.commits = commits
+        self._readers: dict[tuple[int, str], ArrayReader] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureCache:
+        """Open the cache at `path`, sealed or half built.
+
+        Raises:
+            CacheMissingError: there is none.
+            CacheMismatchError: it was written by another version of the format.
+            CacheCorruptError: one of its records is damaged.
+        """
+        storage = LocalStorage(path)
+        manifest = read_manifest(storage)
+        if manifest is None:
+            raise CacheMissingError(
+                f"{path} is not a feature cache (no {MANIFEST_NAME}); "
+                f"make one with: clipocr cache build --data ROOT --out {path}"
+            )
+        return cls(storage, manifest, read_commits(storage, manifest))
+
+    @property
+    def spec(self) -> CacheSpec:
+        """The fingerprint."""
+        return self.manifest.spec
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether everything that was planned is there."""
+        return self.storage.exists(SEAL_NAME)
+
+    def units(self, view_idx: int = 0) -> list[int]:
+        """Return the committed units of a view, in order."""
+        return [u for u in range(self.spec.num_units) if unit_name(view_idx, u) in self.commits]
+
+    def unit(self, view_idx: int, unit_idx: int) -> Commit:
+        """Return a unit's commit record.
+
+        Raises:
+            CacheMissingError: the unit is not built.
+        """
+        try:
+            return self.commits[unit_name(view_idx, unit_idx)]
+        except KeyError:
+            raise CacheMissingError(
+                f"{self.storage} holds no unit {unit_idx} of view {view_idx}; "
+                "finish it with the cache build command that began it"
+            ) from None
+
+    def publish(self, commit: Commit) -> None:
+        """Make a unit or a text table part of the cache; its files must be published already."""
+        self.storage.write(commit.record_name, encode_record(commit.to_json()))
+        self.commits[commit.name] = commit
+
+    def view_reader(self, view_idx: int, array: str) -> ArrayReader:
+        """Return the reader of ``pixels`` or ``block{i}`` of a view.
+
+        Raises:
+            CacheMismatchError: this cache has no such array.
+        """
+        key = (view_idx, array)
+        if key not in self._readers:
+            layouts = self.spec.image_layouts(view_idx)
+            if array not in layouts:
+                raise CacheMismatchError(
+                    f"{self.storage} has no image array {array!r}, only {', '.join(layouts)}"
+                )
+            files: dict[str, FileRecord] = {}
+            for unit_idx in self.units(view_idx):
+                files.update(self.unit(view_idx, unit_idx).files)
+            self._readers[key] = ArrayReader(self.storage, layouts[array], files)
+        return self._readers[key]
+
+    def rows(self, unit_idx: int) -> dict[str, Array]:
+        """Return ``source``, ``lmdb_index`` and ``label`` of each row of a unit."""
+        start, stop = self.spec.unit_range(unit_idx)
+        return {key: reader.rows(start, stop) for key, reader in self._row_readers.items()}
+
+    @cached_property
+    def _row_readers(self) -> dict[str, ArrayReader]:
+        return {
+            key: ArrayReader(self.storage, layout, self.manifest.files)
+            for key, layout in self.spec.row_layouts().items()
+        }
+
+    def labels(self) -> list[str]:
+        """Return the unique labels that rows point into, case and punctuation intact."""
+        return self._strings(self.manifest.label_layouts(), self.manifest.files)
+
+    def rejected(self) -> list[tuple[str, int, str]]:
+        """Return (source, LMDB index, reason) of each sample that did not become a row."""
+        source, index, reason = (
+            ArrayReader(self.storage, layout, self.manifest.files).all()
+            for layout in self.manifest.rejected_layouts().values()
+        )
+        return [
+            (self.spec.sources[s].name, int(i), REJECTION_REASONS[r])
+            for s, i, r in zip(source, index, reason, strict=True)
+        ]
+
+    def text_specs(self) -> list[TextSpec]:
+        """Return the text tables there are."""
+        return [commit.text for commit in self.commits.values() if commit.text]
+
+    def require_text(self, charset: Charset, max_label_length: int) -> TextSpec:
+        """Return the text table of a charset, long enough for `max_label_length`.
+
+        Raises:
+            CacheMismatchError: there is none.
+        """
+        specs = self.text_specs()
+        for spec in specs:
+            if spec.characters == charset.characters:
+                if spec.max_label_length < max_label_length:
+                    raise CacheMismatchError(
+                        f"{self.storage}: text table {spec.name} holds labels of up to "
+                        f"{spec.max_label_length} characters, this run needs {max_label_length}; "
+                        f"pass --max-label-length {spec.max_label_length}"
+                    )
+                return spec
+        held = ", ".join(f"{s.charset_name} ({len(s.characters)} characters)" for s in specs)
+        raise CacheMismatchError(
+            f"{self.storage} has text for charset {held or 'none yet'}, this run needs "
+            f"{charset.name} ({len(charset.characters)} characters). Pass a charset it has, or "
+            f"build a cache with: clipocr cache build --charset {charset.name} ..."
+        )
+
+    def text_table(self, name: str) -> TextTable:
+        """Read a text table into memory, every chunk checked."""
+        commit = self.commits[f"text/{name}"]
+        spec = commit.text
+        assert spec is not None, commit
+
+        def read(layout: ArrayLayout) -> Array:
+            return ArrayReader(self.storage, layout, commit.files).all()
+
+        layouts = spec.layouts(self.spec.teacher, self.manifest.num_labels)
+        taps = self.spec.teacher.text_taps
+        return TextTable(
+            spec=spec,
+            of_label=read(layouts["of_label"]),  # type: ignore[arg-type]
+            strings=self._strings(
+                strings_layouts(f"text/{name}", spec.num_strings, spec.num_string_bytes),
+                commit.files,
+            ),
+            nodes=read(layouts["nodes"]),  # type: ignore[arg-type]
+            taps={tap: read(layouts[f"block{tap}"]) for tap in taps},  # type: ignore[misc]
+            eot=read(layouts["eot"]),  # type: ignore[arg-type]
+        )
+
+    def _strings(
+        self, layouts: Mapping[str, ArrayLayout], files: Mapping[str, FileRecord]
+    ) -> list[str]:
+        utf8, offsets = (ArrayReader(self.storage, a, files).all() for a in layouts.values())
+        return decode_strings(utf8, offsets)
+
+
+def unit_name(view_idx: int, unit_idx: int) -> str:
+    """Return the commit name of a unit."""
+    return f"view{view_idx}/unit-{unit_idx:05d}"
+
+
+def read_manifest(storage: LocalStorage) -> Manifest | None:
+    """Return the manifest, or None if no cache was begun here.
+
+    Raises:
+        CacheMismatchError: written by another version of the format.
+        CacheCorruptError: damaged.
+    """
+    if not storage.exists(MANIFEST_NAME):
+        return None
+    data = decode_record(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
+    version = data.get("spec", {}).get("format_version")
+    if data.get("format") != "clipocr-cache" or version != FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"{storage} has format version {version}, this clipocr reads {FORMAT_VERSION}; "
+            "build it anew, or use the clipocr version that wrote it"
+        )
+    return Manifest.from_json(data)
+
+
+def read_commits(storage: LocalStorage, manifest: Manifest) -> dict[str, Commit]:
+    """Return all commit records by name: from the seal if there is one, else one by one."""
+    if storage.exists(SEAL_NAME):
+        stored = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")["commits"]
+        records = [(f"{SEAL_NAME}: {name}", data) for name, data in stored.items()]
+    else:
+        records = [
+            (name, decode_record(storage.read(name), f"{storage}/{name}"))
+            for name in storage.names(COMMITS_FOLDER)
+        ]
+    commits = {}
+    for where, data in records:
+        commit = Commit.from_json(data)
+        if commit.cache_id != manifest.cache_id or not where.endswith(
+            (commit.record_name, commit.name)
+        ):
+            raise CacheCorruptError(
+                f"{storage}/{where} is the record of {commit.name} of cache {commit.cache_id}, "
+                f"not of this one ({manifest.cache_id}). "
+                "Delete that file and run the cache build command again"
+            )
+        commits[commit.name] = commit
+    return commits

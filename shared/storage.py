@@ -1,0 +1,197 @@
+"""The bytes of a cache: named files below one folder, published durably, read by range.
+
+A file is written under a temporary name, synced, read back and compared, renamed to its final
+name, and its folder synced. So a name that exists is complete, whatever was killed and whenever;
+leftovers live in ``.tmp`` only. (Zarr's own local store renames, but never syncs.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CacheCorruptError, CacheMissingError
+
+_TMP = ".tmp"
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a committed file must be, to the byte."""
+
+    num_bytes: int
+    sha256: str
+    chunk_crc32c: str = ""
+    """For a Zarr shard: CRC-32C of each inner chunk's payload, 8 hex digits each, in order.
+
+    Readers compare these, not the sums inside the file: a sound shard under a sibling's name
+    carries its own correct sums, and only the commit record can tell it apart.
+    """
+
+
+class PendingFile:
+    """A file being written under a temporary name; `publish` makes it appear."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name = name
+        self._root = root
+        self._final = root / name
+        self._tmp = root / _TMP / f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+        self._tmp.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._tmp.open("xb")
+        self._sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._file.write(data)
+        self._sha256.update(data)
+        self.num_bytes += len(data)
+
+    def publish(self, chunk_crc32c: str = "") -> FileRecord:
+        """Sync, read back, compare, rename, sync the folder.
+
+        Raises:
+            CacheCorruptError: the file system returned other bytes than were written.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        record = FileRecord(
+            num_bytes=self.num_bytes, sha256=self._sha256.hexdigest(), chunk_crc32c=chunk_crc32c
+        )
+        if hash_file(self._tmp) != record.sha256:
+            raise CacheCorruptError(
+                f"{self._final} read back differently from what was written; the disk or its "
+                "memory is failing. Run the same command again on another disk"
+            )
+        _make_folders(self._root, self._final.parent)
+        os.replace(self._tmp, self._final)
+        _sync_folder(self._final.parent)
+        return record
+
+    def discard(self) -> None:
+        """Drop what was written; harmless after `publish`."""
+        self._file.close()
+        self._tmp.unlink(missing_ok=True)
+
+
+class LocalStorage:
+    """A cache folder on a file system.
+
+    `name` is always a relative POSIX path, as it stands in commit records.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file of that name was published."""
+        return (self.root / name).is_file()
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all files below `folder`, sorted."""
+        base = self.root / folder
+        return sorted(p.relative_to(self.root).as_posix() for p in base.rglob("*") if p.is_file())
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            raise CacheMissingError(f"{self.root / name} is missing") from None
+
+    def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
+        """Return `num_bytes` from offset `start`; fewer only at the end of the file.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        try:
+            descriptor = os.open(self.root / name, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CacheMissingError(f"{self.root / name} is missing") from None
+        try:
+            return os.pread(descriptor, num_bytes, start)
+        finally:
+            os.close(descriptor)
+
+    def create(self, name: str) -> PendingFile:
+        """Begin a file that appears under `name` when it is published."""
+        return PendingFile(self.root, name)
+
+    def write(self, name: str, data: bytes) -> FileRecord:
+        """Publish a small file in one go."""
+        pending = self.create(name)
+        try:
+            pending.write(data)
+            return pending.publish()
+        finally:
+            pending.discard()
+
+    def sweep(self) -> None:
+        """Remove what killed writers of this machine left behind; living writers keep theirs."""
+        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}:*:*"):
+            if not _is_alive(int(leftover.name.split(":")[1])):
+                leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_COPY_BYTES):
+            yield block
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    """Create `folder` below `root`, syncing each new entry in its parent."""
+    missing = [folder, *folder.parents]
+    missing = [p for p in missing if p != root and root in p.parents and not p.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
