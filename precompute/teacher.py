@@ -16,6 +16,7 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -244,7 +245,10 @@ def _model_from_file(
     model = _create(model_name, said)
     try:
         if is_openai_archive:
-            archive: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # Deprecated for new models; OpenAI's files will stay as they are.
+                warnings.simplefilter("ignore", FutureWarning)
+                archive: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             state = archive.state_dict()
             for key in ("input_resolution", "context_length", "vocab_size"):
                 state.pop(key, None)

@@ -1,0 +1,49 @@
+"""Fixtures that many tests share: the tiny teacher of `samples`, and one sealed cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from samples import TINY_CLIP, WORDS, tiny_build, write_words
+
+from clipocr.precompute.build import build_cache
+from clipocr.shared.cache import FeatureCache
+
+# Two threads of two cores fight each other for tensors this small.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("open_clip")
+    (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
+    (folder / "ViT-tiny-test-quickgelu.json").write_text(
+        json.dumps({**TINY_CLIP, "quick_gelu": True})
+    )
+    open_clip.add_model_config(folder)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources; the second has a picture that is none, as its sample 3."""
+    root = tmp_path_factory.mktemp("data")
+    write_words(root / "MJ" / "train", WORDS * 2)
+    write_words(root / "ST", WORDS[:13], images={3: b"not an image"})
+    return root
+
+
+@pytest.fixture(scope="session")
+def cache_path(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache that tests only read."""
+    out = tmp_path_factory.mktemp("cache") / "words.cache"
+    build_cache(tiny_build(data_root, out))
+    return out
+
+
+@pytest.fixture
+def cache(cache_path: Path) -> FeatureCache:
+    return FeatureCache.open(cache_path)

@@ -1,0 +1,63 @@
+"""A small world for tests: a tiny CLIP, drawn words, and the build of a small cache of them.
+
+The tiny teacher is open_clip's own CLIP class with small numbers: four blocks, 224-pixel images in
+16-pixel patches, causal text of 77 positions. Only sizes differ from ViT-B/16, so what holds for it
+holds for the real one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from clipocr.precompute.build import BuildConfig
+from clipocr.shared.charset import Charset
+from clipocr.shared.words import WordLmdbWriter
+
+TINY_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 224, "layers": 4, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 4},
+}
+TINY_TEACHER = "ViT-tiny-test/random:0"
+
+WORDS = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar "
+    "papa quebec romeo sierra tango uniform victor whiskey xray yankee zulu One TWO 333 four-4"
+).split()
+
+
+def draw_word(word: str, mode: str = "RGB") -> bytes:
+    """Return a PNG of a word, grey levels depending on it."""
+    image = Image.new("RGB", (20 + 14 * len(word), 28), (200, 210, 220))
+    font = ImageFont.load_default(20)
+    ImageDraw.Draw(image).text((8, 2), word, font=font, fill=(len(word) * 9, 40, 60))
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_words(path: Path, words: Sequence[str], images: dict[int, bytes] | None = None) -> Path:
+    """Write an LMDB of drawn words; `images` replaces the picture of some indexes (from 1)."""
+    with WordLmdbWriter(path) as writer:
+        for idx, word in enumerate(words, start=1):
+            writer.add((images or {}).get(idx, draw_word(word)), word)
+    return path
+
+
+def tiny_build(data_root: Path, out: Path, **changes: object) -> BuildConfig:
+    """Return a build of the small data set: 73 rows in three units of four chunks."""
+    settings: dict[str, object] = {
+        "data": (data_root,),
+        "out": out,
+        "teacher": TINY_TEACHER,
+        "image_taps": (1, 2, 3),
+        "text_taps": (1, 2, 3),
+        "charset": Charset.load("36"),
+        "unit_rows": 32,
+        "chunk_rows": 8,
+    }
+    return BuildConfig(**(settings | changes))

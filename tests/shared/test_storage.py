@@ -1,0 +1,73 @@
+"""Publication: a name that exists is whole, and the dead leave nothing that matters."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipocr.shared.errors import CacheCorruptError, CacheMissingError
+from clipocr.shared.storage import LocalStorage
+
+
+def test_write_read_and_record(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    record = storage.write("a/b/c.bin", b"0123456789")
+    assert record.num_bytes == storage.size("a/b/c.bin") == 10
+    assert record.sha256 == hashlib.sha256(b"0123456789").hexdigest()
+    assert storage.read("a/b/c.bin") == b"0123456789"
+    assert storage.read_range("a/b/c.bin", 3, 4) == b"3456"
+    assert storage.read_range("a/b/c.bin", 8, 99) == b"89"
+    assert storage.names("a") == ["a/b/c.bin"]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    assert storage.size("x") is None
+    for read in (lambda: storage.read("x"), lambda: storage.read_range("x", 0, 1)):
+        with pytest.raises(CacheMissingError, match=str(tmp_path / "x")):
+            read()
+
+
+def test_what_reads_back_differently_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    pending = storage.create("file")
+    pending.write(b"payload")
+    real_fsync = os.fsync
+
+    def fsync_on_a_bad_disk(descriptor: int) -> None:
+        real_fsync(descriptor)
+        (partial,) = (tmp_path / ".tmp").iterdir()
+        partial.write_bytes(b"pAyload")
+
+    monkeypatch.setattr(os, "fsync", fsync_on_a_bad_disk)
+    with pytest.raises(CacheCorruptError, match="read back differently"):
+        pending.publish()
+    assert not storage.exists("file")
+
+
+def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    (tmp_path / ".tmp").mkdir()
+    host = socket.gethostname()
+    abandoned = tmp_path / ".tmp" / f"{host}:{int(dead.stdout)}:x"
+    elsewhere = tmp_path / ".tmp" / f"not-{host}:1:x"
+    abandoned.touch()
+    elsewhere.touch()
+    mine = storage.create("file")
+    storage.sweep()
+    assert not abandoned.exists()
+    assert elsewhere.exists()
+    mine.write(b"still mine")
+    mine.publish()
+    assert storage.read("file") == b"still mine"

@@ -1,0 +1,107 @@
+"""Checkpoints: a student with what is needed to rebuild it, and apart from it the training state.
+
+    student    weights, its config, its charset            always
+    training   step, heads, optimizer, scheduler, ...      only in last.pt
+
+They load with ``weights_only=True``, are written under a temporary name and then renamed, and never
+contain CLIP.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..shared.charset import Charset
+from ..shared.errors import CheckpointError
+from .student import Student, StudentConfig
+from .tokenizer import LabelTokenizer
+
+BEST_NAME = "best.pt"
+LAST_NAME = "last.pt"
+
+_FORMAT = "clipocr-checkpoint-1"
+
+
+def save_checkpoint(
+    path: Path, student: Student, training: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint so that `path` is always a whole one, the old or the new."""
+    checkpoint = {
+        "format": _FORMAT,
+        "student": {
+            "config": asdict(student.config),
+            "charset": asdict(student.tokenizer.charset),
+            "weights": student.state_dict(),
+        },
+        "training": dict(training) if training is not None else None,
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def find_checkpoint(run_or_checkpoint: Path) -> Path:
+    """Return the checkpoint meant by a file, or by a run folder: its best, else its last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not run_or_checkpoint.is_dir():
+        candidates = [run_or_checkpoint]
+    else:
+        candidates = [run_or_checkpoint / BEST_NAME, run_or_checkpoint / LAST_NAME]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME} or "
+        f"{LAST_NAME}; make one with: clipocr train --cache CACHE --out {run_or_checkpoint}"
+    )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content, tensors on the CPU.
+
+    Raises:
+        CheckpointError: not a checkpoint of this program, or damaged.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        # torch.load raises whatever its unpickler or zip reader met.
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(e)}") from e
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} is not a clipocr checkpoint; expected a best.pt or last.pt of clipocr train"
+        )
+    return checkpoint
+
+
+def load_student(run_or_checkpoint: Path, device: torch.device) -> Student:
+    """Return the trained student of a run folder or checkpoint, in eval mode.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = find_checkpoint(run_or_checkpoint)
+    saved = load_checkpoint(path)["student"]
+    tokenizer = LabelTokenizer(Charset(**saved["charset"]))
+    student = Student(StudentConfig(**saved["config"]), tokenizer)
+    student.load_state_dict(saved["weights"])
+    return student.to(device).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [error.__class__.__name__])[0]

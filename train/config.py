@@ -1,0 +1,67 @@
+"""What a run was asked for: what decides its weights, and where it reads and writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..shared.charset import Charset
+from ..shared.errors import UsageError
+from .clip_ocr import ClipOcrConfig
+from .student import StudentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What decides the weights of a run; stored in run.json and in last.pt."""
+
+    student: StudentConfig = field(default_factory=StudentConfig)
+    charset: Charset
+    method: ClipOcrConfig = field(default_factory=ClipOcrConfig)
+    epochs: int = 5
+    batch_size: int = 320
+    """Samples per optimizer step."""
+    learning_rate: float = 1.2374e-3
+    """Peak of the OneCycle schedule. The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""
+    warmup_fraction: float = 0.075
+    """Share of all steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 20.0
+    """Largest norm of the whole gradient."""
+    precision: str = "fp32"
+    """``fp32``, ``bf16`` or ``fp16`` matrix products."""
+    seed: int = 0
+    fraction: float = 1.0
+    """Share of the cache's units to train on."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"epochs is {self.epochs}, expected 1 or more")
+        if not 0 < self.warmup_fraction < 1:
+            raise UsageError(f"warmup fraction is {self.warmup_fraction}, expected between 0 and 1")
+        for name in ("learning_rate", "grad_clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as JSON would give it back, so that stored and present ones compare."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlace:
+    """Where a run reads and writes; none of it changes the weights."""
+
+    cache: Path
+    out: Path
+    device: torch.device
+    val_data: tuple[Path, ...] = ()
+    """Roots of validation LMDBs; without any there is no best.pt."""
+    val_charset: Charset
+    checkpoint_every_steps: int = 1000
+    """Steps between writes of last.pt, besides the end of every epoch."""

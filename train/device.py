@@ -1,0 +1,48 @@
+"""Which device and which arithmetic a run uses, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from ..shared.errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r}: this machine has no CUDA device; pass --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Return the precision meant by `name` on `device`, and the reason."""
+    if name != "auto":
+        return name, "as asked"
+    if device.type != "cuda":
+        return "fp32", f"{device.type} gains nothing from less"
+    if torch.cuda.is_bf16_supported():
+        return "bf16", "the device has it, and it needs no loss scaling"
+    return "fp16", "the device has no bf16"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a student's forward runs."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])

@@ -1,0 +1,198 @@
+"""`clipocr eval`: word accuracy on LMDBs, by PARSeq's protocol.
+
+Ground truth and prediction both pass through the test charset; the student decodes all its
+positions, never just as many as the label has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..shared.ahead import map_ahead
+from ..shared.charset import Charset, LabelProblem, LabelRules
+from ..shared.errors import DataError
+from ..shared.images import (
+    STUDENT_MEAN,
+    STUDENT_STD,
+    VIEW_SHAPE,
+    ImageProblemError,
+    decode_image,
+    normalize,
+    stretch,
+)
+from ..shared.words import WordLmdb, find_lmdbs
+from .device import autocast
+from .metrics import WordCounts
+from .student import Student
+
+_DECODE_THREADS = 2
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a student read in one picture."""
+
+    text: str
+    character_confidence: tuple[float, ...]
+    """Probability of each character, then of EOS."""
+
+    @property
+    def confidence(self) -> float:
+        """Product of the character probabilities, EOS included."""
+        return float(np.prod(self.character_confidence))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """One test set's counts."""
+
+    name: str
+    counts: WordCounts
+    num_unlabelled: int
+    """Samples left out: the test charset leaves nothing of their label, or it is too long."""
+    num_broken: int
+    """Samples whose image cannot be decoded; they count as wrong."""
+
+
+def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Reading]:
+    """Read a batch of views. Shape: (B, 32, 128, 3), uint8, on the student's device."""
+    with autocast(views.device, precision):
+        logits = student.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
+    texts, confidences = student.tokenizer.decode(logits.float().softmax(dim=-1))
+    return [
+        Reading(text=text, character_confidence=tuple(confidence.tolist()))
+        for text, confidence in zip(texts, confidences, strict=True)
+    ]
+
+
+def evaluate(
+    student: Student,
+    roots: Sequence[Path],
+    *,
+    charset: Charset,
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 512,
+    show_progress: bool = True,
+) -> list[SetResult]:
+    """Evaluate on every LMDB at or below `roots`, in name order.
+
+    Args:
+        student: In eval mode, on `device`.
+        roots: Folders to look for LMDBs in.
+        charset: The test charset; 36 for the published numbers.
+        device: Where to run.
+        precision: Autocast type.
+        batch_size: Pictures read at once.
+        show_progress: Whether to show bars on stderr.
+
+    Raises:
+        DataError: no LMDB, or one that cannot be used.
+    """
+    results = []
+    for root in roots:
+        for path in find_lmdbs(root):
+            name = path.relative_to(root).as_posix() if path != root else path.resolve().name
+            results.append(
+                _evaluate_set(
+                    student, name, path, charset, device, precision, batch_size, show_progress
+                )
+            )
+    return results
+
+
+def total(results: Sequence[SetResult]) -> WordCounts:
+    """Return all sets' counts together: every figure weighted by samples."""
+    return sum((result.counts for result in results), WordCounts())
+
+
+def _evaluate_set(
+    student: Student,
+    name: str,
+    path: Path,
+    charset: Charset,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    show_progress: bool,
+) -> SetResult:
+    lmdb = WordLmdb(path)
+    labelled = _test_labels(lmdb, charset, student.config.max_label_length)
+    counts, num_broken = WordCounts(), 0
+    starts = range(0, len(labelled), batch_size)
+    batches = [labelled[start : start + batch_size] for start in starts]
+    progress = tqdm(total=len(labelled), desc=name, unit="image", disable=not show_progress)
+    with progress, ThreadPoolExecutor(_DECODE_THREADS) as executor:
+        decoded = map_ahead(executor, lambda batch: _views(lmdb, batch), batches, _BATCHES_AHEAD)
+        for batch, (views, is_broken) in zip(batches, decoded, strict=True):
+            readings = read_views(student, torch.from_numpy(views).to(device), precision)
+            for (_, label), reading, broken in zip(batch, readings, is_broken, strict=True):
+                num_broken += broken
+                prediction = "" if broken else charset.adapt(reading.text)
+                counts.add(prediction, label, 0.0 if broken else reading.confidence)
+            progress.update(len(batch))
+    return SetResult(
+        name=name,
+        counts=counts,
+        num_unlabelled=len(lmdb) - len(labelled),
+        num_broken=num_broken,
+    )
+
+
+def _test_labels(lmdb: WordLmdb, charset: Charset, max_label_length: int) -> list[tuple[int, str]]:
+    """Return (LMDB index, adapted label) of the samples that count."""
+    rules = LabelRules(
+        normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
+    )
+    labelled = []
+    for sample_idx in range(1, len(lmdb) + 1):
+        raw = lmdb.label(sample_idx)
+        label = rules.apply(raw or "")
+        if not isinstance(label, LabelProblem) and (adapted := charset.adapt(label)):
+            labelled.append((sample_idx, adapted))
+    if not labelled:
+        raise DataError(
+            f"{lmdb.path}: no label is left under test charset {charset.name}; "
+            "pass the charset its labels are written in"
+        )
+    return labelled
+
+
+def _views(lmdb: WordLmdb, batch: list[tuple[int, str]]) -> tuple[np.ndarray, list[bool]]:
+    views = np.zeros((len(batch), *VIEW_SHAPE), np.uint8)
+    is_broken = [False] * len(batch)
+    for idx, (sample_idx, _) in enumerate(batch):
+        try:
+            views[idx] = stretch(decode_image(lmdb.image(sample_idx) or b""))
+        except ImageProblemError:
+            is_broken[idx] = True
+    return views, is_broken
+
+
+def read_images(
+    student: Student, paths: Sequence[Path], *, device: torch.device, batch_size: int = 64
+) -> Iterator[tuple[Path, Reading | ImageProblemError]]:
+    """Read cropped words from image files, in order; a file that is no image yields its problem."""
+    for start in range(0, len(paths), batch_size):
+        some = paths[start : start + batch_size]
+        outcomes: dict[Path, Reading | ImageProblemError] = {}
+        views = {}
+        for path in some:
+            try:
+                views[path] = stretch(decode_image(path.read_bytes()))
+            except OSError as e:
+                outcomes[path] = ImageProblemError(e.strerror or "cannot be read")
+            except ImageProblemError as e:
+                outcomes[path] = e
+        if views:
+            batch = torch.from_numpy(np.stack(list(views.values()))).to(device)
+            outcomes |= dict(zip(views, read_views(student, batch, "fp32"), strict=True))
+        yield from ((path, outcomes[path]) for path in some)

@@ -1,0 +1,362 @@
+"""`clipocr train`: one run, from a cache to a student.
+
+    cache ──► loader ──► student ──► method's losses ──► AdamW, OneCycle ──► checkpoints
+                                                             └─► validation, TensorBoard, run.json
+
+The loop knows no method's name: a method is heads with a forward that returns named loss terms.
+Recipe: CLIP-OCR's (``reference``: ``strhub/models/base.py`` 88-97, ``configs/main.yaml``).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..shared.cache import FeatureCache
+from ..shared.errors import CheckpointError, TrainingError, UsageError
+from ..shared.images import STUDENT_MEAN, STUDENT_STD, normalize
+from .batch import Batch
+from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
+from .clock import Clock
+from .config import TrainConfig, TrainPlace
+from .device import autocast
+from .evaluate import evaluate, total
+from .loader import CacheLoader
+from .stopping import StopRequestedError, stop_signals
+from .student import Student
+from .tokenizer import LabelTokenizer
+
+RUN_NAME = "run.json"
+"""Everything needed to repeat a run, and what came of it."""
+
+_LOG_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What came of a run."""
+
+    checkpoint: Path
+    """The one to use: best by validation accuracy, or the last without validation."""
+    num_steps: int
+    first_loss: float
+    """Mean total loss over the first epoch."""
+    last_loss: float
+    """Mean total loss over the last epoch."""
+    samples_per_second: float
+    """Over the training steps of this process, validation and start-up left out."""
+    data_wait_fraction: float
+    """Share of that time spent waiting for the loader."""
+    best_accuracy: float | None
+    """Validation word accuracy in percent."""
+
+
+def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> TrainSummary:
+    """Train a student from a cache, or go on where an interrupted run stopped.
+
+    Raises:
+        CacheError: the cache is missing, damaged, or not the one this run needs.
+        UsageError: the run folder is in use by another run.
+        TrainingError: the loss is no longer finite.
+        StopRequestedError: a signal ended the run; last.pt holds it.
+    """
+    cache = FeatureCache.open(place.cache)
+    max_label_length = config.student.max_label_length
+    text_spec = cache.require_text(config.charset, max_label_length)
+    cache.require_taps("image", config.method.image_taps)
+    cache.require_taps("text", config.method.text_taps)
+    run = _Run(config, place, cache)
+    run.begin(resume=resume)
+    loader = CacheLoader(
+        cache,
+        cache.text_table(text_spec.name),
+        image_taps=config.method.image_taps,
+        text_taps=config.method.text_taps,
+        max_label_length=max_label_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=place.device,
+        fraction=config.fraction,
+    )
+    return run.train(loader)
+
+
+class _Run:
+    """The state of one run, and the steps that change it."""
+
+    def __init__(self, config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
+        self.config, self.place, self.cache = config, place, cache
+        torch.manual_seed(config.seed)
+        tokenizer = LabelTokenizer(config.charset)
+        self.student = Student(config.student, tokenizer).to(place.device)
+        self.method = config.method.build(config.student, cache.spec.teacher).to(place.device)
+        self.parameters = [*self.student.parameters(), *self.method.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=place.device.type == "cuda",
+        )
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=config.precision == "fp16")
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best_accuracy: float | None = None
+        self._epoch_sums: dict[str, float] = {}
+        self._recent_sums: dict[str, torch.Tensor] = {}
+
+    # -- beginning, saving, resuming ---------------------------------------------------------
+
+    def begin(self, *, resume: bool) -> None:
+        """Take the run folder, and the state in it if there is any."""
+        last = self.place.out / LAST_NAME
+        if not resume:
+            if last.exists() or (self.place.out / RUN_NAME).exists():
+                raise UsageError(
+                    f"{self.place.out} holds a run already; go on with it by --resume, or choose "
+                    "another --out"
+                )
+            self.place.out.mkdir(parents=True, exist_ok=True)
+        elif last.exists():
+            self._restore(last)
+        elif not (self.place.out / RUN_NAME).exists():
+            raise CheckpointError(
+                f"{self.place.out} holds no run to resume; drop --resume to begin one"
+            )
+        self._write_run_json(None)
+
+    def save(self) -> None:
+        """Write last.pt: the student and all that resuming needs."""
+        self._collect_sums()
+        save_checkpoint(
+            self.place.out / LAST_NAME,
+            self.student,
+            {
+                "config": self.config.to_json(),
+                "cache_id": self.cache.manifest.cache_id,
+                "step": self.step,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": _cuda_random_state(self.place.device),
+                "history": self.history,
+                "epoch_sums": self._epoch_sums,
+                "best_accuracy": self.best_accuracy,
+            },
+        )
+
+    def _restore(self, path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        training = checkpoint["training"]
+        wanted, had = self.config.to_json(), training["config"]
+        differ = [
+            f"{key} was {had.get(key)!r}, now {wanted[key]!r}"
+            for key in wanted
+            if wanted[key] != had.get(key)
+        ]
+        if training["cache_id"] != self.cache.manifest.cache_id:
+            differ.append(f"the cache was {training['cache_id']}")
+        if differ:
+            raise UsageError(
+                f"{path} was begun differently: {'; '.join(differ)}. Resume with the same "
+                "options, or begin another run with another --out"
+            )
+        self.student.load_state_dict(checkpoint["student"]["weights"])
+        self.method.load_state_dict(training["method"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        torch.set_rng_state(training["random"])
+        if training["random_cuda"] is not None and self.place.device.type == "cuda":
+            torch.cuda.set_rng_state(training["random_cuda"], self.place.device)
+        self.step = training["step"]
+        self.history = training["history"]
+        self._epoch_sums = training["epoch_sums"]
+        self.best_accuracy = training["best_accuracy"]
+
+    # -- training ----------------------------------------------------------------------------
+
+    def train(self, loader: CacheLoader) -> TrainSummary:
+        """Take every step that is left."""
+        # Imported here: TensorBoard takes a second that other commands need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        steps_per_epoch = loader.steps_per_epoch
+        num_steps = steps_per_epoch * self.config.epochs
+        clock = Clock()
+        with (
+            SummaryWriter(str(self.place.out), purge_step=self.step) as board,
+            stop_signals() as stop,
+        ):
+            while self.step < num_steps:
+                epoch, first_step = divmod(self.step, steps_per_epoch)
+                bar = tqdm(
+                    total=steps_per_epoch,
+                    initial=first_step,
+                    desc=f"epoch {epoch + 1}/{self.config.epochs}",
+                    unit="step",
+                )
+                with bar:
+                    for batch in clock.waiting(loader.epoch(epoch, first_step)):
+                        terms = self._take_step(batch, num_steps)
+                        clock.num_samples += len(batch.labels)
+                        self._log(board, bar, terms, clock)
+                        if stop:
+                            self.save()
+                            raise StopRequestedError(stop[0])
+                        if self.step % self.place.checkpoint_every_steps == 0:
+                            self.save()
+                clock.pause()
+                self._end_epoch(board, epoch, steps_per_epoch)
+        summary = self._summary(clock)
+        self._write_run_json(summary)
+        return summary
+
+    def _take_step(self, batch: Batch, num_steps: int) -> dict[str, torch.Tensor]:
+        """Take one optimizer step; return the loss terms, and what is logged beside them."""
+        config, device = self.config, self.place.device
+        self.student.train()
+        learning_rate = one_cycle(
+            self.step, num_steps, config.learning_rate, config.warmup_fraction
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        token_ids = self.student.tokenizer.encode(batch.labels).to(device)
+        images = normalize(batch.views, STUDENT_MEAN, STUDENT_STD)
+        with autocast(device, config.precision):
+            output = self.student(images, token_ids)
+            terms: dict[str, torch.Tensor] = self.method(output, token_ids, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        terms = {name: term.detach() for name, term in terms.items()}
+        return {**terms, "total": loss.detach(), "grad_norm": norm}
+
+    def _log(
+        self, board: Any, bar: tqdm[Any], terms: Mapping[str, torch.Tensor], clock: Clock
+    ) -> None:
+        # On a GPU every look at a value waits for the device, so most steps keep the sums there.
+        sums = self._recent_sums
+        for name, term in terms.items():
+            sums[name] = sums[name] + term if name in sums else term
+        bar.update(1)
+        if self.step % _LOG_EVERY_STEPS and bar.n < (bar.total or 0):
+            return
+        values = {name: float(term) for name, term in terms.items()}
+        not_finite = [name for name, value in values.items() if not math.isfinite(value)]
+        if not_finite and not (self.scaler.is_enabled() and not_finite == ["grad_norm"]):
+            raise TrainingError(
+                f"step {self.step}: {', '.join(not_finite)} is no longer finite. Lower "
+                "--learning-rate or pass --precision fp32; last.pt holds the last good state"
+            )
+        self._collect_sums()
+        bar.set_postfix(loss=f"{values['total']:.3f}")
+        for name, value in values.items():
+            folder = "loss" if name != "grad_norm" else "train"
+            board.add_scalar(f"{folder}/{name}", value, self.step)
+        board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
+        board.add_scalar("train/samples_per_second", clock.samples_per_second, self.step)
+        board.add_scalar("train/data_wait_fraction", clock.wait_fraction, self.step)
+
+    def _collect_sums(self) -> None:
+        """Add the sums of recent steps, which are on the device, to those of the epoch."""
+        for name, value in self._recent_sums.items():
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + float(value)
+        self._recent_sums = {}
+
+    def _end_epoch(self, board: Any, epoch: int, steps_per_epoch: int) -> None:
+        entry = {f"loss/{k}": v / steps_per_epoch for k, v in self._epoch_sums.items()}
+        self._epoch_sums = {}
+        if self.place.val_data:
+            self.student.eval()
+            results = evaluate(
+                self.student,
+                self.place.val_data,
+                charset=self.place.val_charset,
+                device=self.place.device,
+                precision=self.config.precision,
+            )
+            counts = total(results)
+            entry |= {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
+            for name in ("val/accuracy", "val/1-NED"):
+                board.add_scalar(name, entry[name], self.step)
+            if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
+                self.best_accuracy = counts.accuracy
+                save_checkpoint(self.place.out / BEST_NAME, self.student)
+        self.history.append({"epoch": float(epoch + 1), **entry})
+        self.save()
+
+    # -- the record --------------------------------------------------------------------------
+
+    def _summary(self, clock: Clock) -> TrainSummary:
+        return TrainSummary(
+            checkpoint=self.place.out
+            / (BEST_NAME if self.best_accuracy is not None else LAST_NAME),
+            num_steps=self.step,
+            first_loss=self.history[0]["loss/total"],
+            last_loss=self.history[-1]["loss/total"],
+            samples_per_second=clock.samples_per_second,
+            data_wait_fraction=clock.wait_fraction,
+            best_accuracy=self.best_accuracy,
+        )
+
+    def _write_run_json(self, summary: TrainSummary | None) -> None:
+        spec = self.cache.spec
+        record = {
+            "command": sys.argv,
+            "config": self.config.to_json(),
+            "cache": {
+                "path": str(self.place.cache),
+                "id": self.cache.manifest.cache_id,
+                "teacher": spec.teacher.name,
+                "teacher_is_random": spec.teacher.is_random,
+                "units": len(self.cache.units()),
+                "sources": [source.name for source in spec.sources],
+            },
+            "validation": [str(root) for root in self.place.val_data],
+            "versions": {
+                package: importlib.metadata.version(package)
+                for package in ("clipocr", "torch", "timm", "numpy")
+            },
+            "device": str(self.place.device),
+            "student_parameters": sum(p.numel() for p in self.student.parameters()),
+            "history": self.history,
+            "summary": summary and {**vars(summary), "checkpoint": summary.checkpoint.name},
+        }
+        partial = self.place.out / f".{RUN_NAME}.partial"
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.place.out / RUN_NAME)
+
+
+def one_cycle(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:
+    """Return the learning rate of a step: cosine up from peak / 25, cosine down to peak / 250,000.
+
+    The same curve as `torch.optim.lr_scheduler.OneCycleLR` with its defaults, as a pure function,
+    so that resuming needs nothing but the step.
+    """
+    start, end = peak / 25, peak / 25 / 1e4
+    top = warmup_fraction * num_steps - 1
+    if step <= top:
+        return _cosine(start, peak, step / top)
+    return _cosine(peak, end, (step - top) / max(num_steps - 1 - top, 1e-9))
+
+
+def _cosine(a: float, b: float, share: float) -> float:
+    return b + (a - b) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _cuda_random_state(device: torch.device) -> torch.Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,0 +1,347 @@
+"""The recogniser: a ViT encoder and an autoregressive decoder, each in four stages.
+
+This is CLIP-OCR's student (``strhub/models/baseseq``), a PARSeq without permutations. The decoder
+has two streams. *Content* is the label so far: token embeddings plus positions, computed once and
+never updated. *Queries* are one learned vector per label position; layer by layer they read the
+content before their position, then the image. As queries never attend to one another, decoding
+one more character costs one query, and the keys and values of content and image can be kept.
+
+Shapes: B batch, S student image tokens (class token first), D student width, H heads, L label
+positions (characters of the longest label, plus EOS), C characters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..shared.errors import UsageError
+from ..shared.images import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from .tokenizer import LabelTokenizer
+
+NUM_STAGES = 4
+"""Stages of the encoder, and of the decoder, that a teacher can supervise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The size of a student; its charset is not part of it."""
+
+    width: int = 384
+    """D, of encoder and decoder alike."""
+    patch_height_px: int = 4
+    """Height of an image patch; must divide 32."""
+    patch_width_px: int = 8
+    """Width of an image patch; must divide 128."""
+    encoder_layers: int = 12
+    """Transformer blocks of the encoder, a quarter of them per stage."""
+    encoder_heads: int = 6
+    """Attention heads per encoder block; must divide `width`."""
+    decoder_heads: int = 12
+    """Attention heads per decoder layer (there are four, one per stage); must divide `width`."""
+    mlp_ratio: int = 4
+    """Hidden width of every feed-forward network, in multiples of `width`."""
+    max_label_length: int = 25
+    """Longest label the student can write, in characters."""
+    dropout: float = 0.1
+    """Dropout probability everywhere in the decoder; the encoder has none."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: value for name, value in vars(self).items() if name != "dropout"}
+        problems = [f"{name} is {v}, expected 1 or more" for name, v in sizes.items() if v < 1]
+        if not problems:
+            problems = [
+                f"{part_name} {part} does not divide {whole_name} {whole}"
+                for part_name, part, whole_name, whole in (
+                    ("patch_height_px", self.patch_height_px, "image height", IMAGE_HEIGHT_PX),
+                    ("patch_width_px", self.patch_width_px, "image width", IMAGE_WIDTH_PX),
+                    ("number of stages", NUM_STAGES, "encoder_layers", self.encoder_layers),
+                    ("encoder_heads", self.encoder_heads, "width", self.width),
+                    ("decoder_heads", self.decoder_heads, "width", self.width),
+                )
+                if whole % part
+            ]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}, expected 0 or more and less than 1")
+        if problems:
+            raise UsageError("student config: " + "; ".join(problems))
+
+    @property
+    def num_image_tokens(self) -> int:
+        """S: one per patch and the class token."""
+        rows, columns = (
+            IMAGE_HEIGHT_PX // self.patch_height_px,
+            IMAGE_WIDTH_PX // self.patch_width_px,
+        )
+        return 1 + rows * columns
+
+
+STUDENT_PRESETS = {
+    "tiny": StudentConfig(
+        width=128, patch_height_px=8, encoder_layers=4, encoder_heads=4, decoder_heads=4
+    ),
+    "small": StudentConfig(),
+    "base": StudentConfig(width=768, encoder_heads=12, decoder_heads=12),
+}
+"""``tiny`` trains on a laptop CPU in minutes, ``small`` is the paper's, ``base`` is ViT-B."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """What one training forward yields: every stage a teacher may look at, and the prediction."""
+
+    encoder_stages: tuple[Tensor, ...]
+    """The residual stream after each quarter of the blocks, class token first; raw for the first
+    three stages, through the final LayerNorm for the last. Shape: (B, S, D) each."""
+    decoder_stages: tuple[Tensor, ...]
+    """Each decoder layer's queries through the one final LayerNorm. Shape: (B, L, D) each."""
+    logits: Tensor
+    """Shape: (B, L, C + 1)."""
+
+
+class KeysValues(NamedTuple):
+    """Projected keys and values of one attention, ready to be attended to."""
+
+    keys_BHSD: Tensor
+    values_BHSD: Tensor
+
+    def extended(self, more: KeysValues) -> KeysValues:
+        """Return these followed by `more` along the sequence."""
+        return KeysValues(*(torch.cat(pair, dim=2) for pair in zip(self, more, strict=True)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values can be projected once and used many times."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def project(self, source_BSD: Tensor) -> KeysValues:
+        """Project a source into keys and values."""
+        return KeysValues(*map(self._split_heads, self.key_value(source_BSD).chunk(2, dim=-1)))
+
+    def forward(self, x_BLD: Tensor, source: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Let each position of x gather from the source positions where `mask` is true."""
+        attended_BHLD = F.scaled_dot_product_attention(
+            self._split_heads(self.query(x_BLD)),
+            *source,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        out: Tensor = self.out(attended_BHLD.transpose(1, 2).flatten(start_dim=2))
+        return out
+
+    def _split_heads(self, x_BLD: Tensor) -> Tensor:
+        batch, length, width = x_BLD.shape
+        x_BLHD = x_BLD.view(batch, length, self.num_heads, width // self.num_heads)
+        return x_BLHD.transpose(1, 2)
+
+
+class DecoderLayer(nn.Module):
+    """One pre-LN layer of the query stream: read the content, read the image, think."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        self.query_norm = nn.LayerNorm(width)
+        self.content_norm = nn.LayerNorm(width)
+        self.content_attention = Attention(width, config.decoder_heads, dropout)
+        self.image_norm = nn.LayerNorm(width)
+        self.image_attention = Attention(width, config.decoder_heads, dropout)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, config.mlp_ratio * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(config.mlp_ratio * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def project_content(self, content_BLD: Tensor) -> KeysValues:
+        """Project the static content stream for this layer."""
+        return self.content_attention.project(self.content_norm(content_BLD))
+
+    def project_memory(self, memory_BSD: Tensor) -> KeysValues:
+        """Project the image memory, which the encoder has normalised, for this layer."""
+        return self.image_attention.project(memory_BSD)
+
+    def forward(
+        self, query_BLD: Tensor, content: KeysValues, memory: KeysValues, mask: Tensor | None = None
+    ) -> Tensor:
+        """Advance the queries by one layer. `mask` is true where a query may read content."""
+        x = query_BLD
+        x = x + self.dropout(self.content_attention(self.query_norm(x), content, mask))
+        x = x + self.dropout(self.image_attention(self.image_norm(x), memory))
+        advanced_BLD: Tensor = x + self.dropout(self.mlp(x))
+        return advanced_BLD
+
+
+class Encoder(nn.Module):
+    """timm's ViT with a class token, returning its four stages."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.stage_layers = config.encoder_layers // NUM_STAGES
+        self.vit = VisionTransformer(
+            img_size=(IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
+            patch_size=(config.patch_height_px, config.patch_width_px),
+            embed_dim=config.width,
+            depth=config.encoder_layers,
+            num_heads=config.encoder_heads,
+            mlp_ratio=config.mlp_ratio,
+            num_classes=0,
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Encode normalised images. Shape: (B, 3, 32, 128) -> four of (B, S, D)."""
+        vit = self.vit
+        assert vit.cls_token is not None
+        assert vit.pos_embed is not None
+        patches_BSD = vit.patch_embed(images)
+        class_token_BSD = vit.cls_token.expand(len(images), -1, -1)
+        x_BSD = torch.cat([class_token_BSD, patches_BSD], dim=1) + vit.pos_embed
+        stages = []
+        for i in range(NUM_STAGES):
+            x_BSD = vit.blocks[i * self.stage_layers : (i + 1) * self.stage_layers](x_BSD)
+            stages.append(x_BSD)
+        return (*stages[:-1], vit.norm(x_BSD))
+
+
+class Student(nn.Module):
+    """A scene text recogniser that shows its stages while it trains."""
+
+    def __init__(self, config: StudentConfig, tokenizer: LabelTokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.encoder = Encoder(config)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(NUM_STAGES))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, tokenizer.num_classes)
+        self.embedding = nn.Embedding(tokenizer.num_tokens, config.width)
+        self.positions = nn.Parameter(torch.empty(1, config.max_label_length + 1, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        # The encoder keeps timm's own initialisation.
+        for part in (self.layers, self.norm, self.head, self.embedding):
+            part.apply(initialize)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, images: Tensor, token_ids_BL: Tensor) -> StudentOutput:
+        """Predict each character from the image and the true characters before it.
+
+        Args:
+            images: Normalised images. Shape: (B, 3, 32, 128).
+            token_ids_BL: From `LabelTokenizer.encode`, EOS included. Shape: (B, L + 1).
+        """
+        inputs_BL = token_ids_BL[:, :-1]
+        num_positions = inputs_BL.shape[1]
+        if num_positions > self.positions.shape[1]:
+            raise UsageError(
+                f"a label has {num_positions - 1} characters, "
+                f"this student reads at most {self.config.max_label_length}"
+            )
+        encoder_stages = self.encoder(images)
+        content_BLD = self.dropout(self._embed(inputs_BL))
+        query_BLD = self.dropout(self.positions[:, :num_positions].expand(len(images), -1, -1))
+        mask = self._content_mask(inputs_BL)
+        decoder_stages = []
+        for layer in self._decoder_layers():
+            content = layer.project_content(content_BLD)
+            memory = layer.project_memory(encoder_stages[-1])
+            query_BLD = layer(query_BLD, content, memory, mask)
+            decoder_stages.append(self.norm(query_BLD))
+        return StudentOutput(
+            encoder_stages=encoder_stages,
+            decoder_stages=tuple(decoder_stages),
+            logits=self.head(decoder_stages[-1]),
+        )
+
+    @torch.no_grad()
+    def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
+        """Read images greedily, one character a step, until every row has said EOS.
+
+        What a row says after its EOS is noise; `LabelTokenizer.decode` cuts it off.
+
+        Args:
+            images: Normalised images. Shape: (B, 3, 32, 128).
+            max_length: Longest label to write, `max_label_length` if None or longer than that.
+
+        Returns:
+            Logits. Shape: (B, L, C + 1), L at most max_length + 1.
+        """
+        longest = self.config.max_label_length
+        num_steps = 1 + (longest if max_length is None else min(max_length, longest))
+        layers = self._decoder_layers()
+        memory_BSD = self.encoder(images)[-1]
+        memories = [layer.project_memory(memory_BSD) for layer in layers]
+        contents: list[KeysValues] = []
+        tokens_B = images.new_full((len(images),), self.tokenizer.bos_id, dtype=torch.long)
+        ended_B = torch.zeros_like(tokens_B, dtype=torch.bool)
+        logits = []
+        for step in range(num_steps):
+            token_BLD = self._embed(tokens_B[:, None], position=step)
+            newest = [layer.project_content(token_BLD) for layer in layers]
+            if step == 0:
+                contents = newest
+            else:
+                contents = [c.extended(n) for c, n in zip(contents, newest, strict=True)]
+            query_BLD = self.positions[:, step : step + 1].expand(len(images), -1, -1)
+            for layer, content, memory in zip(layers, contents, memories, strict=True):
+                query_BLD = layer(query_BLD, content, memory)
+            logits.append(self.head(self.norm(query_BLD)))
+            tokens_B = logits[-1][:, 0].argmax(dim=-1)
+            ended_B |= tokens_B == self.tokenizer.eos_id
+            if ended_B.all():
+                break
+        return torch.cat(logits, dim=1)
+
+    def _decoder_layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def _embed(self, token_ids_BL: Tensor, position: int = 0) -> Tensor:
+        """Embed tokens standing at `position` and after. BOS, at 0, gets no position."""
+        content_positions = F.pad(self.positions, (0, 0, 1, 0))
+        end = position + token_ids_BL.shape[1]
+        scale = math.sqrt(self.config.width)
+        embedded: Tensor = scale * self.embedding(token_ids_BL)
+        return embedded + content_positions[:, position:end]
+
+    def _content_mask(self, token_ids_BL: Tensor) -> Tensor:
+        """Allow a query BOS and the characters before it, not EOS or PAD. Shape: (B, 1, L, L)."""
+        num_positions = token_ids_BL.shape[1]
+        is_key_BL = (token_ids_BL != self.tokenizer.pad_id) & (
+            token_ids_BL != self.tokenizer.eos_id
+        )
+        causal_LL = token_ids_BL.new_ones(num_positions, num_positions, dtype=torch.bool).tril()
+        return causal_LL & is_key_BL[:, None, None, :]
+
+
+def initialize(module: nn.Module) -> None:
+    """Initialise one module as the official code does; for `nn.Module.apply`."""
+    match module:
+        case nn.Linear():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        case nn.Embedding():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        case nn.LayerNorm():
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        case Attention():
+            # The official initialiser does not know the packed (3D, D) projection inside
+            # nn.MultiheadAttention, so that keeps PyTorch's Xavier: std 0.036 for D = 384.
+            width = module.query.in_features
+            bound = math.sqrt(6 / (3 * width + width))
+            nn.init.uniform_(module.query.weight, -bound, bound)
+            nn.init.uniform_(module.key_value.weight, -bound, bound)
