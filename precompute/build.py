@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..shared.arrays import Array, encode_strings, write_array, write_metadata
+from ..shared.arrays import GROUP_METADATA, Array, encode_strings, write_array, write_metadata
 from ..shared.cache import FeatureCache, read_commits, read_manifest, unit_name
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import feature_codec
@@ -62,8 +62,6 @@ class BuildConfig:
     text_taps: tuple[int, ...] = (3, 6, 9)
     charset: Charset
     labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
-    text_pads: bool = True
-    """Keep the positions after EOT, which the official loss includes."""
     codec: str = "fp16"
     seed: int = 0
     unit_rows: int = 16384
@@ -126,9 +124,7 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         cache = FeatureCache(storage, manifest, commits)
         if not _has_text(commits, config.charset):
             labels = cache.labels()
-            commit = build_text_table(
-                storage, manifest, labels, config.charset, teacher, pads=config.text_pads
-            )
+            commit = build_text_table(storage, manifest, labels, config.charset, teacher)
             cache.publish(commit)
         started = time.perf_counter()
         builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers)
@@ -277,10 +273,9 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
         files |= write_array(storage, layout, rejected[key])
     for layout in spec.image_layouts(0).values():
         files |= write_metadata(storage, layout)
-    group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
     for folder in _GROUPS:
         name = f"{folder}/zarr.json".lstrip("/")
-        files[name] = storage.write(name, group)
+        files[name] = storage.write(name, GROUP_METADATA)
     manifest = replace(manifest, files=files)
     storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
     return manifest

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..shared.charset import LabelProblem, LabelRules
 from ..shared.errors import DataError
+from ..shared.hashing import mix
 from ..shared.schema import REJECTION_REASONS, SourceSpec
 from ..shared.words import WordLmdb, find_lmdbs
 
@@ -198,22 +199,10 @@ def sample_hashes(
 ) -> npt.NDArray[np.uint64]:
     """Return a well-mixed number per sample, from the seed, the source's name and its LMDB index.
 
-    It orders rows and seeds views, so it must never change: SplitMix64 (Steele et al. 2014),
-    written out because NumPy does not promise its own streams from one version to the next.
-
-    Shape: (N,).
+    It orders the rows, and does not depend on which other sources there are. Shape: (N,).
     """
     name_keys = np.array(
         [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in names],
         np.uint64,
     )
-    mixed = _splitmix64(np.full(len(index), seed % 2**64, np.uint64))
-    mixed = _splitmix64(mixed ^ name_keys[source])
-    return _splitmix64(mixed ^ index.astype(np.uint64))
-
-
-def _splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = state + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return mix(seed, name_keys[source], index)

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..shared.arrays import (
+    GROUP_METADATA,
     ArrayLayout,
     ArrayWriter,
     encode_strings,
@@ -36,10 +37,10 @@ def build_text_table(
     labels: Sequence[str],
     charset: Charset,
     teacher: Teacher,
-    *,
-    pads: bool,
 ) -> Commit:
     """Encode every label under `charset` and publish the table; return its commit, unpublished.
+
+    The padding positions after EOT are kept, because the official loss includes them.
 
     Raises:
         DataError: the charset leaves nothing of any label.
@@ -52,7 +53,7 @@ def build_text_table(
             "choose the charset these labels are written in"
         )
     max_label_length = manifest.spec.labels.max_label_length
-    trie = build_trie(strings, tokenizer, max_label_length, pads=pads)
+    trie = build_trie(strings, tokenizer, max_label_length, pads=True)
     string_arrays = encode_strings(strings)
     spec = TextSpec(
         name=f"char-{charset.name}",
@@ -62,10 +63,11 @@ def build_text_table(
         num_strings=len(strings),
         num_string_bytes=len(string_arrays["utf8"]),
         num_nodes=trie.num_nodes,
-        pads=pads,
+        pads=True,
     )
     layouts = spec.layouts(manifest.spec.teacher, manifest.num_labels)
-    files: dict[str, FileRecord] = {}
+    group = f"text/{spec.name}/zarr.json"
+    files = {group: storage.write(group, GROUP_METADATA)}
     string_layouts = strings_layouts(f"text/{spec.name}", spec.num_strings, spec.num_string_bytes)
     for key, layout in string_layouts.items():
         files |= write_array(storage, layout, string_arrays[key])

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..shared.ahead import map_ahead
 from ..shared.arrays import Array, ArrayWriter
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
 from ..shared.schema import Commit
 from ..shared.storage import FileRecord
 from .teacher import Teacher
-from .views import ViewChunk, ViewMaker, run_ahead
+from .views import ViewChunk, ViewMaker
 
 _CHUNKS_AHEAD = 4
 """Chunks of views in the making, and chunks of features on their way to disk."""
@@ -57,12 +58,12 @@ class UnitBuilder:
         progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
         with progress, self._decoders() as decoders, _Behind() as behind:
             rows = (self._rows(unit_idx, start, stop) for unit_idx, start, stop in chunks)
-            views = run_ahead(decoders, self._views, rows, _CHUNKS_AHEAD)
+            views = map_ahead(decoders, self._views, rows, _CHUNKS_AHEAD)
             unit: _PendingUnit | None = None
             for (unit_idx, start, stop), made in zip(chunks, views, strict=True):
                 if unit is None:
                     unit = _PendingUnit(self._cache, unit_idx)
-                    behind.on_failure(unit.discard)
+                    behind.on_exit(unit.discard)
                 features = self._teach(made)
                 behind.submit(unit.append, made, features)
                 if stop == spec.unit_range(unit_idx)[1]:
@@ -133,6 +134,8 @@ class _PendingUnit:
 
     def publish(self) -> None:
         """Publish every file, and then the record that commits them."""
+        start, stop = self._cache.spec.unit_range(self._unit_idx)
+        assert self._num_rows == stop - start, (self._num_rows, start, stop)
         files: dict[str, FileRecord] = {}
         for writer in self._writers.values():
             files |= writer.publish()
@@ -141,7 +144,7 @@ class _PendingUnit:
             name=unit_name(0, self._unit_idx),
             cache_id=self._cache.manifest.cache_id,
             files=files,
-            rows=self._cache.spec.unit_range(self._unit_idx),
+            rows=(start, stop),
             keys_sha256=_hash_keys(rows),
             bad_rows=self._bad,
             fidelity=self._fidelity,
@@ -162,27 +165,42 @@ def _hash_keys(rows: Mapping[str, Array]) -> str:
 
 
 class _Behind:
-    """One thread that works through calls in order, a bounded number of them behind."""
+    """One thread that works through calls in order, a bounded number of them behind.
+
+    After a call has failed none that was queued behind it runs: a unit that lacks a chunk must
+    never reach its `publish`.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1)
         self._futures: deque[Future[None]] = deque()
         self._clean_ups: list[Callable[[], None]] = []
+        self._has_failed = False
 
     def submit(self, work: Callable[..., None], *args: object) -> None:
         """Queue a call, waiting (and raising what an earlier one raised) if too many are."""
-        self._futures.append(self._executor.submit(work, *args))
+        self._futures.append(self._executor.submit(self._run, work, *args))
         while len(self._futures) > _CHUNKS_AHEAD:
             self._futures.popleft().result()
 
-    def on_failure(self, clean_up: Callable[[], None]) -> None:
-        """Call `clean_up` if the block is left by an exception."""
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        if self._has_failed:
+            return
+        try:
+            work(*args)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    def on_exit(self, clean_up: Callable[[], None]) -> None:
+        """Call `clean_up` when the block is left, however it is left."""
         self._clean_ups.append(clean_up)
 
     def __enter__(self) -> _Behind:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._has_failed |= exc_type is not None
         try:
             while exc_type is None and self._futures:
                 self._futures.popleft().result()

@@ -9,21 +9,15 @@ Shapes: B rows of a chunk.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from ..shared.codecs import Pixels
 from ..shared.images import VIEW_SHAPE, ImageProblemError, decode_image, stretch
 from ..shared.words import WordLmdb
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +48,3 @@ class ViewMaker:
             except ImageProblemError as e:
                 bad[idx] = str(e)
         return ViewChunk(views=views, bad=bad)
-
-
-def run_ahead(
-    executor: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
-) -> Iterator[_Result]:
-    """Yield `work(item)` in order, keeping up to `depth` items in the making."""
-    futures: deque[Future[_Result]] = deque()
-    try:
-        for item in items:
-            futures.append(executor.submit(work, item))
-            if len(futures) > depth:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    finally:
-        for future in futures:
-            future.cancel()

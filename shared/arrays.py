@@ -29,6 +29,9 @@ from .storage import FileRecord, LocalStorage, PendingFile
 
 Array = npt.NDArray[np.generic]
 
+GROUP_METADATA = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
+"""The ``zarr.json`` of a folder of arrays."""
+
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +182,22 @@ class FeatureCache:
             f"{charset.name} ({len(charset.characters)} characters). Pass a charset it has, or "
             f"build a cache with: clipocr cache build --charset {charset.name} ..."
         )
+
+    def require_taps(self, kind: str, wanted: Sequence[int]) -> None:
+        """Check that the ``image`` or ``text`` taps a run wants are there.
+
+        Raises:
+            CacheMismatchError: one is not.
+        """
+        teacher = self.spec.teacher
+        held = teacher.image_taps if kind == "image" else teacher.text_taps
+        missing = [tap for tap in wanted if tap not in held]
+        if missing:
+            raise CacheMismatchError(
+                f"{self.storage} holds {kind} taps {held}, this run needs {tuple(wanted)}; pass "
+                f"--{kind}-taps {','.join(map(str, held))}, or build a cache with: "
+                f"clipocr cache build --{kind}-taps {','.join(map(str, wanted))} ..."
+            )
 
     def text_table(self, name: str) -> TextTable:
         """Read a text table into memory, every chunk checked."""

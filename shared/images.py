@@ -59,7 +59,7 @@ def decode_image(encoded: bytes) -> Image.Image:
                 return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             if image.mode == "P":
                 # Straight to RGB, Pillow warns about palettes with transparency.
-                image = image.convert("RGBA")
+                return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
         except Exception as e:
             raise ImageProblemError("damaged image") from e

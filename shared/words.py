@@ -133,7 +133,8 @@ class WordLmdb:
             num_samples = -1
         if not 0 <= num_samples <= _MAX_SAMPLES:
             raise DataError(
-                f"{self.path}: num-samples is {value[:30]!r}, expected a number up to {_MAX_SAMPLES}"
+                f"{self.path}: num-samples is {value[:30]!r}, expected a decimal number "
+                f"up to {_MAX_SAMPLES}"
             )
         return num_samples
 
@@ -218,7 +219,7 @@ class WordLmdbWriter:
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             except lmdb.Error as e:
-                raise DataError(f"{self.path}: writing failed: {e}") from e
+                raise DataError(f"{self.path}: writing failed: {e}; is the disk full?") from e
             else:
                 self._pending.clear()
                 return

@@ -110,8 +110,7 @@ class _Run:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
-        self._epoch_sums: dict[str, float] = {}
-        self._recent_sums: dict[str, torch.Tensor] = {}
+        self._epoch_sums: dict[str, float | torch.Tensor] = {}
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
@@ -135,7 +134,6 @@ class _Run:
 
     def save(self) -> None:
         """Write last.pt: the student and all that resuming needs."""
-        self._collect_sums()
         save_checkpoint(
             self.place.out / LAST_NAME,
             self.student,
@@ -149,7 +147,7 @@ class _Run:
                 "random": torch.get_rng_state(),
                 "random_cuda": _cuda_random_state(self.place.device),
                 "history": self.history,
-                "epoch_sums": self._epoch_sums,
+                "epoch_sums": {name: float(value) for name, value in self._epoch_sums.items()},
                 "best_accuracy": self.best_accuracy,
             },
         )
@@ -196,7 +194,12 @@ class _Run:
             SummaryWriter(str(self.place.out), purge_step=self.step) as board,
             stop_signals() as stop,
         ):
-            while self.step < num_steps:
+            while True:
+                # Also after a resume: the signal may have come with an epoch's last step.
+                if len(self.history) < self.step // steps_per_epoch:
+                    self._end_epoch(board, steps_per_epoch)
+                if self.step >= num_steps:
+                    break
                 epoch, first_step = divmod(self.step, steps_per_epoch)
                 bar = tqdm(
                     total=steps_per_epoch,
@@ -215,7 +218,6 @@ class _Run:
                         if self.step % self.place.checkpoint_every_steps == 0:
                             self.save()
                 clock.pause()
-                self._end_epoch(board, epoch, steps_per_epoch)
         summary = self._summary(clock)
         self._write_run_json(summary)
         return summary
@@ -248,10 +250,9 @@ class _Run:
     def _log(
         self, board: Any, bar: tqdm[Any], terms: Mapping[str, torch.Tensor], clock: Clock
     ) -> None:
-        # On a GPU every look at a value waits for the device, so most steps keep the sums there.
-        sums = self._recent_sums
+        # On a GPU every look at a value waits for the device, so the sums stay there.
         for name, term in terms.items():
-            sums[name] = sums[name] + term if name in sums else term
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + term.double()
         bar.update(1)
         if self.step % _LOG_EVERY_STEPS and bar.n < (bar.total or 0):
             return
@@ -262,7 +263,6 @@ class _Run:
                 f"step {self.step}: {', '.join(not_finite)} is no longer finite. Lower "
                 "--learning-rate or pass --precision fp32; last.pt holds the last good state"
             )
-        self._collect_sums()
         bar.set_postfix(loss=f"{values['total']:.3f}")
         for name, value in values.items():
             folder = "loss" if name != "grad_norm" else "train"
@@ -271,14 +271,8 @@ class _Run:
         board.add_scalar("train/samples_per_second", clock.samples_per_second, self.step)
         board.add_scalar("train/data_wait_fraction", clock.wait_fraction, self.step)
 
-    def _collect_sums(self) -> None:
-        """Add the sums of recent steps, which are on the device, to those of the epoch."""
-        for name, value in self._recent_sums.items():
-            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + float(value)
-        self._recent_sums = {}
-
-    def _end_epoch(self, board: Any, epoch: int, steps_per_epoch: int) -> None:
-        entry = {f"loss/{k}": v / steps_per_epoch for k, v in self._epoch_sums.items()}
+    def _end_epoch(self, board: Any, steps_per_epoch: int) -> None:
+        entry = {f"loss/{k}": float(v) / steps_per_epoch for k, v in self._epoch_sums.items()}
         self._epoch_sums = {}
         if self.place.val_data:
             self.student.eval()
@@ -296,7 +290,7 @@ class _Run:
             if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
                 self.best_accuracy = counts.accuracy
                 save_checkpoint(self.place.out / BEST_NAME, self.student)
-        self.history.append({"epoch": float(epoch + 1), **entry})
+        self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.save()
 
     # -- the record --------------------------------------------------------------------------

@@ -1,0 +1,324 @@
+"""The commands: parse, call one function, report.
+
+Whatever is heavy (torch, open_clip, numpy, PIL, lmdb) is imported inside the commands, so that
+``--help`` answers at once. Progress goes to stderr, results to stdout, and the last line says what
+was written, where and how much.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .shared.errors import ClipocrError
+
+if TYPE_CHECKING:
+    from .precompute.check import LmdbReport
+    from .shared.charset import Charset
+
+_MAX_LISTED = 20
+_OUTSIDE_TROUBLE = frozenset(
+    # The disk is full, or the path is not one we may write.
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    )
+)
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_PATH = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """The one place that decides which failures print a line and which keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ClipocrError as e:
+            raise click.ClickException(str(e)) from e
+        except OSError as e:
+            if e.errno in _OUTSIDE_TROUBLE:
+                place = f"{e.filename}: " if e.filename else ""
+                raise click.ClickException(f"{place}{e.strerror}") from e
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clipocr", prog_name="clipocr")
+def main() -> None:
+    """Distil scene-text recognisers from CLIP through an offline feature cache.
+
+    \b
+    Example:
+      clipocr data render words.lmdb --words words.txt --count 10000
+    """
+
+
+def _num_cores() -> int:
+    # Under Slurm and in containers a process may use fewer cores than there are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _jobs_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=_num_cores,
+        show_default="every core",
+        help="Processes to work with.",
+    )(command)
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+@main.group()
+def data() -> None:
+    """Make word LMDBs, and check them."""
+
+
+@data.command("import")
+@click.argument("source", metavar="SRC", type=_FOLDER)
+@click.argument("out", metavar="OUT.lmdb", type=_NEW_PATH)
+@click.option(
+    "--labels",
+    "label_file",
+    type=_FILE,
+    show_default="found in SRC: gt.tsv, gt.txt, labels.tsv, labels.txt or labels.json",
+    help="Label file: lines of 'file<TAB>label' or 'file label', or JSON {\"file\": \"label\"}.",
+)
+@click.option("--strict", is_flag=True, help="Write nothing if any entry cannot be used.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.lmdb if it exists.")
+def import_command(
+    source: Path, out: Path, label_file: Path | None, strict: bool, overwrite: bool
+) -> None:
+    """Pack the word images of the folder SRC and their labels into OUT.lmdb.
+
+    Image bytes go in as they are. Entries that cannot be used are listed with their reason.
+
+    \b
+    Example:
+      clipocr data import iiit5k_test iiit5k_test.lmdb --labels iiit5k_test/gt.tsv
+    """
+    from .precompute.import_words import import_words
+
+    with _listed_problems() as on_problem:
+        report = import_words(
+            source,
+            out,
+            label_file=label_file,
+            strict=strict,
+            overwrite=overwrite,
+            on_problem=on_problem,
+        )
+    click.echo(
+        f"Wrote {out}: {_count(report.num_samples, 'sample')}, {_size(out)}; "
+        f"{_count(report.num_rejected, 'entry', 'entries')} rejected, "
+        f"{_count(report.num_unlabelled, 'image')} without a label."
+    )
+
+
+@data.command("render")
+@click.argument("out", metavar="OUT.lmdb", type=_NEW_PATH)
+@click.option(
+    "--words", "words_file", type=_FILE, required=True, help="UTF-8 text file, one word a line."
+)
+@click.option(
+    "--count", type=click.IntRange(1, 999_999_999), required=True, help="Samples to render."
+)
+@click.option(
+    "--style",
+    type=click.Choice(["mjsynth", "color", "plain"]),
+    default="mjsynth",
+    show_default=True,
+    help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
+)
+@click.option(
+    "--case",
+    type=click.Choice(["mixed", "lower", "upper", "as-is"]),
+    default="mixed",
+    show_default=True,
+    help="mixed: lower case, Capitalised or UPPER CASE by chance.",
+)
+@click.option(
+    "--fonts",
+    "fonts_folder",
+    type=_FOLDER,
+    show_default="the text fonts that come with matplotlib",
+    help="Folder with .ttf and .otf fonts, at any depth.",
+)
+@click.option("--min-height-px", type=int, default=31, show_default=True, help="Lowest crop.")
+@click.option("--max-height-px", type=int, default=31, show_default=True, help="Highest crop.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all chance."
+)
+@_jobs_option
+@click.option("--overwrite", is_flag=True, help="Replace OUT.lmdb if it exists.")
+def render_command(
+    out: Path,
+    words_file: Path,
+    count: int,
+    style: str,
+    case: str,
+    fonts_folder: Path | None,
+    min_height_px: int,
+    max_height_px: int,
+    seed: int,
+    jobs: int,
+    overwrite: bool,
+) -> None:
+    """Render synthetic word crops into OUT.lmdb.
+
+    Each word is used about equally often. The same options give the same bytes, whatever --jobs.
+
+    \b
+    Example:
+      clipocr data render train.lmdb --words words.txt --count 10000 --seed 1
+    """
+    from .precompute.render import RenderOptions, load_fonts, load_words, render_words
+
+    options = RenderOptions(
+        seed=seed,
+        style=style,
+        case=case,
+        min_height_px=min_height_px,
+        max_height_px=max_height_px,
+    )
+    words = load_words(words_file)
+    fonts, unusable = load_fonts(fonts_folder)
+    with _listed_problems() as on_problem:
+        for path, reason in unusable.items():
+            on_problem(f"{path}: {reason}")
+    render_words(
+        words, out, count=count, fonts=fonts, options=options, jobs=jobs, overwrite=overwrite
+    )
+    click.echo(
+        f"Wrote {out}: {_count(count, 'sample')} of {_count(len(words), 'word')} "
+        f"in {_count(len(fonts), 'font')}, {_size(out)}."
+    )
+
+
+@data.command("check")
+@click.argument("roots", metavar="PATH...", nargs=-1, required=True, type=_FOLDER)
+@click.option(
+    "--charset", "charset_name", default="36", show_default=True, help="36, 62, 94 or a text file."
+)
+@click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
+)
+@click.option("--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII.")
+@_jobs_option
+def check_command(
+    roots: tuple[Path, ...],
+    charset_name: str,
+    max_label_length: int,
+    keep_unicode: bool,
+    jobs: int,
+) -> None:
+    """Decode every image and filter every label of the LMDBs at or below PATH.
+
+    Exits with 1 if anything is broken: an image or label that is missing or damaged, or an LMDB
+    that cannot be used. Labels that a cache or the charset leaves out are counted, not broken.
+
+    \b
+    Example:
+      clipocr data check train.lmdb iiit5k_test.lmdb --charset 36
+    """
+    from .precompute.check import check_lmdbs
+    from .shared.charset import Charset, LabelRules
+
+    charset = Charset.load(charset_name)
+    rules = LabelRules(normalize_unicode=not keep_unicode, max_label_length=max_label_length)
+    reports = check_lmdbs(roots, charset=charset, rules=rules, jobs=jobs)
+    for report in reports:
+        _print_check(report, charset)
+    num_samples = sum(report.num_samples for report in reports)
+    num_broken = sum(report.num_broken for report in reports)
+    num_unusable = sum(report.problem is not None for report in reports)
+    click.echo(
+        f"Checked {_count(len(reports), 'LMDB')}, {_count(num_samples, 'sample')}: "
+        f"{num_broken:,} broken, {_count(num_unusable, 'LMDB')} unusable."
+    )
+    if not all(report.is_sound for report in reports):
+        raise SystemExit(1)
+
+
+def _print_check(report: LmdbReport, charset: Charset) -> None:
+    from tabulate import tabulate
+
+    rows = [("samples", f"{report.num_samples:,}"), ("broken", f"{report.num_broken:,}")]
+    rows += [(reason, f"{n:,}") for reason, n in sorted(report.label_problems.items())]
+    rows.append(("label lengths", _histogram(report.label_lengths)))
+    outside = report.outside(charset).most_common()
+    listed = "  ".join(
+        f"{c if c.isprintable() else f'U+{ord(c):04X}'} {n:,}" for c, n in outside[:_MAX_LISTED]
+    )
+    more = f"  and {len(outside) - _MAX_LISTED} others" if len(outside) > _MAX_LISTED else ""
+    rows.append((f"outside charset {charset.name}", listed + more or "none"))
+    click.echo(report.path)
+    if report.problem is None:
+        click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    else:
+        click.echo(f"unusable: {report.problem}")
+    for key, reason in report.broken:
+        click.echo(f"{key}: {reason}")
+    if report.num_extra:
+        click.echo(
+            f"Warning: {report.path} holds {_count(report.num_extra, 'key')} numbered beyond "
+            f"num-samples ({report.num_samples:,}); nothing reads them",
+            err=True,
+        )
+    click.echo()
+
+
+# -------------------------------------------------------------------------------------- output
+
+
+@contextmanager
+def _listed_problems() -> Iterator[Callable[[str], None]]:
+    """Collect problems and print them to stderr at the end, the first few and a count."""
+    problems: list[str] = []
+    num_problems = 0
+
+    def on_problem(problem: str) -> None:
+        nonlocal num_problems
+        num_problems += 1
+        if num_problems <= _MAX_LISTED:
+            problems.append(problem)
+
+    try:
+        yield on_problem
+    finally:
+        for problem in problems:
+            click.echo(problem, err=True)
+        if num_problems > _MAX_LISTED:
+            click.echo(f"... and {num_problems - _MAX_LISTED:,} more", err=True)
+
+
+def _histogram(lengths: dict[int, int], width: int = 5) -> str:
+    """Return counts in bins of `width`, e.g. ``1-5: 1,203  6-10: 796``."""
+    bins: dict[int, int] = {}
+    for length, n in sorted(lengths.items()):
+        start = (length - 1) // width * width + 1
+        bins[start] = bins.get(start, 0) + n
+    return "  ".join(f"{start}-{start + width - 1}: {n:,}" for start, n in bins.items()) or "none"
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _size(folder: Path) -> str:
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    return f"{num_bytes / 1e6:,.1f} MB"

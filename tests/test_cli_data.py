@@ -1,0 +1,262 @@
+"""`clipocr data`: what each command prints where, and its exit code."""
+
+import errno
+import io
+import subprocess
+import sys
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clipocr.cli import main
+from clipocr.precompute.draw import STYLES
+from clipocr.precompute.render import CASES
+from clipocr.shared.errors import DataError
+from clipocr.shared.words import WordLmdb, WordLmdbWriter
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def png(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 30), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "src"
+    source.mkdir()
+    for i in range(3):
+        (source / f"{i}.png").write_bytes(png(i))
+    (source / "gt.tsv").write_text("0.png\tnull\n1.png\teins\n", encoding="utf-8")
+    return source
+
+
+@pytest.fixture
+def words_file(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("eins\nzwei\n")
+    return path
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()):
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
+    else:
+        yield path
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from clipocr.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'open_clip', 'numpy', 'PIL', 'lmdb', 'zarr', 'tqdm')"
+        " if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("Usage: ")
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
+def test_every_commands_help_has_an_example_and_explains_each_option(path) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert f"Example:\n    clipocr {' '.join(path)} " in result.stdout
+    command = main
+    for name in path:
+        command = command.commands[name]
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_version_is_the_installed_one() -> None:
+    assert run("--version").stdout == "clipocr, version 0.1.0\n"
+
+
+def test_choices_are_those_of_the_renderer() -> None:
+    params = {p.name: p for p in main.commands["data"].commands["render"].params}
+    assert tuple(params["style"].type.choices) == tuple(STYLES)
+    assert tuple(params["case"].type.choices) == CASES
+
+
+def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
+    with (folder / "gt.tsv").open("a") as labels:
+        labels.write("gone.png\tx\n")
+    out = tmp_path / "out.lmdb"
+    result = run("data", "import", folder, out)
+    assert result.exit_code == 0
+    megabytes = (out / "data.mdb").stat().st_size / 1e6
+    assert result.stdout == (
+        f"Wrote {out}: 2 samples, {megabytes:.1f} MB; 1 entry rejected, 1 image without a label.\n"
+    )
+    assert result.stderr == "gone.png: no such file\n2.png: image without a label\n"
+
+
+def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
+    (folder / "gt.tsv").write_text("0.png\tx\n" + "".join(f"m{i}.png\tx\n" for i in range(1033)))
+    result = run("data", "import", folder, tmp_path / "out.lmdb")
+    lines = result.stderr.splitlines()
+    assert lines[:20] == [f"m{i}.png: no such file" for i in range(20)]
+    assert lines[20:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
+    assert "1,033 entries rejected, 2 images without a label" in result.stdout
+
+
+def test_strict_import_lists_refuses_and_writes_nothing(folder, tmp_path) -> None:
+    (folder / "gt.tsv").write_text("0.png\tx\nm.png\tx\n")
+    result = run("data", "import", folder, tmp_path / "out.lmdb", "--strict")
+    assert (result.exit_code, result.stdout) == (1, "")
+    first, second = result.stderr.splitlines()
+    assert first == "m.png: no such file"
+    assert second.startswith("Error: ")
+    assert "nothing was written" in second
+    assert not (tmp_path / "out.lmdb").exists()
+
+
+def test_import_of_nothing_lists_the_reasons_before_the_error(folder, tmp_path) -> None:
+    (folder / "gt.tsv").write_text("m.png\tx\n")
+    result = run("data", "import", folder, tmp_path / "out.lmdb")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "m.png: no such file"
+    assert result.stderr.splitlines()[1].startswith("Error: ")
+
+
+def test_outputs_are_replaced_only_when_told(folder, tmp_path, words_file) -> None:
+    out = tmp_path / "out.lmdb"
+    for args in (
+        ("data", "import", folder, out),
+        ("data", "render", out, "--words", words_file, "--count", 3, "--jobs", 1),
+    ):
+        with WordLmdbWriter(out, overwrite=True) as writer:
+            writer.add(b"old", "old")
+        result = run(*args)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == f"Error: {out} exists; pass --overwrite to replace it\n"
+        assert list(WordLmdb(out)) == [(1, b"old", "old")]
+        assert run(*args, "--overwrite").exit_code == 0
+        assert WordLmdb(out).image(1) != b"old"
+
+
+def test_render_then_check(tmp_path, words_file) -> None:
+    out = tmp_path / "out.lmdb"
+    args = ("--words", words_file, "--count", 5, "--case", "lower", "--jobs", 1)
+    result = run("data", "render", out, *args)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"Wrote {out}: 5 samples of 2 words in 16 fonts, ")
+    result = run("data", "check", out)
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"{out}\n"
+        "samples             5\n"
+        "broken              0\n"
+        "label lengths       1-5: 5\n"
+        "outside charset 36  none\n"
+        "\n"
+        "Checked 1 LMDB, 5 samples: 0 broken, 0 LMDBs unusable.\n"
+    )
+
+
+def test_check_prints_broken_keys_and_exits_with_one(tmp_path) -> None:
+    with WordLmdbWriter(tmp_path / "a") as writer:
+        writer.add_all([(png(), "Grün-7"), (b"junk", "x" * 11), (png(), "x" * 30), (png(), "a-b")])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "data.mdb").write_bytes(b"")
+    result = run("data", "check", tmp_path)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(
+        f"{tmp_path / 'a'}\n"
+        "samples             4\n"
+        "broken              1\n"
+        "label too long      1\n"
+        "label lengths       1-5: 1  6-10: 1  11-15: 1\n"
+        "outside charset 36  - 2\n"
+        "image-000000002: not an image\n"
+        "\n"
+        f"{tmp_path / 'b'}\n"
+        f"unusable: {tmp_path / 'b'} cannot be opened as an LMDB: "
+    )
+    assert result.stdout.endswith("Checked 2 LMDBs, 4 samples: 1 broken, 1 LMDB unusable.\n")
+
+
+def test_check_warns_of_keys_nothing_reads(tmp_path) -> None:
+    import lmdb
+
+    with WordLmdbWriter(tmp_path / "a") as writer:
+        writer.add_all([(png(), "a"), (png(), "b")])
+    with lmdb.open(str(tmp_path / "a")) as env, env.begin(write=True) as txn:
+        txn.put(b"num-samples", b"1")
+    result = run("data", "check", tmp_path / "a")
+    assert result.exit_code == 0
+    assert "holds 2 keys numbered beyond num-samples (1)" in result.stderr
+
+
+def test_check_options_reach_the_label_rules(tmp_path) -> None:
+    (tmp_path / "jp.txt").write_text("東", encoding="utf-8")
+    with WordLmdbWriter(tmp_path / "a") as writer:
+        writer.add_all([(png(), "東京"), (png(), "東京東")])
+    args = ("--keep-unicode", "--max-label-length", 2, "--charset", tmp_path / "jp.txt")
+    out = run("data", "check", tmp_path / "a", *args).stdout
+    assert "label too long      1\n" in out
+    assert "outside charset jp  京 1\n" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "message"),
+    [
+        (["data", "import", "nowhere", "out"], 2, "Directory 'nowhere' does not exist"),
+        (["data", "import", ".", "out"], 1, "no label file"),
+        (["data", "render", "out", "--words", "words.txt"], 2, "Missing option '--count'"),
+        (["data", "render", "out", "--words", "words.txt", "--count", "0"], 2, "not in the range"),
+        (["data", "check"], 2, "Missing argument"),
+        (["data", "check", "."], 1, "no LMDB (a folder with data.mdb)"),
+        (["data", "check", ".", "--charset", "35"], 1, "charset '35' is neither"),
+        (["data", "check", ".", "--max-label-length", "0"], 1, "max label length is 0"),
+        (["data", "render", "words.txt/out", "--words", "words.txt", "--count", "1"], 1, "Error: "),
+        (["dta"], 2, "No such command 'dta'"),
+    ],
+)
+def test_mistakes_are_one_error(words_file, monkeypatch, args, exit_code, message) -> None:
+    monkeypatch.chdir(words_file.parent)
+    result = run(*args)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert message in result.stderr
+    assert result.stderr.count("Error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "stderr"),
+    [
+        (DataError("no good"), 1, "Error: no good\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "Error: /x: No space left"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    ],
+)
+def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, exit_code, stderr):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("clipocr.precompute.import_words.import_words", fail)
+    result = run("data", "import", folder, tmp_path / "out")
+    assert result.exit_code == exit_code
+    assert result.stderr.startswith(stderr)
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.ENOENT, "bug")])
+def test_bugs_keep_their_traceback(folder, tmp_path, monkeypatch, error) -> None:
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("clipocr.precompute.import_words.import_words", fail)
+    assert run("data", "import", folder, tmp_path / "out").exception is error

@@ -1,0 +1,205 @@
+"""A run learns, can be interrupted anywhere, and is fully described by its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
+from clipocr.train import run as run_module
+from clipocr.train.checkpoint import load_checkpoint
+from clipocr.train.clip_ocr import ClipOcrConfig
+from clipocr.train.config import TrainConfig, TrainPlace
+from clipocr.train.run import one_cycle, train
+from clipocr.train.stopping import StopRequestedError
+from clipocr.train.student import StudentConfig
+
+CONFIG = TrainConfig(
+    student=StudentConfig(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    ),
+    charset=Charset.load("36"),
+    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
+    epochs=3,
+    batch_size=16,
+    learning_rate=2e-3,
+)
+
+
+@pytest.fixture
+def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
+    return TrainPlace(
+        cache=cache_path,
+        out=tmp_path / "run",
+        device=torch.device("cpu"),
+        val_charset=Charset.load("36"),
+    )
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of a run: student, heads and optimizer."""
+    checkpoint = load_checkpoint(path / "last.pt")
+    training = checkpoint["training"]
+    moments = training["optimizer"]["state"]
+    return {
+        **checkpoint["student"]["weights"],
+        **{f"method.{k}": v for k, v in training["method"].items()},
+        **{f"adam.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()},
+        "step": torch.tensor(training["step"]),
+        "random": training["random"],
+    }
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    left, right = state(a), state(b)
+    assert left.keys() == right.keys()
+    assert [k for k in left if not torch.equal(left[k], right[k])] == []
+    histories = [load_checkpoint(p / "last.pt")["training"]["history"] for p in (a, b)]
+    assert histories[0] == histories[1]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
+    """Call `how` during the step after `step` steps were taken."""
+    real = run_module.one_cycle
+
+    def schedule(at: int, *rest: float) -> float:
+        if at == step:
+            how()
+        return real(at, *rest)
+
+    monkeypatch.setattr(run_module, "one_cycle", schedule)
+
+
+def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root: Path) -> None:
+    summary = train(CONFIG, replace(place, val_data=(data_root,)))
+    assert summary.num_steps == 3 * 4  # 72 usable rows in batches of 16.
+    assert summary.last_loss < summary.first_loss
+    assert summary.checkpoint == place.out / "best.pt"
+    record = json.loads((place.out / "run.json").read_text())
+    assert record["config"]["charset"]["name"] == "36"
+    assert record["config"]["student"]["width"] == 32
+    assert record["cache"]["teacher"] == "ViT-tiny-test/random:0"
+    assert record["cache"]["teacher_is_random"] is True
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
+    terms = ("recognition", "image_1", "image_2", "image_3", "word", "text_1", "text_2", "text_3")
+    for entry in record["history"]:
+        # The total is the plain sum of its terms.
+        assert entry["loss/total"] == pytest.approx(sum(entry[f"loss/{t}"] for t in terms))
+        assert 0 <= entry["val/accuracy"] <= 100
+    assert any(p.name.startswith("events.out.tfevents") for p in place.out.iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(replace(CONFIG, epochs=1), replace(place, out=tmp_path / name))
+    train(replace(CONFIG, epochs=1, seed=1), replace(place, out=tmp_path / "c"))
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(state(tmp_path / "a")["positions"], state(tmp_path / "c")["positions"])
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [0, 5, 7])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    place: TrainPlace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    signal_number: signal.Signals,
+) -> None:
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, step, lambda: os.kill(os.getpid(), signal_number))
+        with pytest.raises(StopRequestedError, match=signal_number.name):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == step + 1
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+
+    def crash() -> None:
+        raise MemoryError
+
+    place = replace(place, checkpoint_every_steps=3)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 7, crash)
+        with pytest.raises(MemoryError):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 6
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(place: TrainPlace) -> None:
+    first = train(CONFIG, place)
+    before = state(place.out)
+    again = train(CONFIG, place, resume=True)
+    assert all(torch.equal(v, before[k]) for k, v in state(place.out).items())
+    assert (again.num_steps, again.last_loss) == (first.num_steps, first.last_loss)
+
+
+def test_a_run_folder_is_not_taken_twice(place: TrainPlace) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    with pytest.raises(UsageError, match=r"holds a run already.*--resume"):
+        train(CONFIG, place)
+    with pytest.raises(UsageError, match=r"epochs was 1, now 3.*Resume with the same options"):
+        train(CONFIG, place, resume=True)
+
+
+def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: TrainPlace) -> None:
+    for config, said in (
+        (replace(CONFIG, charset=Charset.load("94")), "text for charset 36 .*this run needs 94"),
+        (replace(CONFIG, method=ClipOcrConfig()), r"holds image taps \(1, 2, 3\), this run needs"),
+        (
+            replace(CONFIG, student=replace(CONFIG.student, max_label_length=30)),
+            "up to 25 characters, this run needs 30",
+        ),
+    ):
+        with pytest.raises(CacheMismatchError, match=said):
+            train(config, place)
+    assert not place.out.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(place: TrainPlace) -> None:
+    with pytest.raises(TrainingError, match=r"no longer finite.*--learning-rate"):
+        train(replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30), place)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precisions(place: TrainPlace, precision: str) -> None:
+    summary = train(replace(CONFIG, epochs=1, precision=precision), place)
+    assert math.isfinite(summary.last_loss)
+
+
+def test_schedule_is_torchs_one_cycle() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.2374e-3, total_steps=200, pct_start=0.075, cycle_momentum=False
+    )
+    for step in range(200):
+        ours = one_cycle(step, 200, 1.2374e-3, 0.075)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        if step < 199:
+            theirs.step()
+
+
+def test_heads_are_not_part_of_the_student(place: TrainPlace) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    assert not [name for name in weights if "head" in name and not name.startswith("head.")]
+    assert not [name for name in weights if "clip" in name.lower()]
