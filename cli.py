@@ -33,6 +33,7 @@ _OUTSIDE_TROUBLE = frozenset(
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_PATH = click.Path(exists=True, path_type=Path)
 _NEW_PATH = click.Path(path_type=Path)
 
 
@@ -61,7 +62,9 @@ def main() -> None:
 
     \b
     Example:
-      clipocr data render words.lmdb --words words.txt --count 10000
+      clipocr cache build --data data/train --out words.cache
+      clipocr train --cache words.cache --out run
+      clipocr eval run --data data/test
     """
 
 
@@ -282,6 +285,490 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
     click.echo()
 
 
+# --------------------------------------------------------------------------------------- cache
+
+
+class _Taps(click.ParamType[tuple[int, ...]]):
+    """Block numbers, counted from 1, separated by commas."""
+
+    name = "blocks"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of block numbers such as 3,6,9", param, ctx)
+
+
+def _device_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--device",
+        "device_name",
+        default="auto",
+        show_default="CUDA if there is one, else the CPU",
+        help="auto, cpu, cuda or cuda:N.",
+    )(command)
+
+
+@main.group()
+def cache() -> None:
+    """Build a feature cache, and look at one."""
+
+
+@cache.command("build")
+@click.option(
+    "--data",
+    "roots",
+    metavar="ROOT",
+    type=_FOLDER,
+    required=True,
+    multiple=True,
+    help="Folder with LMDBs at any depth; may be given more than once.",
+)
+@click.option("--out", type=_NEW_PATH, required=True, help="Folder of the cache.")
+@click.option(
+    "--teacher",
+    metavar="MODEL/WEIGHTS",
+    default="ViT-B-16/openai",
+    show_default=True,
+    help="open_clip model; weights are a pretrained tag, a file's path, or random:SEED.",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(["quickgelu", "gelu"]),
+    show_default="what the weights were trained with",
+    help="Only for a weights file that does not say: OpenAI's are quickgelu.",
+)
+@click.option(
+    "--image-taps", type=_Taps(), default="3,6,9", show_default=True, help="Image blocks to keep."
+)
+@click.option(
+    "--text-taps", type=_Taps(), default="3,6,9", show_default=True, help="Text blocks to keep."
+)
+@click.option(
+    "--charset",
+    "charset_name",
+    default="36",
+    show_default=True,
+    help="Charset of the text table: 36, 62, 94 or a text file. The images do not depend on it.",
+)
+@click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
+)
+@click.option(
+    "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
+)
+@click.option(
+    "--codec",
+    default="fp16",
+    show_default=True,
+    help="How image features are stored; fp16 is exact.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    show_default="fp16 on CUDA, fp32 on the CPU",
+    help="Arithmetic of the teacher.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Keys the order of the rows.")
+@click.option(
+    "--unit-rows",
+    type=int,
+    default=16384,
+    show_default=True,
+    help="Rows per unit, which is what a killed build loses at most.",
+)
+@click.option(
+    "--chunk-rows", type=int, default=256, show_default=True, help="Rows per teacher batch."
+)
+@_device_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="a core less than there are on CUDA, else 0",
+    help="Processes that decode images; 0 decodes in a thread.",
+)
+def build_command(
+    roots: tuple[Path, ...],
+    out: Path,
+    teacher: str,
+    activation: str | None,
+    image_taps: tuple[int, ...],
+    text_taps: tuple[int, ...],
+    charset_name: str,
+    max_label_length: int,
+    keep_unicode: bool,
+    codec: str,
+    precision: str | None,
+    seed: int,
+    unit_rows: int,
+    chunk_rows: int,
+    device_name: str,
+    workers: int | None,
+) -> None:
+    """Run frozen CLIP over all LMDBs at or below ROOT and keep its features.
+
+    Running the same command again finishes what is missing, or finds that nothing is. With another
+    --charset it adds the text table of that charset to the cache.
+
+    \b
+    Example:
+      clipocr cache build --data data/train/synth --out mjst.cache --teacher ViT-B-16/openai
+    """
+    from .precompute.build import BuildConfig, build_cache
+    from .shared.charset import Charset, LabelRules
+    from .shared.device import choose_device
+
+    device = choose_device(device_name)
+    summary = build_cache(
+        BuildConfig(
+            data=roots,
+            out=out,
+            teacher=teacher,
+            activation=activation,
+            device=device,
+            precision=precision,
+            image_taps=image_taps,
+            text_taps=text_taps,
+            charset=Charset.load(charset_name),
+            labels=LabelRules(
+                normalize_unicode=not keep_unicode, max_label_length=max_label_length
+            ),
+            codec=codec,
+            seed=seed,
+            unit_rows=unit_rows,
+            chunk_rows=chunk_rows,
+            num_workers=_default_workers(device.type) if workers is None else workers,
+        )
+    )
+    spec = summary.cache.spec
+    _warn_of_random_teacher(spec.teacher.is_random, spec.teacher.name)
+    size = _bytes(summary.cache.num_bytes())
+    rate = summary.num_rows_built / max(summary.image_seconds, 1e-9)
+    done = (
+        f"{_count(summary.num_rows_built, 'row')} built at {rate:,.0f} images/s"
+        if summary.num_rows_built
+        else "nothing was missing"
+    )
+    click.echo(
+        f"Wrote {out}: {_count(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad), {size}; "
+        f"{done}."
+    )
+
+
+def _default_workers(device_type: str) -> int:
+    # Beside a CPU teacher a decoder only takes its cores; a GPU wants all it can get.
+    return 0 if device_type == "cpu" else max(1, _num_cores() - 1)
+
+
+def _warn_of_random_teacher(is_random: bool, name: str) -> None:
+    if is_random:
+        click.echo(
+            f"Note: the teacher {name} has random weights. Its features try out the pipeline; "
+            "a student learns nothing of CLIP from them.",
+            err=True,
+        )
+
+
+@cache.command("info")
+@click.argument("cache_path", metavar="CACHE", type=_FOLDER)
+def info_command(cache_path: Path) -> None:
+    """Say what a cache is, from what it was made, and what it weighs.
+
+    \b
+    Example:
+      clipocr cache info mjst.cache
+    """
+    from tabulate import tabulate
+
+    from .precompute.info import describe_cache
+
+    description = describe_cache(cache_path)
+    click.echo(tabulate(description.facts, tablefmt="plain", disable_numparse=True))
+    click.echo()
+    parts = [
+        (name, f"{num_bytes:,}", f"{num_bytes / max(description.num_rows_built, 1):,.0f}")
+        for name, num_bytes in description.bytes_by_part.items()
+    ]
+    click.echo(
+        tabulate(
+            parts,
+            headers=["part", "bytes", "bytes per row"],
+            tablefmt="github",
+            colalign=("left", "right", "right"),
+            disable_numparse=True,
+        )
+    )
+    click.echo()
+    click.echo(
+        f"{cache_path}: {description.num_rows_built:,} of "
+        f"{_count(description.num_rows, 'row')} built, "
+        f"{_bytes(sum(description.bytes_by_part.values()))}."
+    )
+
+
+# ------------------------------------------------------------------------------------- student
+
+
+@main.command()
+@click.option("--cache", "cache_path", type=_FOLDER, required=True, help="Feature cache.")
+@click.option("--out", type=_NEW_PATH, required=True, help="Folder of the run.")
+@click.option(
+    "--student",
+    type=click.Choice(["tiny", "small", "base"]),
+    default="small",
+    show_default=True,
+    help="Size of the student; small is the paper's.",
+)
+@click.option(
+    "--charset", "charset_name", default="36", show_default=True, help="36, 62, 94 or a text file."
+)
+@click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label learned."
+)
+@click.option(
+    "--image-taps", type=_Taps(), default="3,6,9", show_default=True, help="Image blocks to follow."
+)
+@click.option(
+    "--text-taps", type=_Taps(), default="3,6,9", show_default=True, help="Text blocks to follow."
+)
+@click.option("--epochs", type=int, default=5, show_default=True, help="Passes over the cache.")
+@click.option(
+    "--batch-size", type=int, default=320, show_default=True, help="Samples per optimizer step."
+)
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=1.2374e-3,
+    show_default=True,
+    help="Peak of the OneCycle schedule; the default is the paper's for batches of 320.",
+)
+@click.option(
+    "--weight-decay", type=float, default=0.0, show_default=True, help="Of AdamW, per step."
+)
+@click.option(
+    "--fraction", type=float, default=1.0, show_default=True, help="Share of the cache to train on."
+)
+@click.option(
+    "--val-data",
+    "val_roots",
+    metavar="ROOT",
+    type=_FOLDER,
+    multiple=True,
+    help="Folder with validation LMDBs; best.pt is chosen by them.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the student; auto is mixed precision where the device has it.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, dropout.")
+@click.option(
+    "--checkpoint-every-steps",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Steps between writes of last.pt, besides the end of each epoch.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@_device_option
+def train(
+    cache_path: Path,
+    out: Path,
+    student: str,
+    charset_name: str,
+    max_label_length: int,
+    image_taps: tuple[int, ...],
+    text_taps: tuple[int, ...],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    fraction: float,
+    val_roots: tuple[Path, ...],
+    precision: str,
+    seed: int,
+    checkpoint_every_steps: int,
+    resume: bool,
+    device_name: str,
+) -> None:
+    """Train a student from a cache. CLIP is not loaded, not even imported.
+
+    Ctrl-C and SIGTERM write a checkpoint first; --resume goes on as if nothing had happened.
+
+    \b
+    Example:
+      clipocr train --cache mjst.cache --out run --val-data data/val
+    """
+    from dataclasses import replace
+
+    from .shared.charset import Charset
+    from .shared.device import choose_device, choose_precision
+    from .train.clip_ocr import ClipOcrConfig
+    from .train.config import TrainConfig, TrainPlace
+    from .train.run import train as train_run
+    from .train.stopping import StopRequestedError
+    from .train.student import STUDENT_PRESETS
+
+    device = choose_device(device_name)
+    chosen, reason = choose_precision(precision, device)
+    click.echo(f"Training on {device} in {chosen} ({reason}).", err=True)
+    charset = Charset.load(charset_name)
+    config = TrainConfig(
+        student=replace(STUDENT_PRESETS[student], max_label_length=max_label_length),
+        charset=charset,
+        method=ClipOcrConfig(image_taps=image_taps, text_taps=text_taps),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        precision=chosen,
+        seed=seed,
+        fraction=fraction,
+    )
+    place = TrainPlace(
+        cache=cache_path,
+        out=out,
+        device=device,
+        val_data=val_roots,
+        val_charset=charset,
+        checkpoint_every_steps=checkpoint_every_steps,
+    )
+    try:
+        summary = train_run(config, place, resume=resume)
+    except StopRequestedError as e:
+        click.echo(f"Stopped; {out / 'last.pt'} holds the run, go on with --resume.", err=True)
+        raise SystemExit(128 + e.signal_number) from None
+    _warn_of_random_teacher(summary.teacher_is_random, "of this cache")
+    best = "" if summary.best_accuracy is None else f", best accuracy {summary.best_accuracy:.1f} %"
+    click.echo(
+        f"Wrote {summary.checkpoint}: {_count(summary.num_steps, 'step')}, loss "
+        f"{summary.first_loss:.3f} in the first epoch and {summary.last_loss:.3f} in the last"
+        f"{best}; {summary.samples_per_second:,.0f} samples/s, "
+        f"{100 * summary.data_wait_fraction:.1f} % of it waiting for data."
+    )
+
+
+@main.command("eval")
+@click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=_PATH)
+@click.option(
+    "--data",
+    "roots",
+    metavar="ROOT",
+    type=_FOLDER,
+    required=True,
+    multiple=True,
+    help="Folder with test LMDBs at any depth; may be given more than once.",
+)
+@click.option(
+    "--charset",
+    "charset_name",
+    default="36",
+    show_default=True,
+    help="Test charset, applied to label and prediction; 36 for the published numbers.",
+)
+@click.option("--batch-size", type=int, default=512, show_default=True, help="Images at once.")
+@click.option(
+    "--json",
+    "json_path",
+    type=_NEW_PATH,
+    show_default="eval.json beside the checkpoint",
+    help="Where the figures are written.",
+)
+@_device_option
+def eval_command(
+    run_or_checkpoint: Path,
+    roots: tuple[Path, ...],
+    charset_name: str,
+    batch_size: int,
+    json_path: Path | None,
+    device_name: str,
+) -> None:
+    """Measure word accuracy on every LMDB at or below ROOT.
+
+    \b
+    Example:
+      clipocr eval run --data data/test
+    """
+    import json
+
+    from tabulate import tabulate
+
+    from .shared.charset import Charset
+    from .shared.device import choose_device, choose_precision
+    from .train.checkpoint import find_checkpoint, load_student
+    from .train.evaluate import evaluate, results_as_json, results_as_table
+
+    device = choose_device(device_name)
+    checkpoint = find_checkpoint(run_or_checkpoint)
+    results = evaluate(
+        load_student(checkpoint, device),
+        roots,
+        charset=Charset.load(charset_name),
+        device=device,
+        precision=choose_precision("auto", device)[0],
+        batch_size=batch_size,
+    )
+    headers, rows = results_as_table(results)
+    click.echo(
+        tabulate(
+            rows,
+            headers=headers,
+            tablefmt="github",
+            colalign=("left", *["right"] * (len(headers) - 1)),
+            disable_numparse=True,
+        )
+    )
+    for result in results:
+        if result.num_broken or result.num_unlabelled:
+            click.echo(
+                f"{result.name}: {_count(result.num_broken, 'broken image')} counted as wrong, "
+                f"{_count(result.num_unlabelled, 'sample')} left out (no label of charset "
+                f"{charset_name}, or too long)",
+                err=True,
+            )
+    json_path = json_path or checkpoint.parent / "eval.json"
+    record = results_as_json(results, checkpoint=checkpoint, charset_name=charset_name)
+    json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"Wrote {json_path}: {_count(len(results), 'test set')} for {checkpoint}.")
+
+
+@main.command()
+@click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=_PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_NEW_PATH)
+@_device_option
+def read(run_or_checkpoint: Path, images: tuple[Path, ...], device_name: str) -> None:
+    """Read cropped words: prints file, text and confidence, separated by tabs.
+
+    Each IMAGE is one word, not a page. Exits with 1 if one of them cannot be read.
+
+    \b
+    Example:
+      clipocr read run word1.png word2.jpg
+    """
+    from .shared.device import choose_device
+    from .train.checkpoint import find_checkpoint, load_student
+    from .train.evaluate import read_images
+
+    device = choose_device(device_name)
+    student = load_student(find_checkpoint(run_or_checkpoint), device)
+    num_problems = 0
+    for path, outcome in read_images(student, images, device=device):
+        if isinstance(outcome, ClipocrError):
+            num_problems += 1
+            click.echo(f"{path}: {outcome}", err=True)
+        else:
+            click.echo(f"{path}\t{outcome.text}\t{outcome.confidence:.4f}")
+    if num_problems:
+        raise SystemExit(1)
+
+
 # -------------------------------------------------------------------------------------- output
 
 
@@ -320,5 +807,13 @@ def _count(n: int, one: str, many: str | None = None) -> str:
 
 
 def _size(folder: Path) -> str:
-    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    return f"{num_bytes / 1e6:,.1f} MB"
+    return _bytes(sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def _bytes(num_bytes: int) -> str:
+    """Return a size in the decimal unit that leaves one to three digits before the point."""
+    size, units = float(num_bytes), iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000:
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"

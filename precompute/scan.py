@@ -129,6 +129,11 @@ def _scan_source(
 ) -> SourceSpec:
     source = WordLmdb(path)
     num_samples = len(source)
+    if num_samples > source.num_keys:
+        raise DataError(
+            f"{path}: num-samples is {num_samples:,}, but the LMDB has only {source.num_keys:,} "
+            "keys; it is another set's count, or the LMDB was only partly written"
+        )
     image_bytes = np.full(num_samples, _ABSENT, np.uint32)
     digest = hashlib.sha256(num_samples.to_bytes(8, "little"))
     # Raw label -> its id or why it is rejected; words repeat, so most samples take this path.
@@ -171,8 +176,10 @@ def _scan_source(
 
 
 def _judge(raw: bytes, rules: LabelRules, label_ids: dict[str, int]) -> int | LabelProblem:
-    # A label that is not UTF-8 leaves no text to learn, like an empty one.
-    label = rules.apply(raw.decode(errors="ignore"))
+    try:
+        label = rules.apply(raw.decode())
+    except UnicodeDecodeError:
+        return LabelProblem.NOT_UTF8
     if isinstance(label, LabelProblem):
         return label
     return label_ids.setdefault(label, len(label_ids))

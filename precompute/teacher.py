@@ -28,7 +28,7 @@ import torch
 from open_clip.transformer import QuickGELU
 
 from ..shared.errors import TeacherError, UsageError
-from ..shared.images import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
+from ..shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
 from ..shared.schema import TeacherSpec
 
 CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..shared.codecs import Pixels
-from ..shared.images import VIEW_SHAPE, ImageProblemError, decode_image, stretch
+from ..shared.geometry import VIEW_SHAPE
+from ..shared.images import ImageProblemError, decode_image, stretch
 from ..shared.words import WordLmdb
 
 

@@ -91,6 +91,11 @@ class FeatureCache:
         """Return the committed units of a view, in order."""
         return [u for u in range(self.spec.num_units) if unit_name(view_idx, u) in self.commits]
 
+    def num_bytes(self) -> int:
+        """Return the size of all committed files."""
+        commits = [self.manifest.files, *(commit.files for commit in self.commits.values())]
+        return sum(file.num_bytes for files in commits for file in files.values())
+
     def unit(self, view_idx: int, unit_idx: int) -> Commit:
         """Return a unit's commit record.
 

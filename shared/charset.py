@@ -32,6 +32,7 @@ class LabelProblem(Enum):
 
     EMPTY = "empty label"
     TOO_LONG = "label too long"
+    NOT_UTF8 = "label not UTF-8"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import TeacherError, UsageError
-from .images import VIEW_SHAPE
+from .geometry import VIEW_SHAPE
 
 if TYPE_CHECKING:
     import torch

@@ -336,7 +336,13 @@ class Manifest:
         }
 
 
-REJECTION_REASONS = ("missing image", "missing label", "empty label", "label too long")
+REJECTION_REASONS = (
+    "missing image",
+    "missing label",
+    "empty label",
+    "label too long",
+    "label not UTF-8",
+)
 """Meaning of ``rejected/reason``."""
 
 

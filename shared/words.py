@@ -138,6 +138,11 @@ class WordLmdb:
             )
         return num_samples
 
+    @property
+    def num_keys(self) -> int:
+        """Number of keys of any kind."""
+        return int(self.env.stat()["entries"])
+
     def image(self, sample_idx: int) -> bytes | None:
         """Return the encoded image of sample `sample_idx` (from 1), or None without that key."""
         return self._get(image_key(sample_idx))

@@ -96,9 +96,9 @@ def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
     out = tmp_path / "out.lmdb"
     result = run("data", "import", folder, out)
     assert result.exit_code == 0
-    megabytes = (out / "data.mdb").stat().st_size / 1e6
+    kilobytes = (out / "data.mdb").stat().st_size / 1e3
     assert result.stdout == (
-        f"Wrote {out}: 2 samples, {megabytes:.1f} MB; 1 entry rejected, 1 image without a label.\n"
+        f"Wrote {out}: 2 samples, {kilobytes:.1f} kB; 1 entry rejected, 1 image without a label.\n"
     )
     assert result.stderr == "gone.png: no such file\n2.png: image without a label\n"
 

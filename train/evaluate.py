@@ -17,18 +17,11 @@ from tqdm import tqdm
 
 from ..shared.ahead import map_ahead
 from ..shared.charset import Charset, LabelProblem, LabelRules
+from ..shared.device import autocast
 from ..shared.errors import DataError
-from ..shared.images import (
-    STUDENT_MEAN,
-    STUDENT_STD,
-    VIEW_SHAPE,
-    ImageProblemError,
-    decode_image,
-    normalize,
-    stretch,
-)
+from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ..shared.images import ImageProblemError, decode_image, stretch
 from ..shared.words import WordLmdb, find_lmdbs
-from .device import autocast
 from .metrics import WordCounts
 from .student import Student
 
@@ -112,6 +105,52 @@ def evaluate(
 def total(results: Sequence[SetResult]) -> WordCounts:
     """Return all sets' counts together: every figure weighted by samples."""
     return sum((result.counts for result in results), WordCounts())
+
+
+def results_as_table(results: Sequence[SetResult]) -> tuple[list[str], list[list[str]]]:
+    """Return headers and rows of the results, the sample-weighted total last."""
+    headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
+    named = [(result.name, result.counts) for result in results]
+    named.append(("total, weighted by samples", total(results)))
+    rows = [
+        [
+            name,
+            f"{counts.num_samples:,}",
+            f"{counts.accuracy:.2f}",
+            f"{counts.one_minus_ned:.2f}",
+            f"{counts.confidence:.2f}",
+            f"{counts.label_length:.2f}",
+        ]
+        for name, counts in named
+    ]
+    return headers, rows
+
+
+def results_as_json(
+    results: Sequence[SetResult], *, checkpoint: Path, charset_name: str
+) -> dict[str, object]:
+    """Return the results with all their figures, percentages as on the screen but not rounded."""
+
+    def figures(counts: WordCounts) -> dict[str, float]:
+        return {
+            "num_samples": counts.num_samples,
+            "num_correct": counts.num_correct,
+            "accuracy": counts.accuracy,
+            "1-NED": counts.one_minus_ned,
+            "confidence": counts.confidence,
+            "label_length": counts.label_length,
+        }
+
+    return {
+        "checkpoint": str(checkpoint),
+        "charset": charset_name,
+        "sets": {
+            result.name: figures(result.counts)
+            | {"num_broken": result.num_broken, "num_unlabelled": result.num_unlabelled}
+            for result in results
+        },
+        "total_weighted_by_samples": figures(total(results)),
+    }
 
 
 def _evaluate_set(

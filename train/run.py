@@ -22,14 +22,13 @@ import torch
 from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
+from ..shared.device import autocast
 from ..shared.errors import CheckpointError, TrainingError, UsageError
-from ..shared.images import STUDENT_MEAN, STUDENT_STD, normalize
+from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .device import autocast
-from .evaluate import evaluate, total
 from .loader import CacheLoader
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
@@ -58,6 +57,8 @@ class TrainSummary:
     """Share of that time spent waiting for the loader."""
     best_accuracy: float | None
     """Validation word accuracy in percent."""
+    teacher_is_random: bool
+    """Whether the cache's teacher was never trained."""
 
 
 def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> TrainSummary:
@@ -275,6 +276,9 @@ class _Run:
         entry = {f"loss/{k}": float(v) / steps_per_epoch for k, v in self._epoch_sums.items()}
         self._epoch_sums = {}
         if self.place.val_data:
+            # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
+            from .evaluate import evaluate, total
+
             self.student.eval()
             results = evaluate(
                 self.student,
@@ -305,6 +309,7 @@ class _Run:
             samples_per_second=clock.samples_per_second,
             data_wait_fraction=clock.wait_fraction,
             best_accuracy=self.best_accuracy,
+            teacher_is_random=self.cache.spec.teacher.is_random,
         )
 
     def _write_run_json(self, summary: TrainSummary | None) -> None:

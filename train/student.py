@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
-from ..shared.images import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ..shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from .tokenizer import LabelTokenizer
 
 NUM_STAGES = 4

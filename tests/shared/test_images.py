@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipocr.shared import images
+from clipocr.shared import geometry
 from clipocr.shared.images import ImageProblemError, decode_image, stretch
 
 
@@ -71,7 +71,7 @@ def test_palette_with_transparency_decodes_without_a_warning() -> None:
 
 def test_one_pixel_is_an_image() -> None:
     view = stretch(decode_image(encode(Image.new("RGB", (1, 1), (7, 8, 9)))))
-    assert view.shape == images.VIEW_SHAPE
+    assert view.shape == geometry.VIEW_SHAPE
     assert (view == (7, 8, 9)).all()
 
 
@@ -103,6 +103,6 @@ def test_normalize_puts_channels_first_and_uses_each_channels_statistics() -> No
 
     views = torch.zeros(2, 32, 128, 3, dtype=torch.uint8)
     views[..., 1] = 255
-    out = images.normalize(views, (0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
+    out = geometry.normalize(views, (0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
     assert out.shape == (2, 3, 32, 128)
     assert out[1, :, 4, 5].tolist() == [-1.0, 2.0, -0.5]

@@ -1,0 +1,100 @@
+"""`clipocr cache info`: what a cache is, from what, and what it weighs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..shared.cache import FeatureCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheDescription:
+    """What there is to say of a cache, ready to print."""
+
+    facts: list[tuple[str, str]]
+    bytes_by_part: dict[str, int]
+    """``image/view0/pixels``, ``text/char-36``, ``index``, ... -> bytes of its committed files."""
+    num_rows: int
+    num_rows_built: int
+    """Rows of committed units."""
+
+
+def describe_cache(path: Path) -> CacheDescription:
+    """Describe the cache at `path` from its records alone.
+
+    Raises:
+        CacheError: there is no cache, or its records are damaged.
+    """
+    cache = FeatureCache.open(path)
+    spec, teacher = cache.spec, cache.spec.teacher
+    units = [cache.unit(0, unit_idx) for unit_idx in cache.units()]
+    bad = Counter(reason for unit in units for reason in unit.bad_rows.values())
+    rejected = Counter(reason for _, _, reason in cache.rejected())
+    random = " (RANDOM weights: for trying the pipeline only)" if teacher.is_random else ""
+    tap_shape = f"{teacher.num_image_tokens} tokens of {teacher.image_width}"
+    unicode = "NFKD to ASCII" if spec.labels.normalize_unicode else "Unicode kept"
+    facts = [
+        ("cache id", cache.manifest.cache_id),
+        ("state", "sealed" if cache.is_sealed else "half built"),
+        ("teacher", teacher.name + random),
+        ("weights", f"sha256 {teacher.weights_sha256[:16]}..., {teacher.activation}"),
+        ("precision", teacher.precision),
+        ("image taps", f"{_list(teacher.image_taps)}: {tap_shape} each, codec {spec.codec}"),
+        ("text taps", f"{_list(teacher.text_taps)}: {teacher.text_width} wide each"),
+        ("view", f"{spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}"),
+        ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
+        ("seed", str(spec.seed)),
+        *(
+            ("source", f"{source.name}: {source.num_samples:,} samples, {source.digest[:16]}...")
+            for source in spec.sources
+        ),
+        ("rows", f"{spec.num_rows:,} in {spec.num_units:,} units, {len(units):,} of them built"),
+        ("bad images", _counts(bad)),
+        ("rejected samples", _counts(rejected)),
+        *(
+            (
+                "text table",
+                f"{text.name}: {text.num_strings:,} labels of {len(text.characters)} characters, "
+                f"{text.num_nodes:,} prefixes",
+            )
+            for text in cache.text_specs()
+        ),
+        *(
+            (
+                f"fidelity, {tap}",
+                f"centred cosine {min(u.fidelity[tap]['cosine_p50'] for u in units):.6f} (median), "
+                f"{min(u.fidelity[tap]['cosine_p01'] for u in units):.6f} (1st percentile)",
+            )
+            for tap in (units[0].fidelity if units else ())
+        ),
+        ("built with", ", ".join(f"{k} {v}" for k, v in cache.manifest.built_with.items())),
+    ]
+    return CacheDescription(
+        facts=facts,
+        bytes_by_part=_bytes_by_part(cache),
+        num_rows=spec.num_rows,
+        num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
+    )
+
+
+def _list(taps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, taps))
+
+
+def _counts(counter: Counter[str]) -> str:
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in counter.most_common())
+    return f"{counter.total():,}" + (f" ({reasons})" if reasons else "")
+
+
+def _bytes_by_part(cache: FeatureCache) -> dict[str, int]:
+    parts: Counter[str] = Counter()
+    for file in cache.manifest.files.values():
+        parts["index"] += file.num_bytes
+    for commit in cache.commits.values():
+        for name, file in commit.files.items():
+            # image/view0/block3/c/0/0/0 -> image/view0/block3; text/char-36/eot/... -> text/char-36
+            depth = 3 if commit.text is None else 2
+            parts["/".join(name.split("/")[:depth])] += file.num_bytes
+    return dict(sorted(parts.items()))

@@ -1,0 +1,32 @@
+"""What a view is, for teacher and student alike.
+
+A view is uint8 RGB, Shape: (32, 128, 3), stretched to that size without keeping the aspect ratio
+(CLIP-OCR ``configs/main.yaml``, PARSeq ``strhub/data/module.py``). The student sees it with mean
+and std 0.5, the teacher with CLIP's own. Pillow is not needed to train on views, so it is not
+imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_HEIGHT_PX = 32
+IMAGE_WIDTH_PX = 128
+VIEW_SHAPE = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3)
+
+STUDENT_MEAN = (0.5, 0.5, 0.5)
+STUDENT_STD = (0.5, 0.5, 0.5)
+
+
+def normalize(
+    views: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Turn uint8 views into a network's float input, on whatever device they are.
+
+    Shape: (B, 32, 128, 3) uint8 -> (B, 3, 32, 128) float32.
+    """
+    pixels = views.permute(0, 3, 1, 2).float() / 255
+    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

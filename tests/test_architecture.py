@@ -1,0 +1,94 @@
+"""The rules of the house: who may import whom, and what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SUBPACKAGES = ("precompute", "train", "shared")
+
+
+def imported(path: Path) -> set[str]:
+    """Return what a module imports, relative names made absolute, wherever in the file."""
+    package = ["clipocr", *path.relative_to(ROOT).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            names.add(".".join([*base, *([node.module] if node.module else [])]))
+    return names
+
+
+def modules_of(subpackage: str) -> list[Path]:
+    found = sorted((ROOT / subpackage).glob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("subpackage", "forbidden"),
+    [
+        ("precompute", ("clipocr.train", "clipocr.cli")),
+        ("train", ("clipocr.precompute", "clipocr.cli", "open_clip")),
+        ("shared", ("clipocr.precompute", "clipocr.train", "clipocr.cli", "open_clip", "timm")),
+    ],
+)
+def test_data_flows_one_way(subpackage: str, forbidden: tuple[str, ...]) -> None:
+    for path in modules_of(subpackage):
+        wrong = [name for name in imported(path) if name.startswith(forbidden)]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_only_evaluation_opens_lmdbs_and_pictures_in_stage_2() -> None:
+    for path in modules_of("train"):
+        names = imported(path) & {"clipocr.shared.words", "clipocr.shared.images", "lmdb", "PIL"}
+        assert not names or path.name == "evaluate.py", f"{path.name} imports {names}"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the top-level modules loaded after running `code` in a new interpreter."""
+    script = f"{code}\nimport sys; print(' '.join({{n.split('.')[0] for n in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_training_imports_neither_the_teacher_nor_lmdb() -> None:
+    loaded = loaded_by("import clipocr.train.run, clipocr.train.config")
+    assert not loaded & {"open_clip", "lmdb", "zarr", "huggingface_hub_download"}
+    assert "torch" in loaded
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "from click.testing import CliRunner; from clipocr.cli import main\n"
+        "assert CliRunner().invoke(main, ['train', '--help']).exit_code == 0"
+    )
+    assert not loaded_by(code) & {"torch", "open_clip", "numpy", "timm", "zarr", "lmdb", "PIL"}
+
+
+def test_every_subpackage_is_packaged() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(SUBPACKAGES)
+    expected = {"clipocr", *(f"clipocr.{folder}" for folder in folders)}
+    assert set(project["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_no_dependency_is_capped() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert not [name for name in wanted if "<" in name or "==" in name or ">=" not in name]
+
+
+def test_root_package_imports_nothing() -> None:
+    # pytest also loads it under the checkout's folder name.
+    assert not imported(ROOT / "__init__.py")

@@ -1,0 +1,194 @@
+"""The whole path by its commands, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from samples import WORDS, draw_word, write_words
+
+from clipocr.cli import main
+
+TAPS = ["--image-taps", "1,2,3", "--text-taps", "1,2,3"]
+SMALL_UNITS = ["--unit-rows", "32", "--chunk-rows", "8"]
+
+
+def invoke(*args: object) -> Result:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def build(data: Path, out: Path, *more: object) -> Result:
+    teacher = ["--teacher", "ViT-tiny-test/random:0"]
+    return invoke("cache", "build", "--data", data, "--out", out, *teacher, *TAPS, *SMALL_UNITS,
+                  *more)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_path(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke("train", "--cache", cache_path, "--out", out, "--student", "tiny", *TAPS,
+                    "--epochs", 1, "--batch-size", 24)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+def test_from_words_to_a_reading_student(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(WORDS))
+    data, cache, run = tmp_path / "data", tmp_path / "words.cache", tmp_path / "run"
+    result = invoke("data", "render", data / "train.lmdb", "--words", words, "--count", 40)
+    assert result.exit_code == 0, result.stderr
+
+    result = build(data, cache)
+    assert result.exit_code == 0, result.stderr
+    assert "random weights" in result.stderr
+    assert re.search(r"Wrote .*words.cache: 40 rows \(0 bad\), .* kB; 40 rows built",
+                     result.stdout)  # fmt: skip
+    again = build(data, cache)
+    assert again.exit_code == 0
+    assert "nothing was missing" in again.stdout
+
+    result = invoke("cache", "info", cache)
+    assert result.exit_code == 0
+    assert "RANDOM weights" in result.stdout
+    assert "| image/view0/block1 |" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(f"{cache}: 40 of 40 rows built")
+
+    result = invoke("train", "--cache", cache, "--out", run, "--student", "tiny", *TAPS,
+                    "--epochs", 2, "--batch-size", 20, "--val-data", data)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"Wrote {run / 'best.pt'}: 4 steps, loss ")
+    assert "best accuracy" in result.stdout
+
+    result = invoke("eval", run, "--data", data)
+    assert result.exit_code == 0, result.stderr
+    assert "| train.lmdb " in result.stdout
+    assert "| total, weighted by samples |" in result.stdout
+    figures = json.loads((run / "eval.json").read_text())
+    assert figures["sets"]["train.lmdb"]["num_samples"] == 40
+    assert figures["charset"] == "36"
+
+    picture = tmp_path / "word.png"
+    picture.write_bytes(draw_word("word"))
+    result = invoke("read", run, picture, tmp_path / "none.png")
+    assert result.exit_code == 1
+    path, text, confidence = result.stdout.strip().split("\t")
+    assert path == str(picture)
+    assert text.isalnum() or text == ""
+    assert 0 <= float(confidence) <= 1
+    assert result.stderr.endswith("none.png: No such file or directory\n")
+
+
+def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Path) -> None:
+    out = run_path.parent / "figures.json"
+    results = [
+        invoke("eval", path, "--data", data_root, "--json", out)
+        for path in (run_path, run_path / "last.pt")
+    ]
+    tables = [result.stdout.split("Wrote")[0] for result in results]
+    assert tables[0] == tables[1]
+    assert "ST: 1 broken image counted as wrong" in results[0].stderr
+    assert results[0].stdout.endswith(f"Wrote {out}: 2 test sets for {run_path / 'last.pt'}.\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "said"),
+    [
+        (["cache", "info", "{tmp}"], 1, "is not a feature cache .*clipocr cache build"),
+        (["train", "--cache", "{tmp}", "--out", "{tmp}/r"], 1, "is not a feature cache"),
+        (["train", "--cache", "{cache}", "--out", "{run}", "--image-taps", "1,2,3",
+          "--text-taps", "1,2,3"], 1, "holds a run already"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r"], 1,
+         r"image taps \(1, 2, 3\), this run needs \(3, 6, 9\); pass --image-taps 1,2,3"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--charset", "94"], 1,
+         "has text for charset 36 .*needs 94.*cache build --charset 94"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--image-taps", "a"], 2,
+         "'a' is not a list of block numbers"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--epochs", "0"], 1, "epochs is 0"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--resume", *TAPS], 1, "no run to resume"),
+        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--device", "cuda:9x"], 1, "device"),
+        (["eval", "{tmp}", "--data", "{data}"], 1, "neither a checkpoint nor a run folder"),
+        (["eval", "{run}", "--data", "{tmp}"], 1, "no LMDB .*clipocr data import"),
+        (["eval", "{run}", "--data", "{tmp}/none"], 2, "does not exist"),
+        (["read", "{run}"], 2, "Missing argument 'IMAGE...'"),
+        (["cache", "build", "--data", "{tmp}", "--out", "{tmp}/c"], 1, "no LMDB"),
+        (["cache", "build", "--data", "{data}", "--out", "{tmp}/c", "--teacher", "x"], 1,
+         "is not MODEL/WEIGHTS"),
+        (["cache", "build", "--data", "{data}", "--out", "{tmp}/c", "--chunk-rows", "7"], 1,
+         "unit rows 16384 is not a multiple of chunk rows 7"),
+        (["cache", "build", "--data", "{data}", "--out", "{tmp}/c", "--codec", "zip"], 1,
+         "'zip' is unknown; expected one of fp16"),
+        (["cache", "build", "--data", "{data}", "--out", "{tmp}/c", "--charset", "no"], 1,
+         "neither one of 36, 62, 94 nor"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_an_exit_code(
+    args: list[str],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+    cache_path: Path,
+    run_path: Path,
+    data_root: Path,
+) -> None:
+    places = {"tmp": tmp_path, "cache": cache_path, "run": run_path, "data": data_root}
+    result = invoke(*(arg.format(**places) for arg in args))
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert re.search(said, result.stderr)
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = build(data_root, tmp_path / "file" / "cache")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("Error: " + str(tmp_path / "file/cache") + ": Not a directory\n")
+
+
+def test_sigterm_saves_the_run_and_resume_finishes_it(cache_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    args = ["train", "--cache", cache_path, "--out", out, "--student", "tiny", *TAPS,
+            "--epochs", "60", "--batch-size", "8", "--device", "cpu"]  # fmt: skip
+    command = [sys.executable, "-m", "clipocr", *map(str, args)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("events.*")) or not (out / "last.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "go on with --resume" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    refused = invoke(*args, "--epochs", 2, "--resume")
+    assert refused.exit_code == 1
+    assert "epochs was 60, now 2" in refused.stderr
+
+
+def test_a_killed_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", WORDS * 3)
+    assert build(tmp_path / "data", tmp_path / "whole").exit_code == 0
+    assert build(tmp_path / "data", tmp_path / "cache").exit_code == 0
+    # As if killed after its second unit's files but before the record.
+    for name in ("sealed.json", "commits/view0/unit-00001.json"):
+        (tmp_path / "cache" / name).unlink()
+    half = invoke("cache", "info", tmp_path / "cache")
+    assert "half built" in half.stdout
+    result = build(tmp_path / "data", tmp_path / "cache")
+    assert "32 rows built" in result.stdout
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            other = tmp_path / "cache" / path.relative_to(tmp_path / "whole")
+            assert other.read_bytes() == path.read_bytes(), path
