@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipocr.shared import geometry
+from clipocr.shared import geometry, images
 from clipocr.shared.images import ImageProblemError, decode_image, stretch
 
 
