@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ _MAX_LISTED = 20
 _OUTSIDE_TROUBLE = frozenset(
     # The disk is full, or the path is not one we may write.
     (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EISDIR),
         *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
     )
 )
@@ -66,6 +67,9 @@ def main() -> None:
       clipocr train --cache words.cache --out run
       clipocr eval run --data data/test
     """
+    # Before torch is imported: its threads wait by spinning, and beside any other busy process a
+    # CPU run then takes twenty times as long (0.5 steps/s for 10, measured on two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _num_cores() -> int:
@@ -288,20 +292,14 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
 # --------------------------------------------------------------------------------------- cache
 
 
-class _Taps(click.ParamType[tuple[int, ...]]):
-    """Block numbers, counted from 1, separated by commas."""
-
-    name = "blocks"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of block numbers such as 3,6,9", param, ctx)
+def _parse_taps(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read block numbers, counted from 1, separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a list of block numbers such as 3,6,9"
+        ) from None
 
 
 def _device_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -344,10 +342,18 @@ def cache() -> None:
     help="Only for a weights file that does not say: OpenAI's are quickgelu.",
 )
 @click.option(
-    "--image-taps", type=_Taps(), default="3,6,9", show_default=True, help="Image blocks to keep."
+    "--image-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Image blocks to keep.",
 )
 @click.option(
-    "--text-taps", type=_Taps(), default="3,6,9", show_default=True, help="Text blocks to keep."
+    "--text-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Text blocks to keep.",
 )
 @click.option(
     "--charset",
@@ -531,14 +537,32 @@ def info_command(cache_path: Path) -> None:
     "--max-label-length", type=int, default=25, show_default=True, help="Longest label learned."
 )
 @click.option(
-    "--image-taps", type=_Taps(), default="3,6,9", show_default=True, help="Image blocks to follow."
+    "--image-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Image blocks to follow.",
 )
 @click.option(
-    "--text-taps", type=_Taps(), default="3,6,9", show_default=True, help="Text blocks to follow."
+    "--text-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Text blocks to follow.",
 )
-@click.option("--epochs", type=int, default=5, show_default=True, help="Passes over the cache.")
 @click.option(
-    "--batch-size", type=int, default=320, show_default=True, help="Samples per optimizer step."
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Passes over the cache.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=320,
+    show_default=True,
+    help="Samples per optimizer step.",
 )
 @click.option(
     "--learning-rate",
@@ -548,7 +572,7 @@ def info_command(cache_path: Path) -> None:
     help="Peak of the OneCycle schedule; the default is the paper's for batches of 320.",
 )
 @click.option(
-    "--weight-decay", type=float, default=0.0, show_default=True, help="Of AdamW, per step."
+    "--weight-decay", type=float, default=0.0, show_default=True, help="On matrices only."
 )
 @click.option(
     "--fraction", type=float, default=1.0, show_default=True, help="Share of the cache to train on."
@@ -638,6 +662,7 @@ def train(
         device=device,
         val_data=val_roots,
         val_charset=charset,
+        command=tuple(sys.argv),
         checkpoint_every_steps=checkpoint_every_steps,
     )
     try:
@@ -647,11 +672,16 @@ def train(
         raise SystemExit(128 + e.signal_number) from None
     _warn_of_random_teacher(summary.teacher_is_random, "of this cache")
     best = "" if summary.best_accuracy is None else f", best accuracy {summary.best_accuracy:.1f} %"
+    speed = (
+        f"; {summary.samples_per_second:,.0f} samples/s, "
+        f"{100 * summary.data_wait_fraction:.1f} % of the time waiting for data"
+        if summary.samples_per_second
+        else "; it was finished already"
+    )
     click.echo(
         f"Wrote {summary.checkpoint}: {_count(summary.num_steps, 'step')}, loss "
         f"{summary.first_loss:.3f} in the first epoch and {summary.last_loss:.3f} in the last"
-        f"{best}; {summary.samples_per_second:,.0f} samples/s, "
-        f"{100 * summary.data_wait_fraction:.1f} % of it waiting for data."
+        f"{best}{speed}."
     )
 
 
@@ -673,7 +703,20 @@ def train(
     show_default=True,
     help="Test charset, applied to label and prediction; 36 for the published numbers.",
 )
-@click.option("--batch-size", type=int, default=512, show_default=True, help="Images at once.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Images at once.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic; published numbers are fp32.",
+)
 @click.option(
     "--json",
     "json_path",
@@ -687,6 +730,7 @@ def eval_command(
     roots: tuple[Path, ...],
     charset_name: str,
     batch_size: int,
+    precision: str,
     json_path: Path | None,
     device_name: str,
 ) -> None:
@@ -701,20 +745,17 @@ def eval_command(
     from tabulate import tabulate
 
     from .shared.charset import Charset
-    from .shared.device import choose_device, choose_precision
+    from .shared.device import choose_device
     from .train.checkpoint import find_checkpoint, load_student
-    from .train.evaluate import evaluate, results_as_json, results_as_table
+    from .train.evaluate import evaluate, open_test_sets, results_as_json, results_as_table
 
-    device = choose_device(device_name)
     checkpoint = find_checkpoint(run_or_checkpoint)
-    results = evaluate(
-        load_student(checkpoint, device),
-        roots,
-        charset=Charset.load(charset_name),
-        device=device,
-        precision=choose_precision("auto", device)[0],
-        batch_size=batch_size,
-    )
+    json_path = json_path or checkpoint.parent / "eval.json"
+    if not os.access(json_path.parent, os.W_OK):
+        raise click.ClickException(f"{json_path} cannot be written; choose a place by --json")
+    student = load_student(checkpoint, choose_device(device_name))
+    test_sets = open_test_sets(roots, Charset.load(charset_name), student.config.max_label_length)
+    results = evaluate(student, test_sets, precision=precision, batch_size=batch_size)
     headers, rows = results_as_table(results)
     click.echo(
         tabulate(
@@ -733,7 +774,6 @@ def eval_command(
                 f"{charset_name}, or too long)",
                 err=True,
             )
-    json_path = json_path or checkpoint.parent / "eval.json"
     record = results_as_json(results, checkpoint=checkpoint, charset_name=charset_name)
     json_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     click.echo(f"Wrote {json_path}: {_count(len(results), 'test set')} for {checkpoint}.")
@@ -756,10 +796,9 @@ def read(run_or_checkpoint: Path, images: tuple[Path, ...], device_name: str) ->
     from .train.checkpoint import find_checkpoint, load_student
     from .train.evaluate import read_images
 
-    device = choose_device(device_name)
-    student = load_student(find_checkpoint(run_or_checkpoint), device)
+    student = load_student(find_checkpoint(run_or_checkpoint), choose_device(device_name))
     num_problems = 0
-    for path, outcome in read_images(student, images, device=device):
+    for path, outcome in read_images(student, images):
         if isinstance(outcome, ClipocrError):
             num_problems += 1
             click.echo(f"{path}: {outcome}", err=True)

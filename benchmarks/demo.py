@@ -17,9 +17,9 @@ from pathlib import Path
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 PATTERNS = ("CVC", "CVCV", "CVCVC")
 
-NUM_TRAIN_WORDS, NUM_TEST_WORDS = 2400, 500
+NUM_TRAIN_WORDS, NUM_TEST_WORDS = 1600, 500
 NUM_TRAIN_IMAGES = 4800
-TRAINING = {"--student": "tiny", "--epochs": 7, "--batch-size": 16, "--learning-rate": 1e-3}
+TRAINING = {"--student": "tiny", "--epochs": 6, "--batch-size": 16, "--learning-rate": 1e-3}
 
 
 def main(folder: Path) -> None:
@@ -34,8 +34,9 @@ def main(folder: Path) -> None:
         ("test", test_words, NUM_TEST_WORDS, 1),
     ):
         (folder / f"{name}.txt").write_text("\n".join(words) + "\n")
-        clipocr("data", "render", data / name / "words.lmdb", "--words", folder / f"{name}.txt",
-                "--count", count, "--style", "plain", "--case", "lower", "--seed", seed)  # fmt: skip
+        lmdb, listed = data / name / "words.lmdb", folder / f"{name}.txt"
+        style = ("--style", "plain", "--case", "lower")
+        clipocr("data", "render", lmdb, "--words", listed, "--count", count, *style, "--seed", seed)
     clipocr("cache", "build", "--data", data / "train", "--out", cache, "--teacher", teacher)
     options = itertools.chain.from_iterable(TRAINING.items())
     clipocr("train", "--cache", cache, "--out", run_folder, *options)

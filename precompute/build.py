@@ -35,8 +35,8 @@ from ..shared.schema import (
     ViewSpec,
 )
 from ..shared.storage import FileRecord, LocalStorage
-from ..shared.words import WordLmdb
-from .scan import Scan, find_sources, sample_hashes, scan_sources
+from ..shared.words import WordLmdb, find_named_lmdbs
+from .scan import Scan, sample_hashes, scan_sources
 from .teacher import Teacher, load_teacher
 from .text import build_text_table
 from .units import UnitBuilder
@@ -99,7 +99,7 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         CacheMismatchError: there is a cache at `config.out`, but of something else.
     """
     storage = LocalStorage(config.out)
-    sources = find_sources(config.data)
+    sources = find_named_lmdbs(config.data)
     manifest = read_manifest(storage)
     if manifest is not None:
         _require_same_request(config, sources, manifest)
@@ -115,6 +115,12 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     else:
         _require_free(config.out)
         teacher = _load_teacher(config, None)
+        longest = teacher.context_length - 2
+        if config.labels.max_label_length > longest:
+            raise UsageError(
+                f"max label length is {config.labels.max_label_length}, but the text encoder of "
+                f"{config.teacher} has room for {longest} characters"
+            )
         scan = scan_sources(sources, config.labels)
         manifest = _write_index(storage, _spec(config, teacher.spec, scan), scan)
         commits = {}
@@ -129,7 +135,7 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         started = time.perf_counter()
         builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers)
         num_rows_built = builder.build(_missing_units(manifest, commits))
-    _seal(storage, commits)
+    _seal_if_complete(storage, manifest, config.charset)
     units = [c for c in commits.values() if c.text is None]
     return BuildSummary(
         cache=FeatureCache(storage, manifest, commits),
@@ -187,9 +193,8 @@ def _require_same_request(
     """Compare what can be compared without loading the teacher or scanning the sources."""
     have = manifest.spec
     model, _, weights = config.teacher.partition("/")
-    if weights not in (have.teacher.weights, Path(have.teacher.weights).name):
-        is_same_file = have.teacher.weights == f"file:{Path(weights).name}"
-        weights = have.teacher.weights if is_same_file else weights
+    if have.teacher.weights == f"file:{Path(weights).name}":
+        weights = have.teacher.weights
     digests = {s.name: s.digest for s in have.sources}
     want = replace(
         have,
@@ -281,7 +286,11 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
     return manifest
 
 
-def _seal(storage: LocalStorage, commits: Mapping[str, Commit]) -> None:
-    if not storage.exists(SEAL_NAME):
+def _seal_if_complete(storage: LocalStorage, manifest: Manifest, charset: Charset) -> None:
+    """Publish all commit records in one, once nothing is missing; readers then open one file."""
+    # Read anew: another process may be building other units of this cache.
+    commits = read_commits(storage, manifest)
+    is_complete = not _missing_units(manifest, commits) and _has_text(commits, charset)
+    if is_complete and not storage.exists(SEAL_NAME):
         records = {name: commit.to_json() for name, commit in sorted(commits.items())}
         storage.write(SEAL_NAME, encode_record({"commits": records}))

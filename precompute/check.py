@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
 from tqdm import tqdm
 
+from ..shared.ahead import map_ahead, process_pool
 from ..shared.charset import Charset, LabelProblem, LabelRules
 from ..shared.errors import DataError
 from ..shared.images import ImageProblemError, decode_image
@@ -145,22 +142,8 @@ def _map(tasks: list[_Task], jobs: int) -> Iterator[LmdbReport]:
     if jobs == 1:
         yield from map(_check_range, tasks)
         return
-    with ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C reaches the whole process group; only the parent should answer it.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
-        try:
-            yield from pool.map(_check_range, tasks)
-        except BrokenProcessPool as e:
-            raise DataError(
-                "a process died while reading; most likely an LMDB is damaged or memory ran out. "
-                "Check the LMDBs one at a time to see which"
-            ) from e
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with process_pool(jobs) as pool:
+        yield from map_ahead(pool, _check_range, tasks, 4 * jobs)
 
 
 def _check_range(task: _Task) -> LmdbReport:

@@ -7,11 +7,7 @@ FreeType or libjpeg may round differently.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,6 +18,7 @@ import numpy as np
 from fontTools.ttLib import TTFont  # a hard dependency of matplotlib
 from tqdm import tqdm
 
+from ..shared.ahead import map_ahead, process_pool
 from ..shared.errors import DataError, UsageError
 from ..shared.words import WordLmdbWriter
 from .draw import STYLES, draw_word, open_font
@@ -198,20 +195,8 @@ def _on_processes(
     render: partial[list[tuple[bytes, str]]], chunks: Iterator[list[tuple[int, str]]], jobs: int
 ) -> Iterator[list[tuple[bytes, str]]]:
     """Map in order with a few chunks in flight; `Executor.map` would hold all of them at once."""
-    with ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C reaches the whole process group; only the parent should answer it.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
-        pending: deque[Future[list[tuple[bytes, str]]]] = deque()
-        for chunk in chunks:
-            pending.append(pool.submit(render, chunk))
-            if len(pending) > 4 * jobs:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    with process_pool(jobs) as pool:
+        yield from map_ahead(pool, render, chunks, 4 * jobs)
 
 
 def _render_chunk(

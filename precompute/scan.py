@@ -23,7 +23,7 @@ from ..shared.charset import LabelProblem, LabelRules
 from ..shared.errors import DataError
 from ..shared.hashing import mix
 from ..shared.schema import REJECTION_REASONS, SourceSpec
-from ..shared.words import WordLmdb, find_lmdbs
+from ..shared.words import WordLmdb
 
 _ABSENT = 0xFFFFFFFF
 _REASON = {reason: code for code, reason in enumerate(REJECTION_REASONS)}
@@ -47,25 +47,6 @@ class Scan:
     rejected_source: npt.NDArray[np.uint16]
     rejected_lmdb_index: npt.NDArray[np.uint32]
     rejected_reason: npt.NDArray[np.uint8]
-
-
-def find_sources(roots: Sequence[Path]) -> dict[str, Path]:
-    """Return every LMDB at or below `roots` by a name that does not depend on where roots lie.
-
-    Raises:
-        DataError: nothing found, or two sources would have the same name.
-    """
-    found: dict[str, Path] = {}
-    for root in roots:
-        for path in find_lmdbs(root):
-            name = path.relative_to(root).as_posix() if path != root else root.resolve().name
-            if name in found:
-                raise DataError(
-                    f"{found[name]} and {path} would both be the source {name!r}; "
-                    "pass one root above both"
-                )
-            found[name] = path
-    return dict(sorted(found.items()))
 
 
 def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:

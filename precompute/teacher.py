@@ -27,6 +27,7 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
+from ..shared.device import autocast
 from ..shared.errors import TeacherError, UsageError
 from ..shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
 from ..shared.schema import TeacherSpec
@@ -34,9 +35,15 @@ from ..shared.schema import TeacherSpec
 CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
 CLIP_STD: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 _HUB_TIMEOUT_S = 5.0
+
+_FOREIGN_TEXT = {
+    "hf_tokenizer_name": "another tokenizer than CLIP's",
+    "hf_model_name": "another text encoder than CLIP's",
+    "embed_cls": "a class token that stands for EOT",
+    "no_causal_mask": "a text encoder that is not causal",
+}
+"""Settings of open_clip's ``text_cfg`` under which a label prefix would not decide its features."""
 
 
 class Teacher:
@@ -61,7 +68,9 @@ class Teacher:
         Shape: (B, 32, 128, 3) uint8 -> (B, T, D) each.
         """
         visual = self._visual
-        with self._autocast():
+        # Left alone, cuDNN would compute the patch embedding in TF32 even under fp32.
+        exact = torch.backends.cudnn.flags(allow_tf32=False)
+        with exact, autocast(self.device, self.spec.precision):
             x = visual.conv1(normalize(views.to(self.device), CLIP_MEAN, CLIP_STD))
             x = x.flatten(2).transpose(1, 2)
             class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
@@ -80,7 +89,7 @@ class Teacher:
         text = self._text
         context = tokens.shape[1]
         tokens = tokens.to(self.device)
-        with self._autocast():
+        with autocast(self.device, self.spec.precision):
             x = text.token_embedding(tokens) + text.positional_embedding[:context]
             mask = text.attn_mask[:context, :context]
             num_blocks = len(text.transformer.resblocks)
@@ -91,12 +100,6 @@ class Teacher:
             projection = text.text_projection
             is_linear = isinstance(projection, torch.nn.Linear)
             return kept, (projection(eot) if is_linear else eot @ projection).float()
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        dtype = PRECISIONS[self.spec.precision]
-        if dtype is torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype)
 
 
 def _run_blocks(
@@ -287,6 +290,13 @@ def _spec(
         if missing:
             raise TeacherError(
                 f"{model_name} is not a CLIP of two transformers (no {', '.join(missing)}); "
+                "choose a ViT teacher such as ViT-B-16"
+            )
+    text_config = open_clip.get_model_config(model_name)["text_cfg"]
+    for key, what in _FOREIGN_TEXT.items():
+        if text_config.get(key):
+            raise TeacherError(
+                f"{model_name} has {what}, so its text features are not CLIP's; "
                 "choose a ViT teacher such as ViT-B-16"
             )
     image_blocks, text_blocks = visual.transformer.resblocks, text.transformer.resblocks

@@ -26,7 +26,7 @@ from ..shared.errors import DataError
 from ..shared.schema import Commit, Manifest, TextSpec, strings_layouts
 from ..shared.storage import FileRecord, LocalStorage
 from .teacher import Teacher
-from .tokens import CharacterTokenizer, TokenTrie, build_trie
+from .tokens import CharacterTokenizer, TokenTrie, build_trie, padded_length
 
 _EXACT = feature_codec("fp16")
 
@@ -46,13 +46,15 @@ def build_text_table(
         DataError: the charset leaves nothing of any label.
     """
     tokenizer = CharacterTokenizer()
-    strings, of_label = adapt_labels(labels, charset, tokenizer, teacher.context_length)
+    max_label_length = manifest.spec.labels.max_label_length
+    strings, of_label = adapt_labels(
+        labels, charset, tokenizer, max_label_length, teacher.context_length
+    )
     if not strings:
         raise DataError(
             f"charset {charset.name} leaves nothing of any of the {len(labels)} labels; "
             "choose the charset these labels are written in"
         )
-    max_label_length = manifest.spec.labels.max_label_length
     trie = build_trie(strings, tokenizer, max_label_length, pads=True)
     string_arrays = encode_strings(strings)
     spec = TextSpec(
@@ -78,18 +80,30 @@ def build_text_table(
 
 
 def adapt_labels(
-    labels: Sequence[str], charset: Charset, tokenizer: CharacterTokenizer, context_length: int
+    labels: Sequence[str],
+    charset: Charset,
+    tokenizer: CharacterTokenizer,
+    max_label_length: int,
+    context_length: int,
 ) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Return the unique strings a charset makes of `labels`, and each label's string or -1.
 
-    A label is left out where the charset leaves nothing of it, or where its characters take more
-    tokens than the text encoder has positions.
+    A label is left out where the charset leaves nothing of it, where changing its case made it too
+    long ("ß" becomes "SS"), or where its characters take more tokens than the text encoder has
+    positions.
     """
+
+    def fits(string: str) -> bool:
+        if not 1 <= len(string) <= max_label_length:
+            return False
+        ids, ends = tokenizer.tokenize(string)
+        return padded_length(ids, ends, max_label_length) <= context_length
+
     ids: dict[str, int] = {}
     of_label = np.full(len(labels), -1, np.int32)
     for label_idx, label in enumerate(labels):
         string = charset.adapt(label)
-        if string and (string in ids or len(tokenizer.tokenize(string)[0]) <= context_length):
+        if string in ids or fits(string):
             of_label[label_idx] = ids.setdefault(string, len(ids))
     return list(ids), of_label
 

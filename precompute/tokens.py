@@ -77,18 +77,33 @@ class TokenTrie:
         return int(self.is_new.sum())
 
 
+def padded_length(ids: Sequence[int], ends: Sequence[int], max_label_length: int) -> int:
+    """Return how many tokens a label takes with a pad for each label position it leaves empty.
+
+    For labels of one token per character that is max_label_length + 2, whatever the label.
+    """
+    return len(ids) + max_label_length - len(ends)
+
+
 def build_trie(
     strings: Sequence[str], tokenizer: CharacterTokenizer, max_label_length: int, *, pads: bool
 ) -> TokenTrie:
     """Tokenize `strings` and number their prefixes.
 
-    SOT is not kept (no label position uses it). With `pads`, the positions after EOT are kept up to
-    a context of `max_label_length` + 2, as in the official run's longest batch; causality makes the
-    shorter batches a slice of it.
+    SOT is not kept (no label position uses it). With `pads`, every label position after EOT is kept
+    too, as in the official run's longest batch; causality makes shorter batches a slice of it.
+
+    Args:
+        strings: U strings of 1 to `max_label_length` characters.
+        tokenizer: Gives their tokens.
+        max_label_length: Decides L = max_label_length + 1.
+        pads: Whether to keep the positions after EOT.
     """
     sequences = [tokenizer.tokenize(string) for string in strings]
     num_strings, num_positions = len(sequences), max_label_length + 1
-    context = max([max_label_length + 2, *(len(ids) for ids, _ in sequences)])
+    context = max(
+        padded_length(ids, ends, max_label_length) if pads else len(ids) for ids, ends in sequences
+    )
     tokens = np.full((num_strings, context), PAD_TOKEN, np.int32)
     # For each label position the token it reads: characters, EOT, then what follows it.
     position = np.full((num_strings, num_positions), -1, np.int64)
@@ -97,9 +112,8 @@ def build_trie(
         tokens[idx, : len(ids)] = ids
         eot_position[idx] = len(ids) - 1
         num_after = num_positions - len(ends) if pads else 1
-        after = np.arange(len(ids) - 1, min(len(ids) - 1 + num_after, context))
         position[idx, : len(ends)] = ends
-        position[idx, len(ends) : len(ends) + len(after)] = after
+        position[idx, len(ends) : len(ends) + num_after] = len(ids) - 1 + np.arange(num_after)
 
     order = np.lexsort(tokens.T[::-1])
     tokens, position, eot_position = tokens[order], position[order], eot_position[order]

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..shared.ahead import map_ahead
+from ..shared.ahead import map_ahead, process_pool
 from ..shared.arrays import Array, ArrayWriter
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
@@ -56,9 +54,14 @@ class UnitBuilder:
             for start in range(unit_start, stop, spec.chunk_rows)
         ]
         progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
-        with progress, self._decoders() as decoders, _Behind() as behind:
-            rows = (self._rows(unit_idx, start, stop) for unit_idx, start, stop in chunks)
-            views = map_ahead(decoders, self._views, rows, _CHUNKS_AHEAD)
+        num_workers = self._num_workers
+        with (
+            progress,
+            process_pool(num_workers) if num_workers else ThreadPoolExecutor(1) as decoders,
+            _Behind() as behind,
+        ):
+            rows = self._chunk_rows(units)
+            views = map_ahead(decoders, self._views, rows, max(_CHUNKS_AHEAD, 2 * num_workers))
             unit: _PendingUnit | None = None
             for (unit_idx, start, stop), made in zip(chunks, views, strict=True):
                 if unit is None:
@@ -72,24 +75,14 @@ class UnitBuilder:
                 progress.update(stop - start)
         return num_rows
 
-    @contextmanager
-    def _decoders(self) -> Iterator[Executor]:
-        executor: Executor
-        if self._num_workers:
-            # Spawned, not forked: this process has threads, and may hold a CUDA context.
-            executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"))
-        else:
-            executor = ThreadPoolExecutor(1)
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-    def _rows(self, unit_idx: int, start: int, stop: int) -> tuple[list[int], list[int]]:
-        first_row = self._spec.unit_range(unit_idx)[0]
-        rows = self._cache.rows(unit_idx)
-        part = slice(start - first_row, stop - first_row)
-        return rows["source"][part].tolist(), rows["lmdb_index"][part].tolist()
+    def _chunk_rows(self, units: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield (source indexes, LMDB indexes) of every chunk of `units`."""
+        chunk_rows = self._spec.chunk_rows
+        for unit_idx in units:
+            rows = self._cache.rows(unit_idx)
+            for start in range(0, len(rows["source"]), chunk_rows):
+                part = slice(start, start + chunk_rows)
+                yield rows["source"][part].tolist(), rows["lmdb_index"][part].tolist()
 
     def _teach(self, made: ViewChunk) -> dict[int, torch.Tensor]:
         """Return each tap's features for a chunk. Shape: (B, T, D) each."""

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
+
+from .errors import DataError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+@contextmanager
+def process_pool(num_processes: int) -> Iterator[Executor]:
+    """Yield worker processes that leave ctrl-C to this one, and end when it ends.
+
+    Spawned, not forked: this process may have threads, open LMDBs and a CUDA context.
+
+    Raises:
+        DataError: a worker died.
+    """
+    executor = ProcessPoolExecutor(
+        num_processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
+    with _ignoring_interrupts():
+        executor.submit(int)  # Starts every worker; they inherit that ctrl-C is ignored.
+    is_sound = False
+    try:
+        yield executor
+        is_sound = True
+    except BrokenProcessPool as e:
+        raise DataError(
+            "a worker process died; most likely memory ran out, or an LMDB is damaged (look for "
+            "one with: clipocr data check)"
+        ) from e
+    finally:
+        # After a failure nobody waits for work that nobody wants.
+        executor.shutdown(wait=is_sound, cancel_futures=True)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may decide on signals.
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _end_with_parent() -> None:
+    """Make a worker end when its parent was killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def map_ahead(

@@ -164,12 +164,15 @@ class ArrayWriter:
             shard_idx = self._shard_idx + len(self._shards)
             self._shards.append((self._storage.create(layout.shard_name(shard_idx)), [], []))
         file, entries, sums = self._shards[-1]
-        payload = np.ascontiguousarray(chunk.astype(np.dtype(layout.dtype).newbyteorder("<")))
-        encoded = Zstd(_ZSTD_LEVEL).encode(payload) if layout.compressed else payload.tobytes()
+        payload = np.ascontiguousarray(chunk, np.dtype(layout.dtype).newbyteorder("<"))
+        # A flat view: nothing below copies it, and hashing releases the interpreter lock.
+        encoded = np.frombuffer(
+            Zstd(_ZSTD_LEVEL).encode(payload) if layout.compressed else payload, np.uint8
+        )
         checksum = google_crc32c.value(encoded)
         entries.append((file.num_bytes, len(encoded) + _CRC_BYTES))
         sums.append(checksum)
-        file.write(encoded)
+        file.write(encoded.data)
         file.write(struct.pack("<I", checksum))
 
 
@@ -212,14 +215,14 @@ class ArrayReader:
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop), reading each chunk they touch once."""
         layout = self.layout
-        parts = []
+        rows = np.empty((stop - start, *layout.row_shape), layout.dtype)
         for chunk_idx in range(start // layout.chunk_rows, -(-stop // layout.chunk_rows)):
             first_row = chunk_idx * layout.chunk_rows
             chunk = self.chunk(*divmod(chunk_idx, layout.chunks_per_shard))
-            parts.append(chunk[max(start - first_row, 0) : stop - first_row])
-        if not parts:
-            return np.zeros((0, *layout.row_shape), layout.dtype)
-        return np.concatenate(parts)
+            part = chunk[max(start - first_row, 0) : stop - first_row]
+            at = max(first_row - start, 0)
+            rows[at : at + len(part)] = part
+        return rows
 
     def all(self) -> Array:
         """Return the whole array; for arrays that fit in memory."""

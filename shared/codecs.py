@@ -86,8 +86,6 @@ class Fp16Codec:
 
 _FEATURE_CODECS: dict[str, FeatureCodec] = {codec.name: codec for codec in (Fp16Codec(),)}
 
-FEATURE_CODEC_NAMES = tuple(_FEATURE_CODECS)
-
 
 def feature_codec(name: str) -> FeatureCodec:
     """Return the codec of that name.

@@ -19,15 +19,15 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdigit())):
+        raise UsageError(f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N")
+    num_devices = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= num_devices:
         raise UsageError(
-            f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r}: this machine has no CUDA device; pass --device cpu")
-    return device
+            f"device {name!r}: this machine has {num_devices} CUDA devices; pass --device auto"
+        )
+    return torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[str, str]:

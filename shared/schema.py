@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from .arrays import ArrayLayout
@@ -306,7 +307,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     """The index: rows, labels, rejected samples, and the group's metadata."""
 
-    @property
+    @cached_property
     def cache_id(self) -> str:
         """Digest of the spec and of the index; every commit carries it."""
         identity = {"spec": asdict(self.spec), "files": _files_json(self.files)}

@@ -42,7 +42,7 @@ class PendingFile:
         self.name = name
         self._root = root
         self._final = root / name
-        self._tmp = root / _TMP / f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+        self._tmp = root / _TMP / f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
         self._tmp.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._tmp.open("xb")
         self._sha256 = hashlib.sha256()
@@ -151,8 +151,8 @@ class LocalStorage:
 
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
-        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}:*:*"):
-            if not _is_alive(int(leftover.name.split(":")[1])):
+        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):
+            if not _is_alive(int(leftover.name.split("@")[1])):
                 leftover.unlink(missing_ok=True)
 
 

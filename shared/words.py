@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -66,6 +66,25 @@ def find_lmdbs(root: Path) -> list[Path]:
             f"make one with: clipocr data import IMAGES {root / 'words.lmdb'}"
         )
     return found
+
+
+def find_named_lmdbs(roots: Sequence[Path]) -> dict[str, Path]:
+    """Return every LMDB at or below `roots` by a name that does not depend on where roots lie.
+
+    Raises:
+        DataError: nothing found, or two LMDBs would have the same name.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        for path in find_lmdbs(root):
+            name = path.relative_to(root).as_posix() if path != root else root.resolve().name
+            if name in found:
+                raise DataError(
+                    f"{found[name]} and {path} would both be named {name!r}; "
+                    "pass one root above both"
+                )
+            found[name] = path
+    return dict(sorted(found.items()))
 
 
 class WordLmdb:

@@ -253,7 +253,7 @@ def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, 
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.ENOENT, "bug")])
+@pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EBADF, "bug")])
 def test_bugs_keep_their_traceback(folder, tmp_path, monkeypatch, error) -> None:
     def fail(*_args, **_options):
         raise error

@@ -15,9 +15,10 @@ class Clock:
         self.num_samples = 0
         self._waited = self._elapsed = 0.0
         self._since: float | None = None
+        self._has_started = False
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield `batches`, timing how long each one is waited for; the first starts the clock."""
+        """Yield `batches`, timing each wait; the very first only starts the clock."""
         while True:
             asked = time.perf_counter()
             try:
@@ -25,10 +26,11 @@ class Clock:
             except StopIteration:
                 return
             now = time.perf_counter()
-            if self._since is None:
-                self._since = now
-            else:
+            if self._has_started:
                 self._waited += now - asked
+            if self._since is None:
+                self._since = asked if self._has_started else now
+            self._has_started = True
             yield batch
 
     def pause(self) -> None:

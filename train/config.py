@@ -30,6 +30,7 @@ class TrainConfig:
     warmup_fraction: float = 0.075
     """Share of all steps in which the learning rate rises."""
     weight_decay: float = 0.0
+    """AdamW's, on the matrices of linear and convolution layers only."""
     grad_clip_norm: float = 20.0
     """Largest norm of the whole gradient."""
     precision: str = "fp32"
@@ -39,8 +40,11 @@ class TrainConfig:
     """Share of the cache's units to train on."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UsageError(f"epochs is {self.epochs}, expected 1 or more")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")
         if not 0 < self.warmup_fraction < 1:
             raise UsageError(f"warmup fraction is {self.warmup_fraction}, expected between 0 and 1")
         for name in ("learning_rate", "grad_clip_norm"):
@@ -63,5 +67,7 @@ class TrainPlace:
     val_data: tuple[Path, ...] = ()
     """Roots of validation LMDBs; without any there is no best.pt."""
     val_charset: Charset
+    command: tuple[str, ...] = ()
+    """The command line, for run.json."""
     checkpoint_every_steps: int = 1000
     """Steps between writes of last.pt, besides the end of every epoch."""

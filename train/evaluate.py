@@ -21,7 +21,7 @@ from ..shared.device import autocast
 from ..shared.errors import DataError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
 from ..shared.images import ImageProblemError, decode_image, stretch
-from ..shared.words import WordLmdb, find_lmdbs
+from ..shared.words import WordLmdb, find_named_lmdbs
 from .metrics import WordCounts
 from .student import Student
 
@@ -66,40 +66,52 @@ def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Re
     ]
 
 
-def evaluate(
-    student: Student,
-    roots: Sequence[Path],
-    *,
-    charset: Charset,
-    device: torch.device,
-    precision: str = "fp32",
-    batch_size: int = 512,
-    show_progress: bool = True,
-) -> list[SetResult]:
-    """Evaluate on every LMDB at or below `roots`, in name order.
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """One LMDB, with the labels that count under a test charset."""
 
-    Args:
-        student: In eval mode, on `device`.
-        roots: Folders to look for LMDBs in.
-        charset: The test charset; 36 for the published numbers.
-        device: Where to run.
-        precision: Autocast type.
-        batch_size: Pictures read at once.
-        show_progress: Whether to show bars on stderr.
+    __test__ = False  # For pytest, to which the name looks like a test.
+
+    name: str
+    lmdb: WordLmdb
+    charset: Charset
+    labels: list[tuple[int, str]]
+    """(LMDB index, adapted label) of each sample that counts."""
+
+
+def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: int) -> list[TestSet]:
+    """Open every LMDB at or below `roots`, in name order, and filter its labels.
 
     Raises:
-        DataError: no LMDB, or one that cannot be used.
+        DataError: no LMDB, one that cannot be used, or one without a label under `charset`.
     """
-    results = []
-    for root in roots:
-        for path in find_lmdbs(root):
-            name = path.relative_to(root).as_posix() if path != root else path.resolve().name
-            results.append(
-                _evaluate_set(
-                    student, name, path, charset, device, precision, batch_size, show_progress
-                )
-            )
-    return results
+    return [
+        TestSet(
+            name=name,
+            lmdb=(lmdb := WordLmdb(path)),
+            charset=charset,
+            labels=_test_labels(lmdb, charset, max_label_length),
+        )
+        for name, path in find_named_lmdbs(roots).items()
+    ]
+
+
+def evaluate(
+    student: Student,
+    test_sets: Sequence[TestSet],
+    *,
+    precision: str = "fp32",
+    batch_size: int = 512,
+) -> list[SetResult]:
+    """Read every picture of every set, with bars on stderr.
+
+    Args:
+        student: In eval mode; the pictures go to its device.
+        test_sets: Of `open_test_sets`.
+        precision: Autocast type.
+        batch_size: Pictures read at once.
+    """
+    return [_evaluate_set(student, some, precision, batch_size) for some in test_sets]
 
 
 def total(results: Sequence[SetResult]) -> WordCounts:
@@ -154,40 +166,33 @@ def results_as_json(
 
 
 def _evaluate_set(
-    student: Student,
-    name: str,
-    path: Path,
-    charset: Charset,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    show_progress: bool,
+    student: Student, test_set: TestSet, precision: str, batch_size: int
 ) -> SetResult:
-    lmdb = WordLmdb(path)
-    labelled = _test_labels(lmdb, charset, student.config.max_label_length)
+    device = next(student.parameters()).device
+    lmdb, labels = test_set.lmdb, test_set.labels
     counts, num_broken = WordCounts(), 0
-    starts = range(0, len(labelled), batch_size)
-    batches = [labelled[start : start + batch_size] for start in starts]
-    progress = tqdm(total=len(labelled), desc=name, unit="image", disable=not show_progress)
+    batches = [labels[start : start + batch_size] for start in range(0, len(labels), batch_size)]
+    progress = tqdm(total=len(labels), desc=test_set.name, unit="image")
     with progress, ThreadPoolExecutor(_DECODE_THREADS) as executor:
         decoded = map_ahead(executor, lambda batch: _views(lmdb, batch), batches, _BATCHES_AHEAD)
         for batch, (views, is_broken) in zip(batches, decoded, strict=True):
             readings = read_views(student, torch.from_numpy(views).to(device), precision)
             for (_, label), reading, broken in zip(batch, readings, is_broken, strict=True):
                 num_broken += broken
-                prediction = "" if broken else charset.adapt(reading.text)
+                prediction = "" if broken else test_set.charset.adapt(reading.text)
                 counts.add(prediction, label, 0.0 if broken else reading.confidence)
             progress.update(len(batch))
     return SetResult(
-        name=name,
+        name=test_set.name,
         counts=counts,
-        num_unlabelled=len(lmdb) - len(labelled),
+        num_unlabelled=len(lmdb) - len(labels),
         num_broken=num_broken,
     )
 
 
 def _test_labels(lmdb: WordLmdb, charset: Charset, max_label_length: int) -> list[tuple[int, str]]:
     """Return (LMDB index, adapted label) of the samples that count."""
+    # Folding to ASCII would empty every label of a charset that is not.
     rules = LabelRules(
         normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
     )
@@ -217,9 +222,10 @@ def _views(lmdb: WordLmdb, batch: list[tuple[int, str]]) -> tuple[np.ndarray, li
 
 
 def read_images(
-    student: Student, paths: Sequence[Path], *, device: torch.device, batch_size: int = 64
+    student: Student, paths: Sequence[Path], *, batch_size: int = 64
 ) -> Iterator[tuple[Path, Reading | ImageProblemError]]:
     """Read cropped words from image files, in order; a file that is no image yields its problem."""
+    device = next(student.parameters()).device
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
         outcomes: dict[Path, Reading | ImageProblemError] = {}

@@ -32,6 +32,22 @@ _READ_THREADS = 2
 _BATCHES_AHEAD = 2
 
 
+def choose_units(cache: FeatureCache, fraction: float) -> list[int]:
+    """Return the first `fraction` of the committed units, at least one.
+
+    Rows were permuted at build, so any units are a fair sample.
+
+    Raises:
+        CacheMissingError: nothing is built yet.
+    """
+    units = cache.units()
+    if not units:
+        raise CacheMissingError(
+            f"{cache.storage} has no finished unit yet; run its cache build command again"
+        )
+    return units[: max(1, round(fraction * len(units)))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _HostBatch:
     """A batch as it lies in memory, still encoded."""
@@ -54,7 +70,7 @@ class CacheLoader:
         batch_size: int,
         seed: int,
         device: torch.device,
-        fraction: float = 1.0,
+        units: Sequence[int],
     ) -> None:
         """Prepare the rows; reads the index of the cache, and no features.
 
@@ -67,17 +83,13 @@ class CacheLoader:
             batch_size: B.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
-            fraction: Share of the committed units to use, at least one.
+            units: Committed units to draw from; see `choose_units`.
 
         Raises:
             CacheMismatchError: the cache lacks a tap.
-            CacheMissingError: nothing is built yet.
-            UsageError: no row is usable, or an option is out of range.
+            CacheMissingError: the cache lacks a unit.
+            UsageError: no row is usable.
         """
-        if not 0 < fraction <= 1:
-            raise UsageError(f"fraction is {fraction}, expected more than 0 and at most 1")
-        if batch_size < 1:
-            raise UsageError(f"batch size is {batch_size}, expected 1 or more")
         self._cache, self._text, self._device = cache, text, device
         self._text_taps = {tap: torch.from_numpy(text.taps[tap]) for tap in text_taps}
         self._eot = torch.from_numpy(text.eot)
@@ -88,12 +100,7 @@ class CacheLoader:
             for key in ("pixels", *(f"block{tap}" for tap in image_taps))
         }
         self._batch_size, self._seed = batch_size, seed
-        units = cache.units()
-        if not units:
-            raise CacheMissingError(
-                f"{cache.storage} has no finished unit yet; run its cache build command again"
-            )
-        self._units = units[: max(1, round(fraction * len(units)))]
+        self._units = units
         self._chunks, self._row_text_ids = self._usable_rows(max_label_length)
         self.num_rows = sum(int((ids >= 0).sum()) for ids in self._row_text_ids)
         """Rows that an epoch draws from."""
@@ -105,8 +112,8 @@ class CacheLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch: whole ones, unless there is less than one."""
-        return max(1, self.num_rows // self._batch_size)
+        """Batches per epoch; the last one holds what is left, as in the official loader."""
+        return -(-self.num_rows // self._batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -25,14 +24,18 @@ from ..shared.cache import FeatureCache
 from ..shared.device import autocast
 from ..shared.errors import CheckpointError, TrainingError, UsageError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ..shared.schema import MANIFEST_NAME
 from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .loader import CacheLoader
+from .loader import CacheLoader, choose_units
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
 from .tokenizer import LabelTokenizer
+
+if TYPE_CHECKING:
+    from .evaluate import TestSet
 
 RUN_NAME = "run.json"
 """Everything needed to repeat a run, and what came of it."""
@@ -76,7 +79,7 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
     cache.require_taps("image", config.method.image_taps)
     cache.require_taps("text", config.method.text_taps)
     run = _Run(config, place, cache)
-    run.begin(resume=resume)
+    run.take_state(resume=resume)
     loader = CacheLoader(
         cache,
         cache.text_table(text_spec.name),
@@ -86,7 +89,7 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         batch_size=config.batch_size,
         seed=config.seed,
         device=place.device,
-        fraction=config.fraction,
+        units=run.units,
     )
     return run.train(loader)
 
@@ -102,45 +105,64 @@ class _Run:
         self.method = config.method.build(config.student, cache.spec.teacher).to(place.device)
         self.parameters = [*self.student.parameters(), *self.method.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            _parameter_groups([self.student, self.method], config.weight_decay),
             lr=config.learning_rate,
-            weight_decay=config.weight_decay,
             fused=place.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=config.precision == "fp16")
+        self.units = choose_units(cache, config.fraction)
+        self.test_sets = self._open_validation()
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
         self._epoch_sums: dict[str, float | torch.Tensor] = {}
+        self._commands: list[list[str]] = []
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
-    def begin(self, *, resume: bool) -> None:
-        """Take the run folder, and the state in it if there is any."""
-        last = self.place.out / LAST_NAME
+    def take_state(self, *, resume: bool) -> None:
+        """Take up the state in the run folder when resuming; else make sure that there is none."""
+        out = self.place.out
+        last, record = out / LAST_NAME, out / RUN_NAME
+        if (out / MANIFEST_NAME).exists():
+            raise UsageError(f"{out} is a feature cache; choose another --out for the run")
         if not resume:
-            if last.exists() or (self.place.out / RUN_NAME).exists():
+            if last.exists() or record.exists():
                 raise UsageError(
-                    f"{self.place.out} holds a run already; go on with it by --resume, or choose "
-                    "another --out"
+                    f"{out} holds a run already; go on with it by --resume, or choose another --out"
                 )
-            self.place.out.mkdir(parents=True, exist_ok=True)
-        elif last.exists():
+            return
+        if not last.exists() and not record.exists():
+            raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
+        if record.exists():
+            self._commands = json.loads(record.read_text(encoding="utf-8"))["commands"]
+        if last.exists():
             self._restore(last)
-        elif not (self.place.out / RUN_NAME).exists():
-            raise CheckpointError(
-                f"{self.place.out} holds no run to resume; drop --resume to begin one"
-            )
-        self._write_run_json(None)
+
+    def _open_validation(self) -> list[TestSet]:
+        """Open the validation sets before the first step, not after hours of training."""
+        if not self.place.val_data:
+            return []
+        # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
+        from .evaluate import open_test_sets
+
+        longest = self.config.student.max_label_length
+        return open_test_sets(self.place.val_data, self.place.val_charset, longest)
 
     def save(self) -> None:
-        """Write last.pt: the student and all that resuming needs."""
+        """Write last.pt: the student and all that resuming needs.
+
+        Raises:
+            TrainingError: a loss was not finite, and so the weights are not; last.pt stays.
+        """
+        self._require_finite({name: float(v) for name, v in self._epoch_sums.items()})
         save_checkpoint(
             self.place.out / LAST_NAME,
             self.student,
             {
                 "config": self.config.to_json(),
                 "cache_id": self.cache.manifest.cache_id,
+                "units": list(self.units),
                 "step": self.step,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -176,6 +198,8 @@ class _Run:
         torch.set_rng_state(training["random"])
         if training["random_cuda"] is not None and self.place.device.type == "cuda":
             torch.cuda.set_rng_state(training["random_cuda"], self.place.device)
+        # The cache may have grown since; this run goes on with the rows it began with.
+        self.units = training["units"]
         self.step = training["step"]
         self.history = training["history"]
         self._epoch_sums = training["epoch_sums"]
@@ -191,8 +215,13 @@ class _Run:
         steps_per_epoch = loader.steps_per_epoch
         num_steps = steps_per_epoch * self.config.epochs
         clock = Clock()
+        self.place.out.mkdir(parents=True, exist_ok=True)
+        self._commands.append(list(self.place.command))
+        self._write_run_json()
         with (
-            SummaryWriter(str(self.place.out), purge_step=self.step) as board,
+            SummaryWriter(
+                str(self.place.out), purge_step=self.step + 1 if self.step else None
+            ) as board,
             stop_signals() as stop,
         ):
             while True:
@@ -219,9 +248,7 @@ class _Run:
                         if self.step % self.place.checkpoint_every_steps == 0:
                             self.save()
                 clock.pause()
-        summary = self._summary(clock)
-        self._write_run_json(summary)
-        return summary
+        return self._summary(clock)
 
     def _take_step(self, batch: Batch, num_steps: int) -> dict[str, torch.Tensor]:
         """Take one optimizer step; return the loss terms, and what is logged beside them."""
@@ -253,17 +280,16 @@ class _Run:
     ) -> None:
         # On a GPU every look at a value waits for the device, so the sums stay there.
         for name, term in terms.items():
-            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + term.double()
+            if name != "grad_norm":
+                self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + term.double()
         bar.update(1)
         if self.step % _LOG_EVERY_STEPS and bar.n < (bar.total or 0):
             return
         values = {name: float(term) for name, term in terms.items()}
-        not_finite = [name for name, value in values.items() if not math.isfinite(value)]
-        if not_finite and not (self.scaler.is_enabled() and not_finite == ["grad_norm"]):
-            raise TrainingError(
-                f"step {self.step}: {', '.join(not_finite)} is no longer finite. Lower "
-                "--learning-rate or pass --precision fp32; last.pt holds the last good state"
-            )
+        # Under fp16 a gradient may overflow; the scaler then skips the step.
+        self._require_finite(
+            {k: v for k, v in values.items() if k != "grad_norm" or not self.scaler.is_enabled()}
+        )
         bar.set_postfix(loss=f"{values['total']:.3f}")
         for name, value in values.items():
             folder = "loss" if name != "grad_norm" else "train"
@@ -272,30 +298,38 @@ class _Run:
         board.add_scalar("train/samples_per_second", clock.samples_per_second, self.step)
         board.add_scalar("train/data_wait_fraction", clock.wait_fraction, self.step)
 
-    def _end_epoch(self, board: Any, steps_per_epoch: int) -> None:
-        entry = {f"loss/{k}": float(v) / steps_per_epoch for k, v in self._epoch_sums.items()}
-        self._epoch_sums = {}
-        if self.place.val_data:
-            # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
-            from .evaluate import evaluate, total
-
-            self.student.eval()
-            results = evaluate(
-                self.student,
-                self.place.val_data,
-                charset=self.place.val_charset,
-                device=self.place.device,
-                precision=self.config.precision,
+    def _require_finite(self, values: Mapping[str, float]) -> None:
+        not_finite = [name for name, value in values.items() if not math.isfinite(value)]
+        if not_finite:
+            last = self.place.out / LAST_NAME
+            kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
+            raise TrainingError(
+                f"step {self.step}: {', '.join(not_finite)} is no longer finite. Lower "
+                f"--learning-rate or pass --precision fp32; {kept}"
             )
-            counts = total(results)
-            entry |= {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
+
+    def _end_epoch(self, board: Any, steps_per_epoch: int) -> None:
+        # First of all: whatever happens in validation, the epoch is not lost.
+        self.save()
+        entry = {f"loss/{k}": float(v) / steps_per_epoch for k, v in self._epoch_sums.items()}
+        if self.test_sets:
+            entry |= self._validate()
             for name in ("val/accuracy", "val/1-NED"):
                 board.add_scalar(name, entry[name], self.step)
-            if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
-                self.best_accuracy = counts.accuracy
-                save_checkpoint(self.place.out / BEST_NAME, self.student)
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
+        self._epoch_sums = {}
         self.save()
+        self._write_run_json()
+
+    def _validate(self) -> dict[str, float]:
+        from .evaluate import evaluate, total
+
+        self.student.eval()
+        counts = total(evaluate(self.student, self.test_sets, precision=self.config.precision))
+        if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
+            self.best_accuracy = counts.accuracy
+            save_checkpoint(self.place.out / BEST_NAME, self.student)
+        return {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
 
     # -- the record --------------------------------------------------------------------------
 
@@ -312,17 +346,17 @@ class _Run:
             teacher_is_random=self.cache.spec.teacher.is_random,
         )
 
-    def _write_run_json(self, summary: TrainSummary | None) -> None:
+    def _write_run_json(self) -> None:
         spec = self.cache.spec
         record = {
-            "command": sys.argv,
+            "commands": self._commands,
             "config": self.config.to_json(),
             "cache": {
                 "path": str(self.place.cache),
                 "id": self.cache.manifest.cache_id,
                 "teacher": spec.teacher.name,
                 "teacher_is_random": spec.teacher.is_random,
-                "units": len(self.cache.units()),
+                "units": list(self.units),
                 "sources": [source.name for source in spec.sources],
             },
             "validation": [str(root) for root in self.place.val_data],
@@ -332,12 +366,33 @@ class _Run:
             },
             "device": str(self.place.device),
             "student_parameters": sum(p.numel() for p in self.student.parameters()),
+            "steps": self.step,
             "history": self.history,
-            "summary": summary and {**vars(summary), "checkpoint": summary.checkpoint.name},
+            "best_accuracy": self.best_accuracy,
         }
         partial = self.place.out / f".{RUN_NAME}.partial"
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(self.place.out / RUN_NAME)
+
+
+def _parameter_groups(
+    modules: Sequence[torch.nn.Module], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: decay for the weights of layers, none for biases, norms, embeddings.
+
+    As timm's ``create_optimizer_v2`` and PARSeq's ``no_weight_decay`` have it.
+    """
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    parts = [part for module in modules for part in module.modules()]
+    decayed = {id(part.weight) for part in parts if isinstance(part, layers)}
+    parameters = [p for module in modules for p in module.parameters()]
+    return [
+        {
+            "params": [p for p in parameters if (id(p) in decayed) == is_decayed],
+            "weight_decay": weight_decay if is_decayed else 0.0,
+        }
+        for is_decayed in (True, False)
+    ]
 
 
 def one_cycle(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:

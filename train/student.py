@@ -84,12 +84,20 @@ class StudentConfig:
 
 STUDENT_PRESETS = {
     "tiny": StudentConfig(
-        width=128, patch_height_px=8, encoder_layers=4, encoder_heads=4, decoder_heads=4
+        width=128,
+        patch_height_px=32,
+        patch_width_px=4,
+        encoder_layers=4,
+        encoder_heads=4,
+        decoder_heads=4,
+        mlp_ratio=2,
+        dropout=0.0,
     ),
     "small": StudentConfig(),
     "base": StudentConfig(width=768, encoder_heads=12, decoder_heads=12),
 }
-"""``tiny`` trains on a laptop CPU in minutes, ``small`` is the paper's, ``base`` is ViT-B."""
+"""``tiny`` learns clean print on a laptop's CPU in minutes: its patches are whole columns of the
+picture, and dropout only slows so short a training. ``small`` is the paper's, ``base`` is ViT-B."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,6 +233,40 @@ def test_a_charset_that_leaves_nothing_is_refused(data_root: Path, tmp_path: Pat
         build_cache(tiny_build(data_root, tmp_path / "cache", charset=charset))
 
 
+def test_labels_longer_than_the_text_encoder_are_refused_before_anything_is_written(
+    data_root: Path, tmp_path: Path
+) -> None:
+    labels = LabelRules(max_label_length=76)
+    with pytest.raises(UsageError, match="has room for 75 characters"):
+        build_cache(tiny_build(data_root, tmp_path / "cache", labels=labels))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_labels_that_their_charset_makes_too_long_are_left_out(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", ["ß" * 3 + "A" * 22, "STRAßE"])
+    upper = Charset(name="upper", characters="ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    labels = LabelRules(normalize_unicode=False)
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=upper, labels=labels))
+    assert FeatureCache.open(tmp_path / "cache").text_table("char-upper").strings == ["STRASSE"]
+
+
+def test_a_builder_that_finishes_first_seals_nothing(
+    data_root: Path, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cache"
+    shutil.copytree(cache_path, out)
+    (out / "sealed.json").unlink()
+    record = (out / "commits/view0/unit-00002.json").read_bytes()
+    (out / "commits/view0/unit-00002.json").unlink()
+    real = units.UnitBuilder.build
+    monkeypatch.setattr(units.UnitBuilder, "build", lambda self, _units: real(self, []))
+    build_cache(tiny_build(data_root, out))
+    assert not (out / "sealed.json").exists()
+    (out / "commits/view0/unit-00002.json").write_bytes(record)
+    build_cache(tiny_build(data_root, out))
+    assert files_of(out) == files_of(cache_path)
+
+
 def test_a_folder_with_other_things_is_refused(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"not a cache and holds thesis\.tex"):

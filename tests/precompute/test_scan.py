@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from samples import draw_word, write_words
 
-from clipocr.precompute.scan import find_sources, sample_hashes, scan_sources
+from clipocr.precompute.scan import sample_hashes, scan_sources
 from clipocr.shared.charset import LabelRules
 from clipocr.shared.errors import DataError
+from clipocr.shared.words import find_named_lmdbs
 
 
 def scan(root: Path, **rules: object):
-    return scan_sources(find_sources([root]), LabelRules(**rules))
+    return scan_sources(find_named_lmdbs([root]), LabelRules(**rules))
 
 
 def edit(path: Path, changes: dict[bytes, bytes | None]) -> None:
@@ -80,7 +81,7 @@ def test_digest_sees_labels_and_image_sizes(tmp_path: Path) -> None:
 
 def test_what_is_no_word_lmdb_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no LMDB"):
-        find_sources([tmp_path])
+        find_named_lmdbs([tmp_path])
     path = write_words(tmp_path / "set", ["a"])
     edit(path, {b"num-samples": None})
     with pytest.raises(DataError, match="num-samples"):
@@ -100,10 +101,10 @@ def test_a_set_without_a_usable_sample_is_refused(tmp_path: Path) -> None:
 def test_two_roots_may_not_share_a_name(tmp_path: Path) -> None:
     for root in ("a", "b"):
         write_words(tmp_path / root / "train", ["x"])
-    with pytest.raises(DataError, match="both be the source 'train'"):
-        find_sources([tmp_path / "a", tmp_path / "b"])
-    assert list(find_sources([tmp_path])) == ["a/train", "b/train"]
-    assert list(find_sources([tmp_path / "a" / "train"])) == ["train"]
+    with pytest.raises(DataError, match="both be named 'train'"):
+        find_named_lmdbs([tmp_path / "a", tmp_path / "b"])
+    assert list(find_named_lmdbs([tmp_path])) == ["a/train", "b/train"]
+    assert list(find_named_lmdbs([tmp_path / "a" / "train"])) == ["train"]
 
 
 def test_order_is_keyed_by_sample_not_by_company() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from samples import TINY_CLIP
 
 from clipocr.precompute.teacher import CLIP_MEAN, CLIP_STD, Teacher, crop_positions, load_teacher
 from clipocr.precompute.tokens import CharacterTokenizer
@@ -211,6 +213,25 @@ def test_without_the_hub_the_error_comes_at_once_and_helps(
     with pytest.raises(TeacherError, match=r"--teacher ViT-B-16/PATH.*ViT-B-16/random:0"):
         load("ViT-B-16/openai")
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"no_causal_mask": True}, "a text encoder that is not causal"),
+        ({"embed_cls": True}, "a class token that stands for EOT"),
+        ({"hf_tokenizer_name": "some/other"}, "another tokenizer than CLIP's"),
+    ],
+)
+def test_text_encoders_that_read_otherwise_are_refused(
+    tmp_path: Path, text: dict[str, object], said: str
+) -> None:
+    name = f"ViT-{next(iter(text)).replace('_', '-')}"
+    config = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], **text}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    with pytest.raises(TeacherError, match=said):
+        load(f"{name}/random:0")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,18 @@ def test_every_label_position_finds_its_own_prefix(
         assert (nodes[num_positions:] == -1).all()
 
 
+def test_characters_of_several_tokens_keep_all_their_pads(tokenizer: CharacterTokenizer) -> None:
+    labels = ["日本", "abcdefgh"]
+    trie = build_trie(labels, tokenizer, 9, pads=True)
+    assert (trie.label_nodes >= 0).all()
+    prefix_of = prefixes(trie)
+    ids, ends = tokenizer.tokenize("日本")
+    assert len(ids) > 4
+    for position in range(10):
+        length = ends[position] + 1 if position < 2 else len(ids) + position - 2
+        assert prefix_of[int(trie.label_nodes[0, position])] == tuple([*ids, *[0] * 9][:length])
+
+
 def test_number_of_nodes_by_hand(tokenizer: CharacterTokenizer) -> None:
     # c, ca, cat, cat$, car, car$ and d, do, dog, dog$
     assert build_trie(["cat", "car", "dog"], tokenizer, 25, pads=False).num_nodes == 10

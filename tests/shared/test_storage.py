@@ -60,8 +60,8 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> No
     )
     (tmp_path / ".tmp").mkdir()
     host = socket.gethostname()
-    abandoned = tmp_path / ".tmp" / f"{host}:{int(dead.stdout)}:x"
-    elsewhere = tmp_path / ".tmp" / f"not-{host}:1:x"
+    abandoned = tmp_path / ".tmp" / f"{host}@{int(dead.stdout)}@x"
+    elsewhere = tmp_path / ".tmp" / f"not-{host}@1@x"
     abandoned.touch()
     elsewhere.touch()
     mine = storage.create("file")

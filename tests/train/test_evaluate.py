@@ -12,11 +12,16 @@ from samples import draw_word, write_words
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.shared.images import ImageProblemError
-from clipocr.train.evaluate import evaluate, read_images, total
+from clipocr.train.evaluate import SetResult, evaluate, open_test_sets, read_images, total
 from clipocr.train.student import Student, StudentConfig
 from clipocr.train.tokenizer import LabelTokenizer
 
-CPU = torch.device("cpu")
+
+def measure(
+    student: Student, root: Path, charset: str = "36", batch_size: int = 512
+) -> list[SetResult]:
+    sets = open_test_sets([root], Charset.load(charset), student.config.max_label_length)
+    return evaluate(student, sets, batch_size=batch_size)
 
 
 class Oracle(Student):
@@ -59,7 +64,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["House", "tree", "Cat!", "???", "x" * 26, "dog"], broken=6)
     write_painted(tmp_path / "deep" / "B", ["house", "trees"])
     student = Oracle(["hOUSE", "trees", "cat", "any", "any", "dog"])
-    a, b = evaluate(student, [tmp_path], charset=Charset.load("36"), device=CPU)
+    a, b = measure(student, tmp_path)
     assert (a.name, b.name) == ("A", "deep/B")
     # House = hOUSE and Cat! = cat under charset 36; tree is not trees; dog cannot be decoded.
     assert (a.counts.num_samples, a.counts.num_correct) == (4, 2)
@@ -75,18 +80,13 @@ def test_counts_by_hand(tmp_path: Path) -> None:
 def test_charset_is_applied_to_both_sides(tmp_path: Path, charset: str, num_correct: int) -> None:
     write_painted(tmp_path / "A", ["Abc", "a-bc", "a-bc"])
     student = Oracle(["aBC", "abc", "a-bc"])
-    (result,) = evaluate(student, [tmp_path], charset=Charset.load(charset), device=CPU)
+    (result,) = measure(student, tmp_path, charset)
     assert result.counts.num_correct == num_correct
 
 
 def test_batch_size_does_not_matter(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["a", "b", "c", "d", "e"], broken=2)
-    results = [
-        evaluate(
-            Oracle(list("abxde")), [tmp_path], charset=Charset.load("36"), device=CPU, batch_size=n
-        )
-        for n in (1, 2, 100)
-    ]
+    results = [measure(Oracle(list("abxde")), tmp_path, batch_size=size) for size in (1, 2, 100)]
     assert results[0] == results[1] == results[2]
     assert results[0][0].counts.num_correct == 3
 
@@ -94,7 +94,7 @@ def test_batch_size_does_not_matter(tmp_path: Path) -> None:
 def test_a_set_the_charset_empties_is_named(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["???"])
     with pytest.raises(DataError, match="no label is left under test charset 36"):
-        evaluate(Oracle(["a"]), [tmp_path], charset=Charset.load("36"), device=CPU)
+        measure(Oracle(["a"]), tmp_path)
 
 
 def test_read_images_in_order_with_problems(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_read_images_in_order_with_problems(tmp_path: Path) -> None:
         paths.append(tmp_path / name)
         if content is not None:
             paths[-1].write_bytes(content)
-    outcomes = list(read_images(Oracle(["zero", "one"]), paths, device=CPU, batch_size=3))
+    outcomes = list(read_images(Oracle(["zero", "one"]), paths, batch_size=3))
     assert [path for path, _ in outcomes] == paths
     texts = [o.text if not isinstance(o, ImageProblemError) else str(o) for _, o in outcomes]
     assert texts == ["one", "No such file or directory", "zero", "not an image"]
@@ -123,5 +123,5 @@ def test_a_real_student_reads_something(tmp_path: Path) -> None:
         width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
     )
     student = Student(config, LabelTokenizer(Charset.load("36"))).eval()
-    (result,) = evaluate(student, [tmp_path], charset=Charset.load("36"), device=CPU)
+    (result,) = measure(student, tmp_path)
     assert result.counts.num_samples == 1

@@ -14,7 +14,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.codecs import unfilter_pixels
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from clipocr.train.batch import Batch
-from clipocr.train.loader import CacheLoader
+from clipocr.train.loader import CacheLoader, choose_units
 
 
 def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
@@ -25,6 +25,7 @@ def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
         "batch_size": 12,
         "seed": 0,
         "device": torch.device("cpu"),
+        "units": choose_units(cache, 1.0),
     }
     return CacheLoader(cache, cache.text_table("char-36"), **(settings | changes))
 
@@ -121,10 +122,9 @@ def test_long_labels_are_left_out(cache: FeatureCache) -> None:
 
 
 def test_a_fraction_reads_that_share_of_units(cache: FeatureCache) -> None:
-    assert loader(cache, fraction=0.3).num_rows in (31, 32)
-    assert loader(cache, fraction=0.001).num_rows in (31, 32)
-    with pytest.raises(UsageError, match="fraction is 0"):
-        loader(cache, fraction=0)
+    assert choose_units(cache, 0.3) == choose_units(cache, 0.001) == [0]
+    assert choose_units(cache, 0.7) == [0, 1]
+    assert loader(cache, units=[0]).num_rows in (31, 32)
 
 
 def test_fewer_rows_than_a_batch_make_one_batch(cache: FeatureCache) -> None:
@@ -173,6 +173,7 @@ def test_labels_the_charset_cannot_write_are_left_out(tmp_path: Path) -> None:
         batch_size=2,
         seed=0,
         device=torch.device("cpu"),
+        units=choose_units(cache, 1.0),
     )
     assert [batch.labels for batch in rows.epoch(0)] == [["333"]]
 

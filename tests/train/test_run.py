@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,16 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import write_words
 
 from clipocr.shared.charset import Charset
-from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
+from clipocr.shared.errors import CacheMismatchError, DataError, TrainingError, UsageError
 from clipocr.train import run as run_module
 from clipocr.train.checkpoint import load_checkpoint
 from clipocr.train.clip_ocr import ClipOcrConfig
 from clipocr.train.config import TrainConfig, TrainPlace
-from clipocr.train.run import one_cycle, train
+from clipocr.train.run import _parameter_groups, one_cycle, train
 from clipocr.train.stopping import StopRequestedError
-from clipocr.train.student import StudentConfig
+from clipocr.train.student import Student, StudentConfig
+from clipocr.train.tokenizer import LabelTokenizer
 
 CONFIG = TrainConfig(
     student=StudentConfig(
@@ -81,7 +84,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[]
 
 def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root: Path) -> None:
     summary = train(CONFIG, replace(place, val_data=(data_root,)))
-    assert summary.num_steps == 3 * 4  # 72 usable rows in batches of 16.
+    assert summary.num_steps == 3 * 5  # 72 usable rows in batches of 16, the last of 8.
     assert summary.last_loss < summary.first_loss
     assert summary.checkpoint == place.out / "best.pt"
     record = json.loads((place.out / "run.json").read_text())
@@ -107,7 +110,7 @@ def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [0, 5, 7])
+@pytest.mark.parametrize("step", [0, 6, 9])
 def test_interrupted_and_resumed_equals_uninterrupted(
     place: TrainPlace,
     tmp_path: Path,
@@ -135,10 +138,31 @@ def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
 
     place = replace(place, checkpoint_every_steps=3)
     with monkeypatch.context() as patched:
-        interrupt_after(patched, 7, crash)
+        interrupt_after(patched, 8, crash)
         with pytest.raises(MemoryError):
             train(CONFIG, place)
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 6
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_the_units_it_began_with(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half.cache"
+    shutil.copytree(place.cache, half)
+    hidden = [half / "sealed.json", half / "commits/view0/unit-00001.json"]
+    contents = [path.read_bytes() for path in hidden]
+    for path in hidden:
+        path.unlink()
+    place = replace(place, cache=half)
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StopRequestedError):
+            train(CONFIG, place)
+    for path, content in zip(hidden, contents, strict=True):
+        path.write_bytes(content)  # The build was finished meanwhile.
     train(CONFIG, place, resume=True)
     assert_equal_runs(place.out, tmp_path / "whole")
 
@@ -173,9 +197,54 @@ def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: Tr
     assert not place.out.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(place: TrainPlace) -> None:
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
+    place: TrainPlace, every: int
+) -> None:
+    place = replace(place, checkpoint_every_steps=every)
     with pytest.raises(TrainingError, match=r"no longer finite.*--learning-rate"):
         train(replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30), place)
+    if (place.out / "last.pt").exists():
+        weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_validation_sets_are_opened_before_the_first_step(
+    place: TrainPlace, tmp_path: Path
+) -> None:
+    write_words(tmp_path / "val" / "set", ["!!", "??"])
+    with pytest.raises(DataError, match="no label is left"):
+        train(CONFIG, replace(place, val_data=(tmp_path / "val",)))
+    assert not place.out.exists()
+
+
+def test_an_epoch_survives_a_validation_that_fails(
+    place: TrainPlace, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = replace(place, val_data=(data_root,))
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("clipocr.train.evaluate.evaluate", fail)
+        with pytest.raises(MemoryError):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5
+    summary = train(CONFIG, place, resume=True)
+    assert summary.best_accuracy is not None
+    assert len(json.loads((place.out / "run.json").read_text())["history"]) == 3
+
+
+def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
+    student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset))
+    decayed, spared = _parameter_groups([student], 0.1)
+    names = {id(p): name for name, p in student.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert {"positions", "embedding.weight", "head.bias", "norm.weight"} <= spared_names
+    assert "head.weight" in {names[id(p)] for p in decayed["params"]}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
