@@ -380,7 +380,28 @@ def cache() -> None:
     show_default="fp16 on CUDA, fp32 on the CPU",
     help="Arithmetic of the teacher.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Keys the order of the rows.")
+@click.option(
+    "--augment",
+    type=click.Choice(["clean", "randaugment"]),
+    default="clean",
+    show_default=True,
+    help="What happens to a picture before it is stretched; randaugment is PARSeq's recipe.",
+)
+@click.option(
+    "--views",
+    "num_views",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Views of each sample; epoch e trains on view e mod K. More can be added later.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Keys the order of the rows and the augmentation.",
+)
 @click.option(
     "--unit-rows",
     type=int,
@@ -410,6 +431,8 @@ def build_command(
     keep_unicode: bool,
     codec: str,
     precision: str | None,
+    augment: str,
+    num_views: int,
     seed: int,
     unit_rows: int,
     chunk_rows: int,
@@ -419,7 +442,10 @@ def build_command(
     """Run frozen CLIP over all LMDBs at or below ROOT and keep its features.
 
     Running the same command again finishes what is missing, or finds that nothing is. With another
-    --charset it adds the text table of that charset to the cache.
+    --charset it adds the text table of that charset to the cache, with more --views the views.
+
+    Under torchrun, srun or a Slurm array each process builds its share of the units; any of them
+    may fail or come late without harm.
 
     \b
     Example:
@@ -429,7 +455,10 @@ def build_command(
     from .shared.charset import Charset, LabelRules
     from .shared.device import choose_device
 
+    rank, world_size, local_rank = _process_of()
     device = choose_device(device_name)
+    if device.type == "cuda" and device.index is None and world_size > 1:
+        device = choose_device(f"cuda:{local_rank}")
     summary = build_cache(
         BuildConfig(
             data=roots,
@@ -445,7 +474,11 @@ def build_command(
                 normalize_unicode=not keep_unicode, max_label_length=max_label_length
             ),
             codec=codec,
+            augment=augment,
+            num_views=num_views,
             seed=seed,
+            rank=rank,
+            world_size=world_size,
             unit_rows=unit_rows,
             chunk_rows=chunk_rows,
             num_workers=_default_workers(device.type) if workers is None else workers,
@@ -460,10 +493,30 @@ def build_command(
         if summary.num_rows_built
         else "nothing was missing"
     )
+    rest = "" if summary.is_complete else "; units of other processes are still missing"
     click.echo(
         f"Wrote {out}: {_count(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad), {size}; "
-        f"{done}."
+        f"{done}{rest}."
     )
+
+
+def _process_of() -> tuple[int, int, int]:
+    """Return (rank, number of processes, rank on this machine) as torchrun or Slurm set them."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    if "SLURM_ARRAY_TASK_ID" in env and "SLURM_ARRAY_TASK_COUNT" in env:
+        first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
+        step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+        rank = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step
+        return rank, int(env["SLURM_ARRAY_TASK_COUNT"]), 0
+    if "SLURM_PROCID" in env and "SLURM_NTASKS" in env:
+        return (
+            int(env["SLURM_PROCID"]),
+            int(env["SLURM_NTASKS"]),
+            int(env.get("SLURM_LOCALID", "0")),
+        )
+    return 0, 1, 0
 
 
 def _default_workers(device_type: str) -> int:
@@ -578,6 +631,13 @@ def info_command(cache_path: Path) -> None:
     "--fraction", type=float, default=1.0, show_default=True, help="Share of the cache to train on."
 )
 @click.option(
+    "--views",
+    "num_views",
+    type=click.IntRange(min=1),
+    show_default="all the cache has",
+    help="Views to train on; epoch e sees view e mod K.",
+)
+@click.option(
     "--val-data",
     "val_roots",
     metavar="ROOT",
@@ -615,6 +675,7 @@ def train(
     learning_rate: float,
     weight_decay: float,
     fraction: float,
+    num_views: int | None,
     val_roots: tuple[Path, ...],
     precision: str,
     seed: int,
@@ -655,6 +716,7 @@ def train(
         precision=chosen,
         seed=seed,
         fraction=fraction,
+        num_views=num_views,
     )
     place = TrainPlace(
         cache=cache_path,

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..shared.arrays import GROUP_METADATA, Array, encode_strings, write_array, write_metadata
+from ..shared.arrays import GROUP_METADATA, Array, encode_strings, write_array
 from ..shared.cache import FeatureCache, read_commits, read_manifest, unit_name
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import feature_codec
 from ..shared.errors import CacheMismatchError, UsageError
 from ..shared.records import encode_record, require_equal
 from ..shared.schema import (
+    AUGMENTATIONS,
     MANIFEST_NAME,
     SEAL_NAME,
     CacheSpec,
@@ -41,7 +42,7 @@ from .teacher import Teacher, load_teacher
 from .text import build_text_table
 from .units import UnitBuilder
 
-_GROUPS = ("", "rows", "labels", "rejected", "image", "image/view0", "text")
+_GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,18 @@ class BuildConfig:
     charset: Charset
     labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
     codec: str = "fp16"
+    augment: str = "clean"
+    """``clean`` or ``randaugment``."""
+    num_views: int = 1
+    """K: epoch e of a training sees view e mod K. More can be added to a finished cache."""
     seed: int = 0
     unit_rows: int = 16384
     chunk_rows: int = 256
     num_workers: int = 0
     """Processes that decode images; 0: a thread of this process."""
+    rank: int = 0
+    """Which of `world_size` processes this is: it builds every `world_size`-th unit."""
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.chunk_rows < 1 or self.unit_rows < 1 or self.unit_rows % self.chunk_rows:
@@ -75,6 +83,19 @@ class BuildConfig:
                 f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
             )
         feature_codec(self.codec)
+        if self.augment not in AUGMENTATIONS:
+            raise UsageError(
+                f"augment is {self.augment!r}, expected one of {', '.join(AUGMENTATIONS)}"
+            )
+        if self.num_views < 1:
+            raise UsageError(f"views is {self.num_views}, expected 1 or more")
+        if self.num_views > 1 and self.augment == "clean":
+            raise UsageError(
+                f"{self.num_views} clean views would all be the same; pass --augment randaugment, "
+                "or --views 1"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(f"rank is {self.rank} of {self.world_size} processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +107,8 @@ class BuildSummary:
     """0 when nothing was missing."""
     num_bad_rows: int
     """Bad images among all rows of the cache."""
+    is_complete: bool
+    """Whether every unit of every requested view is there; other processes may still build some."""
     image_seconds: float
     """Time spent on units."""
 
@@ -103,8 +126,8 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     manifest = read_manifest(storage)
     if manifest is not None:
         _require_same_request(config, sources, manifest)
-        commits = read_commits(storage, manifest)
-        if _missing_units(manifest, commits) or not _has_text(commits, config.charset):
+        commits = read_commits(storage, manifest, through_seal=False)
+        if _missing_units(config, manifest, commits) or not _has_text(commits, config.charset):
             # Something will be written, so what it is made from must be exactly what it was.
             teacher = _load_teacher(config, manifest)
             scan = scan_sources(sources, config.labels)
@@ -126,27 +149,41 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         commits = {}
     started, num_rows_built = time.perf_counter(), 0
     if teacher is not None:
-        (storage.root / SEAL_NAME).unlink(missing_ok=True)
         cache = FeatureCache(storage, manifest, commits)
-        if not _has_text(commits, config.charset):
+        if config.rank == 0 and not _has_text(commits, config.charset):
             labels = cache.labels()
             commit = build_text_table(storage, manifest, labels, config.charset, teacher)
             cache.publish(commit)
         started = time.perf_counter()
         builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers)
-        num_rows_built = builder.build(_missing_units(manifest, commits))
-    _seal_if_complete(storage, manifest, config.charset)
-    units = [c for c in commits.values() if c.text is None]
+        # Shares are cut from all units, not from the missing ones: those change under one's eyes.
+        share = [
+            (view_idx, unit_idx)
+            for view_idx, unit_idx in _missing_units(config, manifest, commits)
+            if (view_idx * manifest.spec.num_units + unit_idx) % config.world_size == config.rank
+        ]
+        num_rows_built = builder.build(share)
+    commits = _seal_if_complete(config, storage, manifest)
+    first_view = [c for name, c in commits.items() if name.startswith("view0/")]
     return BuildSummary(
         cache=FeatureCache(storage, manifest, commits),
         num_rows_built=num_rows_built,
-        num_bad_rows=sum(len(c.bad_rows) for c in units),
+        num_bad_rows=sum(len(c.bad_rows) for c in first_view),
+        is_complete=not _missing_units(config, manifest, commits),
         image_seconds=time.perf_counter() - started,
     )
 
 
-def _missing_units(manifest: Manifest, commits: Mapping[str, Commit]) -> list[int]:
-    return [u for u in range(manifest.spec.num_units) if unit_name(0, u) not in commits]
+def _missing_units(
+    config: BuildConfig, manifest: Manifest, commits: Mapping[str, Commit]
+) -> list[tuple[int, int]]:
+    """Return the (view, unit) pairs that are not committed, view by view."""
+    return [
+        (view_idx, unit_idx)
+        for view_idx in range(config.num_views)
+        for unit_idx in range(manifest.spec.num_units)
+        if unit_name(view_idx, unit_idx) not in commits
+    ]
 
 
 def _has_text(commits: Mapping[str, Commit], charset: Charset) -> bool:
@@ -176,7 +213,7 @@ def _load_teacher(config: BuildConfig, manifest: Manifest | None) -> Teacher:
 def _spec(config: BuildConfig, teacher: TeacherSpec, scan: Scan) -> CacheSpec:
     return CacheSpec(
         teacher=teacher,
-        view=ViewSpec(),
+        view=ViewSpec(augment=config.augment),
         labels=config.labels,
         codec=config.codec,
         seed=config.seed,
@@ -207,6 +244,7 @@ def _require_same_request(
             image_taps=config.image_taps,
             text_taps=config.text_taps,
         ),
+        view=ViewSpec(augment=config.augment),
         labels=config.labels,
         codec=config.codec,
         seed=config.seed,
@@ -276,8 +314,6 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
         files |= write_array(storage, layout, strings[key])
     for key, layout in manifest.rejected_layouts().items():
         files |= write_array(storage, layout, rejected[key])
-    for layout in spec.image_layouts(0).values():
-        files |= write_metadata(storage, layout)
     for folder in _GROUPS:
         name = f"{folder}/zarr.json".lstrip("/")
         files[name] = storage.write(name, GROUP_METADATA)
@@ -286,11 +322,17 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
     return manifest
 
 
-def _seal_if_complete(storage: LocalStorage, manifest: Manifest, charset: Charset) -> None:
-    """Publish all commit records in one, once nothing is missing; readers then open one file."""
+def _seal_if_complete(
+    config: BuildConfig, storage: LocalStorage, manifest: Manifest
+) -> dict[str, Commit]:
+    """Publish all commit records in one, once nothing is missing; readers then open one file.
+
+    Returns the records there are, whoever published them.
+    """
     # Read anew: another process may be building other units of this cache.
-    commits = read_commits(storage, manifest)
-    is_complete = not _missing_units(manifest, commits) and _has_text(commits, charset)
-    if is_complete and not storage.exists(SEAL_NAME):
+    commits = read_commits(storage, manifest, through_seal=False)
+    if not _missing_units(config, manifest, commits) and _has_text(commits, config.charset):
         records = {name: commit.to_json() for name, commit in sorted(commits.items())}
-        storage.write(SEAL_NAME, encode_record({"commits": records}))
+        # An older seal, of fewer views or charsets, is true until this one takes its place.
+        storage.ensure(SEAL_NAME, encode_record({"commits": records}))
+    return commits

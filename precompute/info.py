@@ -43,7 +43,10 @@ def describe_cache(path: Path) -> CacheDescription:
         ("precision", teacher.precision),
         ("image taps", f"{_list(teacher.image_taps)}: {tap_shape} each, codec {spec.codec}"),
         ("text taps", f"{_list(teacher.text_taps)}: {teacher.text_width} wide each"),
-        ("view", f"{spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}"),
+        (
+            "views",
+            f"{cache.num_views}, {spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}",
+        ),
         ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
         ("seed", str(spec.seed)),
         *(
@@ -96,5 +99,6 @@ def _bytes_by_part(cache: FeatureCache) -> dict[str, int]:
         for name, file in commit.files.items():
             # image/view0/block3/c/0/0/0 -> image/view0/block3; text/char-36/eot/... -> text/char-36
             depth = 3 if commit.text is None else 2
-            parts["/".join(name.split("/")[:depth])] += file.num_bytes
+            part = "/".join(name.split("/")[:depth])
+            parts["metadata" if name.endswith("zarr.json") else part] += file.num_bytes
     return dict(sorted(parts.items()))

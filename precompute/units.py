@@ -7,27 +7,40 @@ rows of a chunk, T image tokens, D width.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..shared.ahead import map_ahead, process_pool
-from ..shared.arrays import Array, ArrayWriter
+from ..shared.arrays import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
 from ..shared.schema import Commit
-from ..shared.storage import FileRecord
+from .scan import sample_hashes
 from .teacher import Teacher
-from .views import ViewChunk, ViewMaker
+from .views import ChunkRows, ViewChunk, ViewMaker
 
 _CHUNKS_AHEAD = 4
 """Chunks of views in the making, and chunks of features on their way to disk."""
 _FIDELITY_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """One chunk to build."""
+
+    unit_idx: int
+    rows: ChunkRows
+    is_last: bool
+    """Whether it is the last of its unit."""
 
 
 class UnitBuilder:
@@ -39,50 +52,63 @@ class UnitBuilder:
         self._cache = cache
         self._spec = cache.spec
         self._teacher = teacher
-        self._views = ViewMaker(sources)
-        self._codec = feature_codec(self._spec.codec)
+        self._views = ViewMaker(sources, cache.spec.view.augment, cache.spec.seed)
         self._num_workers = num_workers
 
-    def build(self, units: list[int]) -> int:
-        """Build and commit `units`; return how many rows they hold."""
-        spec = self._spec
-        ranges = [spec.unit_range(unit_idx) for unit_idx in units]
+    def build(self, units: Sequence[tuple[int, int]]) -> int:
+        """Build and commit (view, unit) pairs; return how many rows were built.
+
+        A unit that another process commits meanwhile is left to it.
+        """
+        ranges = [self._spec.unit_range(unit_idx) for _, unit_idx in units]
         num_rows = sum(stop - start for start, stop in ranges)
-        chunks = [
-            (unit_idx, start, min(start + spec.chunk_rows, stop))
-            for unit_idx, (unit_start, stop) in zip(units, ranges, strict=True)
-            for start in range(unit_start, stop, spec.chunk_rows)
-        ]
+        num_built, num_workers = 0, self._num_workers
         progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
-        num_workers = self._num_workers
         with (
             progress,
             process_pool(num_workers) if num_workers else ThreadPoolExecutor(1) as decoders,
             _Behind() as behind,
         ):
-            rows = self._chunk_rows(units)
-            views = map_ahead(decoders, self._views, rows, max(_CHUNKS_AHEAD, 2 * num_workers))
+            chunks, to_make = itertools.tee(self._chunks(units, progress))
+            rows = (chunk.rows for chunk in to_make)
+            depth = max(_CHUNKS_AHEAD, 2 * num_workers)
+            views = map_ahead(decoders, self._views, rows, depth)
             unit: _PendingUnit | None = None
-            for (unit_idx, start, stop), made in zip(chunks, views, strict=True):
+            # Views first: they are what draws the chunks out of the generator, `depth` ahead.
+            for made, chunk in zip(views, chunks, strict=False):
                 if unit is None:
-                    unit = _PendingUnit(self._cache, unit_idx)
+                    unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
                     behind.on_exit(unit.discard)
-                features = self._teach(made)
-                behind.submit(unit.append, made, features)
-                if stop == spec.unit_range(unit_idx)[1]:
+                behind.submit(unit.append, made, self._teach(made))
+                if chunk.is_last:
                     behind.submit(unit.publish)
                     unit = None
-                progress.update(stop - start)
-        return num_rows
+                num_built += len(made.views)
+                progress.update(len(made.views))
+        return num_built
 
-    def _chunk_rows(self, units: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield (source indexes, LMDB indexes) of every chunk of `units`."""
-        chunk_rows = self._spec.chunk_rows
-        for unit_idx in units:
+    def _chunks(self, units: Sequence[tuple[int, int]], progress: tqdm[Any]) -> Iterator[_Chunk]:
+        names = [source.name for source in self._spec.sources]
+        for view_idx, unit_idx in units:
             rows = self._cache.rows(unit_idx)
-            for start in range(0, len(rows["source"]), chunk_rows):
+            source, lmdb_index = rows["source"], rows["lmdb_index"]
+            num_rows, chunk_rows = len(source), self._spec.chunk_rows
+            if self._cache.is_committed(view_idx, unit_idx):
+                progress.update(num_rows)
+                continue
+            hashes = sample_hashes(self._spec.seed, names, source, lmdb_index)
+            for start in range(0, num_rows, chunk_rows):
                 part = slice(start, start + chunk_rows)
-                yield rows["source"][part].tolist(), rows["lmdb_index"][part].tolist()
+                yield _Chunk(
+                    unit_idx=unit_idx,
+                    rows=ChunkRows(
+                        view_idx=view_idx,
+                        sources=source[part].tolist(),
+                        lmdb_indexes=lmdb_index[part].tolist(),
+                        hashes=hashes[part].tolist(),
+                    ),
+                    is_last=start + chunk_rows >= num_rows,
+                )
 
     def _teach(self, made: ViewChunk) -> dict[int, torch.Tensor]:
         """Return each tap's features for a chunk. Shape: (B, T, D) each."""
@@ -97,13 +123,14 @@ class UnitBuilder:
 class _PendingUnit:
     """One unit on its way to disk. Its methods run on the writer thread, in order."""
 
-    def __init__(self, cache: FeatureCache, unit_idx: int) -> None:
+    def __init__(self, cache: FeatureCache, view_idx: int, unit_idx: int) -> None:
         self._cache = cache
-        self._unit_idx = unit_idx
+        self._view_idx, self._unit_idx = view_idx, unit_idx
         self._codec = feature_codec(cache.spec.codec)
+        self._layouts = cache.spec.image_layouts(view_idx)
         self._writers = {
             key: ArrayWriter(cache.storage, layout, unit_idx)
-            for key, layout in cache.spec.image_layouts(0).items()
+            for key, layout in self._layouts.items()
         }
         self._num_rows = 0
         self._bad: dict[int, str] = {}
@@ -129,12 +156,14 @@ class _PendingUnit:
         """Publish every file, and then the record that commits them."""
         start, stop = self._cache.spec.unit_range(self._unit_idx)
         assert self._num_rows == stop - start, (self._num_rows, start, stop)
-        files: dict[str, FileRecord] = {}
-        for writer in self._writers.values():
-            files |= writer.publish()
+        storage = self._cache.storage
+        group = f"image/view{self._view_idx}/zarr.json"
+        files = {group: storage.ensure(group, GROUP_METADATA)}
+        for key, writer in self._writers.items():
+            files |= {**write_metadata(storage, self._layouts[key]), **writer.publish()}
         rows = self._cache.rows(self._unit_idx)
         commit = Commit(
-            name=unit_name(0, self._unit_idx),
+            name=unit_name(self._view_idx, self._unit_idx),
             cache_id=self._cache.manifest.cache_id,
             files=files,
             rows=(start, stop),

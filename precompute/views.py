@@ -19,6 +19,7 @@ from ..shared.codecs import Pixels
 from ..shared.geometry import VIEW_SHAPE
 from ..shared.images import ImageProblemError, decode_image, stretch
 from ..shared.words import WordLmdb
+from .augment import augment, view_draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +32,40 @@ class ViewChunk:
     """Position in the chunk -> why that image could not become a view."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkRows:
+    """The rows of a chunk, as much as a view needs to know of them."""
+
+    view_idx: int
+    sources: Sequence[int]
+    """Index of each row's source."""
+    lmdb_indexes: Sequence[int]
+    """LMDB index of each row, from 1."""
+    hashes: Sequence[int]
+    """`sample_hashes` of each row."""
+
+
 class ViewMaker:
     """Makes chunks of views from the sources; travels to worker processes."""
 
-    def __init__(self, sources: Sequence[Path]) -> None:
+    def __init__(self, sources: Sequence[Path], augment: str, cache_seed: int) -> None:
         self._sources = [WordLmdb(path) for path in sources]
+        self._is_augmented = augment == "randaugment"
+        self._cache_seed = cache_seed
 
-    def __call__(self, rows: tuple[Sequence[int], Sequence[int]]) -> ViewChunk:
-        """Make the views of rows given as (source indexes, LMDB indexes)."""
-        sources, lmdb_indexes = rows
-        views = np.zeros((len(sources), *VIEW_SHAPE), np.uint8)
+    def __call__(self, rows: ChunkRows) -> ViewChunk:
+        """Make the views of a chunk."""
+        views = np.zeros((len(rows.sources), *VIEW_SHAPE), np.uint8)
         bad: dict[int, str] = {}
-        for idx, (source_idx, lmdb_index) in enumerate(zip(sources, lmdb_indexes, strict=True)):
+        keys = zip(rows.sources, rows.lmdb_indexes, rows.hashes, strict=True)
+        for idx, (source_idx, lmdb_index, sample_hash) in enumerate(keys):
             encoded = self._sources[source_idx].image(lmdb_index)
             try:
-                views[idx] = stretch(decode_image(encoded or b""))
+                image = decode_image(encoded or b"")
             except ImageProblemError as e:
                 bad[idx] = str(e)
+                continue
+            if self._is_augmented:
+                image = augment(image, view_draws(self._cache_seed, sample_hash, rows.view_idx))
+            views[idx] = stretch(image)
         return ViewChunk(views=views, bad=bad)

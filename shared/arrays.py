@@ -27,7 +27,7 @@ from numcodecs import Zstd
 from .errors import CacheCorruptError
 from .storage import FileRecord, LocalStorage, PendingFile
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 GROUP_METADATA = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
 """The ``zarr.json`` of a folder of arrays."""
@@ -269,7 +269,7 @@ def write_array(storage: LocalStorage, layout: ArrayLayout, values: Array) -> di
 def write_metadata(storage: LocalStorage, layout: ArrayLayout) -> dict[str, FileRecord]:
     """Publish an array's ``zarr.json``."""
     name = f"{layout.name}/zarr.json"
-    return {name: storage.write(name, layout.metadata())}
+    return {name: storage.ensure(name, layout.metadata())}
 
 
 def decode_strings(utf8: Array, offsets: Array) -> list[str]:

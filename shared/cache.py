@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +76,7 @@ class FeatureCache:
                 f"{path} is not a feature cache (no {MANIFEST_NAME}); "
                 f"make one with: clipocr cache build --data ROOT --out {path}"
             )
-        return cls(storage, manifest, read_commits(storage, manifest))
+        return cls(storage, manifest, read_commits(storage, manifest, through_seal=True))
 
     @property
     def spec(self) -> CacheSpec:
@@ -86,6 +87,11 @@ class FeatureCache:
     def is_sealed(self) -> bool:
         """Whether everything that was planned is there."""
         return self.storage.exists(SEAL_NAME)
+
+    @property
+    def num_views(self) -> int:
+        """How many views have a committed unit, counted from view 0 without a gap."""
+        return next(v for v in itertools.count() if not self.units(v))
 
     def units(self, view_idx: int = 0) -> list[int]:
         """Return the committed units of a view, in order."""
@@ -109,6 +115,11 @@ class FeatureCache:
                 f"{self.storage} holds no unit {unit_idx} of view {view_idx}; "
                 "finish it with the cache build command that began it"
             ) from None
+
+    def is_committed(self, view_idx: int, unit_idx: int) -> bool:
+        """Return whether a unit is committed by now, by whatever process."""
+        name = unit_name(view_idx, unit_idx)
+        return name in self.commits or self.storage.exists(f"{COMMITS_FOLDER}/{name}.json")
 
     def publish(self, commit: Commit) -> None:
         """Make a unit or a text table part of the cache; its files must be published already."""
@@ -217,14 +228,14 @@ class FeatureCache:
         taps = self.spec.teacher.text_taps
         return TextTable(
             spec=spec,
-            of_label=read(layouts["of_label"]),  # type: ignore[arg-type]
+            of_label=read(layouts["of_label"]),
             strings=self._strings(
                 strings_layouts(f"text/{name}", spec.num_strings, spec.num_string_bytes),
                 commit.files,
             ),
-            nodes=read(layouts["nodes"]),  # type: ignore[arg-type]
-            taps={tap: read(layouts[f"block{tap}"]) for tap in taps},  # type: ignore[misc]
-            eot=read(layouts["eot"]),  # type: ignore[arg-type]
+            nodes=read(layouts["nodes"]),
+            taps={tap: read(layouts[f"block{tap}"]) for tap in taps},
+            eot=read(layouts["eot"]),
         )
 
     def _strings(
@@ -258,9 +269,18 @@ def read_manifest(storage: LocalStorage) -> Manifest | None:
     return Manifest.from_json(data)
 
 
-def read_commits(storage: LocalStorage, manifest: Manifest) -> dict[str, Commit]:
-    """Return all commit records by name: from the seal if there is one, else one by one."""
-    if storage.exists(SEAL_NAME):
+def read_commits(
+    storage: LocalStorage, manifest: Manifest, *, through_seal: bool
+) -> dict[str, Commit]:
+    """Return commit records by name.
+
+    Args:
+        storage: Of the cache.
+        manifest: Of the cache; records of another cache are refused.
+        through_seal: Take those of the seal, if there is one, in one read; a reader is content
+            with them. A builder wants what is there by now, record by record.
+    """
+    if through_seal and storage.exists(SEAL_NAME):
         stored = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")["commits"]
         records = [(f"{SEAL_NAME}: {name}", data) for name, data in stored.items()]
     else:

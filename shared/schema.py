@@ -83,10 +83,13 @@ class ViewSpec:
     """How a sample becomes the picture that teacher and student see."""
 
     augment: str = "clean"
-    """``clean``: decode and stretch, nothing else."""
+    """``clean``: decode and stretch, nothing else; ``randaugment``: PARSeq's recipe before that."""
     height_px: int = 32
     width_px: int = 128
     resize: str = "pillow-bicubic"
+
+
+AUGMENTATIONS = ("clean", "randaugment")
 
 
 @dataclass(frozen=True, kw_only=True)

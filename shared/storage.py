@@ -149,6 +149,12 @@ class LocalStorage:
         finally:
             pending.discard()
 
+    def ensure(self, name: str, data: bytes) -> FileRecord:
+        """Publish a small file unless it is there already, byte for byte."""
+        if self.exists(name) and self.read(name) == data:
+            return FileRecord(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return self.write(name, data)
+
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
         for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):

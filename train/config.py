@@ -38,10 +38,12 @@ class TrainConfig:
     seed: int = 0
     fraction: float = 1.0
     """Share of the cache's units to train on."""
+    num_views: int | None = None
+    """K: epoch e trains on view e mod K. None: every view the cache has."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "num_views"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")

@@ -11,19 +11,20 @@ Shapes: B batch, N rows, T image tokens, L label positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..shared.ahead import iterate_ahead, map_ahead
-from ..shared.arrays import Array
+from ..shared.arrays import Array, ArrayReader
 from ..shared.cache import FeatureCache, TextTable
 from ..shared.codecs import feature_codec, unfilter_pixels
-from ..shared.errors import CacheMissingError, UsageError
+from ..shared.errors import CacheMismatchError, CacheMissingError, UsageError
 from ..shared.hashing import mix
 from .batch import Batch
 
@@ -46,6 +47,21 @@ def choose_units(cache: FeatureCache, fraction: float) -> list[int]:
             f"{cache.storage} has no finished unit yet; run its cache build command again"
         )
     return units[: max(1, round(fraction * len(units)))]
+
+
+def choose_num_views(cache: FeatureCache, units: Sequence[int], wanted: int | None) -> int:
+    """Return how many views of `units` to use: `wanted`, or all that are there.
+
+    Raises:
+        CacheMismatchError: there are fewer than wanted.
+    """
+    held = sum(set(units) <= set(cache.units(view_idx)) for view_idx in range(cache.num_views))
+    if wanted is not None and wanted > held:
+        raise CacheMismatchError(
+            f"{cache.storage} has {held} views of these units, this run needs {wanted}; pass "
+            f"--views {held}, or run its cache build command again with --views {wanted}"
+        )
+    return held if wanted is None else wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +87,7 @@ class CacheLoader:
         seed: int,
         device: torch.device,
         units: Sequence[int],
+        num_views: int,
     ) -> None:
         """Prepare the rows; reads the index of the cache, and no features.
 
@@ -84,6 +101,7 @@ class CacheLoader:
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
             units: Committed units to draw from; see `choose_units`.
+            num_views: K; epoch e reads view e mod K.
 
         Raises:
             CacheMismatchError: the cache lacks a tap.
@@ -95,10 +113,11 @@ class CacheLoader:
         self._eot = torch.from_numpy(text.eot)
         self._image_taps = tuple(image_taps)
         self._codec = feature_codec(cache.spec.codec)
-        self._readers = {
-            key: cache.view_reader(0, key)
-            for key in ("pixels", *(f"block{tap}" for tap in image_taps))
-        }
+        arrays = ("pixels", *(f"block{tap}" for tap in image_taps))
+        self._readers = [
+            {key: cache.view_reader(view_idx, key) for key in arrays}
+            for view_idx in range(num_views)
+        ]
         self._batch_size, self._seed = batch_size, seed
         self._units = units
         self._chunks, self._row_text_ids = self._usable_rows(max_label_length)
@@ -132,8 +151,9 @@ class CacheLoader:
             first_row, _ = self._cache.spec.unit_range(unit_idx)
             ids = self._text.of_label[self._cache.rows(unit_idx)["label"]].copy()
             ids[(ids >= 0) & (lengths[ids] > max_label_length)] = -1
-            for bad_row in self._cache.unit(0, unit_idx).bad_rows:
-                ids[bad_row - first_row] = -1
+            for view_idx in range(len(self._readers)):
+                for bad_row in self._cache.unit(view_idx, unit_idx).bad_rows:
+                    ids[bad_row - first_row] = -1
             for chunk_idx, start in enumerate(range(0, len(ids), chunk_rows)):
                 chunks.append((unit_idx, chunk_idx))
                 text_ids.append(ids[start : start + chunk_rows])
@@ -151,7 +171,9 @@ class CacheLoader:
             first_window += 1
         chunk_ids = [int(c) for window in windows[first_window:] for c in window]
         with ThreadPoolExecutor(_READ_THREADS) as executor:
-            read = map_ahead(executor, self._read_chunk, chunk_ids, _WINDOW_CHUNKS)
+            readers = self._readers[epoch % len(self._readers)]
+            read_chunk = partial(self._read_chunk, readers)
+            read = map_ahead(executor, read_chunk, chunk_ids, _WINDOW_CHUNKS)
             rest: _HostBatch | None = None
             for window in windows[first_window:]:
                 parts = [next(read) for _ in window]
@@ -167,12 +189,12 @@ class CacheLoader:
             if rest is not None and len(rest.text_ids):
                 yield rest
 
-    def _read_chunk(self, chunk_id: int) -> _HostBatch:
+    def _read_chunk(self, readers: Mapping[str, ArrayReader], chunk_id: int) -> _HostBatch:
         """Return the usable rows of a chunk."""
         unit_idx, chunk_idx = self._chunks[chunk_id]
         text_ids = self._row_text_ids[chunk_id]
         usable = text_ids >= 0
-        arrays = {k: reader.chunk(unit_idx, chunk_idx) for k, reader in self._readers.items()}
+        arrays = {k: reader.chunk(unit_idx, chunk_idx) for k, reader in readers.items()}
         if not usable.all():
             arrays = {key: rows[usable] for key, rows in arrays.items()}
         return _HostBatch(text_ids=text_ids[usable], arrays=arrays)

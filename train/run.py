@@ -29,7 +29,7 @@ from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .loader import CacheLoader, choose_units
+from .loader import CacheLoader, choose_num_views, choose_units
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
 from .tokenizer import LabelTokenizer
@@ -90,6 +90,7 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         seed=config.seed,
         device=place.device,
         units=run.units,
+        num_views=run.num_views,
     )
     return run.train(loader)
 
@@ -111,6 +112,7 @@ class _Run:
         )
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=config.precision == "fp16")
         self.units = choose_units(cache, config.fraction)
+        self.num_views = choose_num_views(cache, self.units, config.num_views)
         self.test_sets = self._open_validation()
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -163,6 +165,7 @@ class _Run:
                 "config": self.config.to_json(),
                 "cache_id": self.cache.manifest.cache_id,
                 "units": list(self.units),
+                "num_views": self.num_views,
                 "step": self.step,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -199,7 +202,7 @@ class _Run:
         if training["random_cuda"] is not None and self.place.device.type == "cuda":
             torch.cuda.set_rng_state(training["random_cuda"], self.place.device)
         # The cache may have grown since; this run goes on with the rows it began with.
-        self.units = training["units"]
+        self.units, self.num_views = training["units"], training["num_views"]
         self.step = training["step"]
         self.history = training["history"]
         self._epoch_sums = training["epoch_sums"]
@@ -357,6 +360,7 @@ class _Run:
                 "teacher": spec.teacher.name,
                 "teacher_is_random": spec.teacher.is_random,
                 "units": list(self.units),
+                "num_views": self.num_views,
                 "sources": [source.name for source in spec.sources],
             },
             "validation": [str(root) for root in self.place.val_data],

@@ -16,7 +16,9 @@ from PIL import Image
 from samples import TINY_TEACHER, WORDS, tiny_build, write_words
 
 from clipocr.precompute import units
+from clipocr.precompute.augment import augment, view_draws
 from clipocr.precompute.build import build_cache
+from clipocr.precompute.scan import sample_hashes
 from clipocr.precompute.teacher import load_teacher
 from clipocr.precompute.tokens import CharacterTokenizer
 from clipocr.shared.cache import FeatureCache
@@ -174,6 +176,59 @@ def test_bytes_do_not_depend_on_workers(cache_path: Path, data_root: Path, tmp_p
     assert files_of(out) == files_of(cache_path)
 
 
+def test_views_are_the_augmented_pictures(data_root: Path, tmp_path: Path) -> None:
+    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", num_views=2))
+    cache = FeatureCache.open(tmp_path / "cache")
+    assert cache.num_views == 2
+    sources = [WordLmdb(data_root / "MJ" / "train"), WordLmdb(data_root / "ST")]
+    names = [source.name for source in cache.spec.sources]
+    table = row_table(cache)
+    hashes = sample_hashes(
+        0, names, np.array([s for s, _, _ in table]), np.array([i for _, i, _ in table])
+    )
+    views = [
+        unfilter_pixels(torch.from_numpy(cache.view_reader(v, "pixels").all().copy())).numpy()
+        for v in range(2)
+    ]
+    assert sum(not np.array_equal(a, b) for a, b in zip(*views, strict=True)) > 40
+    for row, (source, index, _) in enumerate(table):
+        if (source, index) == (1, 3):
+            continue
+        for view_idx in range(2):
+            image = Image.open(io.BytesIO(sources[source].image(index)))
+            image = augment(image, view_draws(0, int(hashes[row]), view_idx))
+            expected = np.asarray(image.resize((128, 32), Image.BICUBIC))
+            np.testing.assert_array_equal(views[view_idx][row], expected)
+
+
+def test_views_can_be_added_to_a_finished_cache(data_root: Path, tmp_path: Path) -> None:
+    both, grown = tmp_path / "both", tmp_path / "grown"
+    build_cache(tiny_build(data_root, both, augment="randaugment", num_views=2))
+    build_cache(tiny_build(data_root, grown, augment="randaugment"))
+    before = files_of(grown)
+    summary = build_cache(tiny_build(data_root, grown, augment="randaugment", num_views=2))
+    assert summary.num_rows_built == 73
+    after = files_of(grown)
+    assert after == files_of(both)
+    assert {n for n in before if before[n] != after[n]} == {"sealed.json"}
+
+
+def test_several_clean_views_are_refused(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="2 clean views would all be the same"):
+        tiny_build(data_root, tmp_path, num_views=2)
+
+
+def test_processes_share_the_work_and_make_the_same_bytes(
+    cache_path: Path, data_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cache"
+    built = [build_cache(tiny_build(data_root, out, rank=rank, world_size=2)) for rank in (1, 0)]
+    # Rank 1 first: it has no text table yet and cannot seal; rank 0 finishes.
+    assert [summary.is_complete for summary in built] == [False, True]
+    assert sum(summary.num_rows_built for summary in built) == 73
+    assert files_of(out) == files_of(cache_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -187,6 +242,7 @@ def test_bytes_do_not_depend_on_workers(cache_path: Path, data_root: Path, tmp_p
         ({"chunk_rows": 16}, "chunk_rows is 8, wanted 16"),
         ({"labels": LabelRules(max_label_length=20)}, "max_label_length is 25, wanted 20"),
         ({"labels": LabelRules(normalize_unicode=False)}, "normalize_unicode is True"),
+        ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'"),
     ],
 )
 def test_another_request_is_refused_by_field(

@@ -14,7 +14,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.codecs import unfilter_pixels
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from clipocr.train.batch import Batch
-from clipocr.train.loader import CacheLoader, choose_units
+from clipocr.train.loader import CacheLoader, choose_num_views, choose_units
 
 
 def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
@@ -26,6 +26,7 @@ def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
         "seed": 0,
         "device": torch.device("cpu"),
         "units": choose_units(cache, 1.0),
+        "num_views": 1,
     }
     return CacheLoader(cache, cache.text_table("char-36"), **(settings | changes))
 
@@ -78,6 +79,22 @@ def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
     assert order(0, 0) != order(1, 0)
 
 
+def test_epochs_take_the_views_in_turn(data_root: Path, tmp_path: Path) -> None:
+    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", num_views=2))
+    cache = FeatureCache.open(tmp_path / "cache")
+    pixels = [
+        {view.numpy().tobytes() for view in unfilter_pixels(torch.from_numpy(rows.copy()))}
+        for rows in (cache.view_reader(v, "pixels").all() for v in range(2))
+    ]
+    rows = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], None))
+    for epoch in range(4):
+        assert set(fingerprints(list(rows.epoch(epoch)))) <= pixels[epoch % 2]
+    only_first = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], 1))
+    assert set(fingerprints(list(only_first.epoch(1)))) <= pixels[0]
+    with pytest.raises(CacheMismatchError, match=r"has 2 views .*this run needs 3.*--views 2"):
+        choose_num_views(cache, [0, 1, 2], 3)
+
+
 @pytest.mark.parametrize("first_step", range(7))
 def test_resuming_at_any_step_sees_the_rest(
     cache: FeatureCache, first_step: int, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +119,7 @@ def test_order_does_not_depend_on_threads(
 
 def test_reads_whole_chunks_once(cache: FeatureCache) -> None:
     rows, seen = loader(cache), []
-    reader = rows._readers["pixels"]
+    reader = rows._readers[0]["pixels"]
     real = reader.chunk
     reader.chunk = lambda *where: (seen.append(where), real(*where))[1]
     try:
@@ -174,6 +191,7 @@ def test_labels_the_charset_cannot_write_are_left_out(tmp_path: Path) -> None:
         seed=0,
         device=torch.device("cpu"),
         units=choose_units(cache, 1.0),
+        num_views=1,
     )
     assert [batch.labels for batch in rows.epoch(0)] == [["333"]]
 
