@@ -1,0 +1,118 @@
+"""How much memory and time planning takes at MJSynth + SynthText's size, and opening the result.
+
+A synthetic LMDB-like source of 16 million short labels (90,000 distinct words) stands in for the
+real ones: what is measured is our scan, filter, permutation and index, not a disk. Prints a table.
+
+    python benchmarks/scan_scale.py [NUM_SAMPLES]
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from clipocr.precompute import build, scan
+from clipocr.shared.arrays import Array
+from clipocr.shared.cache import FeatureCache
+from clipocr.shared.charset import LabelRules
+from clipocr.shared.schema import CacheSpec, TeacherSpec, ViewSpec
+from clipocr.shared.storage import LocalStorage
+
+NUM_WORDS = 90_000
+
+
+class SyntheticCursor:
+    """Walks keys and values in LMDB's order without an LMDB."""
+
+    def __init__(self, num_samples: int, words: list[bytes], chosen: Array) -> None:
+        self._num_samples, self._words, self._chosen = num_samples, words, chosen
+        self._prefix = b""
+
+    def set_range(self, prefix: bytes) -> bool:
+        self._prefix = prefix
+        return True
+
+    def iternext(self) -> Iterator[tuple[bytes, bytes]]:
+        image = bytes(1500)
+        for idx in range(1, self._num_samples + 1):
+            is_image = self._prefix == b"image-"
+            value = image if is_image else self._words[self._chosen[idx - 1]]
+            yield self._prefix + b"%09d" % idx, value
+
+
+class SyntheticWords:
+    """Stands in for `WordLmdb` and its environment and transaction, all in one."""
+
+    def __init__(self, path: Path) -> None:
+        rng = np.random.default_rng(0)
+        letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", "S1")
+        lengths = rng.integers(3, 13, NUM_WORDS)
+        self._words = [rng.choice(letters, n).tobytes() for n in lengths]
+        self._num_samples = int(path.name)
+        self._chosen = rng.integers(0, NUM_WORDS, self._num_samples, dtype=np.uint32)
+        self.num_keys = 2 * self._num_samples + 1
+        self.env = self
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def begin(self, *, buffers: bool) -> SyntheticWords:
+        assert buffers
+        return self
+
+    def __enter__(self) -> SyntheticWords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def cursor(self) -> SyntheticCursor:
+        return SyntheticCursor(self._num_samples, self._words, self._chosen)
+
+
+def main(num_samples: int) -> None:
+    teacher = TeacherSpec(
+        model="ViT-B-16", weights="random:0", weights_sha256="0" * 64, activation="gelu",
+        precision="fp32", image_taps=(3, 6, 9), text_taps=(3, 6, 9), num_image_tokens=17,
+        image_width=768, text_width=512, eot_width=512,
+    )  # fmt: skip
+    scan.WordLmdb = SyntheticWords  # type: ignore[misc, assignment]
+    rules = LabelRules()
+    with tempfile.TemporaryDirectory() as folder:
+        before = peak_mb()
+        started = time.perf_counter()
+        found = scan.scan_sources({"MJST": Path(str(num_samples))}, rules)
+        scanned = time.perf_counter()
+        spec = CacheSpec(
+            teacher=teacher, view=ViewSpec(), labels=rules, codec="fp16", seed=0,
+            sources=found.sources, num_rows=len(found.row_source), unit_rows=16384, chunk_rows=256,
+        )  # fmt: skip
+        build._write_index(LocalStorage(Path(folder)), spec, found)
+        planned = time.perf_counter()
+        cache = FeatureCache.open(Path(folder))
+        cache.rows(spec.num_units // 2)
+        opened = time.perf_counter()
+        rows = [
+            ("scan and filter", f"{scanned - started:.1f} s"),
+            ("permute and publish the index", f"{planned - scanned:.1f} s"),
+            ("open it and read the rows of a unit", f"{opened - planned:.3f} s"),
+            ("peak memory, interpreter and source included", f"{peak_mb():,.0f} MB"),
+            ("of that before the scan", f"{before:,.0f} MB"),
+        ]
+    print(f"{num_samples:,} samples, {len(found.labels):,} unique labels")
+    print(tabulate(rows, headers=["step", "cost"], tablefmt="github", disable_numparse=True))
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 16_000_000)
