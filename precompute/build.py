@@ -26,6 +26,7 @@ from ..shared.errors import CacheMismatchError, UsageError
 from ..shared.records import encode_record, require_equal
 from ..shared.schema import (
     AUGMENTATIONS,
+    COMMITS_FOLDER,
     MANIFEST_NAME,
     SEAL_NAME,
     CacheSpec,
@@ -270,8 +271,10 @@ def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
 def _require_free(out: Path) -> None:
     """Refuse a folder that holds other things: a cache must be deletable as a whole."""
     strange = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-    # An index whose manifest was not reached is ours: the process was killed while planning.
-    strange = [name for name in strange if name not in {".tmp", "zarr.json", *_GROUPS}]
+    # What a cache has is ours: an index whose manifest was not reached, because the process was
+    # killed while planning, or one that another process has finished since we looked.
+    ours = {".tmp", "zarr.json", *_GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
+    strange = [name for name in strange if name not in ours]
     if strange:
         raise UsageError(
             f"{out} is not a cache and holds {', '.join(strange[:3])}; pass a new folder as --out"

@@ -1,0 +1,139 @@
+"""Several processes build one cache: torchrun, a Slurm array, and two people at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samples import WORDS, write_words
+
+from clipocr.cli import _process_of
+
+TINY_CLI = Path(__file__).with_name("tiny_cli.py")
+
+
+def build_command(data: Path, out: Path) -> list[str]:
+    return [
+        *(str(TINY_CLI), "cache", "build", "--data", str(data), "--out", str(out)),
+        *("--teacher", "ViT-tiny-test/random:0", "--image-taps", "1,2,3", "--text-taps", "1,2,3"),
+        *("--unit-rows", "16", "--chunk-rows", "8", "--device", "cpu"),
+    ]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    strange = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
+    return kept | {"OMP_NUM_THREADS": "1"} | variables
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_words(root / "set", WORDS * 4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process makes: 120 rows in eight units."""
+    out = tmp_path_factory.mktemp("alone") / "cache"
+    done = subprocess.run(
+        [sys.executable, *build_command(data, out)], env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "commits/view0/unit-00007.json").exists()
+    return files_of(out)
+
+
+def test_torchrun(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "--master-port", "0", *build_command(data, out)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    built = sorted(line.split("; ")[1] for line in done.stdout.splitlines())
+    # 120 rows in units of 16, the last of 8: units 0, 2, 4, 6 and units 1, 3, 5, 7.
+    assert [text.split(" at ")[0] for text in built] == ["56 rows built", "64 rows built"]
+    assert files_of(out) == alone
+
+
+def test_a_slurm_array_whose_first_task_failed(
+    data: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "cache"
+
+    def task(number: int) -> subprocess.CompletedProcess[str]:
+        variables = {
+            "SLURM_ARRAY_TASK_ID": str(number),
+            "SLURM_ARRAY_TASK_COUNT": "2",
+            "SLURM_ARRAY_TASK_MIN": "3",
+        }
+        command = [sys.executable, *build_command(data, out)]
+        return subprocess.run(
+            command, env=environment(**variables), capture_output=True, text=True, check=True
+        )
+
+    assert "units of other processes are still missing" in task(4).stdout
+    assert not (out / "sealed.json").exists()
+    assert "still missing" not in task(3).stdout  # Requeued, after the other was done.
+    assert files_of(out) == alone
+
+
+def test_two_people_start_the_same_build(
+    data: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "cache"
+    builds = [
+        subprocess.Popen(
+            [sys.executable, *build_command(data, out)],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for build in builds:
+        _, stderr = build.communicate(timeout=100)
+        assert build.returncode == 0, stderr
+    assert files_of(out) == alone
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "10"}, (7, 10, 0)),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "9",
+                "SLURM_ARRAY_TASK_COUNT": "4",
+                "SLURM_ARRAY_TASK_MIN": "1",
+                "SLURM_ARRAY_TASK_STEP": "4",
+            },
+            (2, 4, 0),
+        ),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, (3, 4, 1)),
+    ],
+)
+def test_which_process_this_is(
+    variables: dict[str, str], expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _process_of() == expected
