@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from .shared.errors import ClipocrError
 
 if TYPE_CHECKING:
     from .precompute.check import LmdbReport
+    from .precompute.plan import Plan
+    from .precompute.verify import VerifyReport
     from .shared.charset import Charset
 
 _MAX_LISTED = 20
@@ -38,6 +40,37 @@ _PATH = click.Path(exists=True, path_type=Path)
 _NEW_PATH = click.Path(path_type=Path)
 
 
+class _CachePlace(click.Path):
+    """An existing folder, or an address, which is passed on as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+class _NewCache(click.Path):
+    """The folder of a cache that is to be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(
+                f"{value} is an address, and caches are only written to folders. Write it to a "
+                "folder, then upload that (aws s3 sync, hf upload, ...)",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+_CACHE = _CachePlace()
+_NEW_CACHE = _NewCache()
+
+
 class _Commands(click.Group):
     """The one place that decides which failures print a line and which keep their traceback."""
 
@@ -48,7 +81,9 @@ class _Commands(click.Group):
             raise click.ClickException(str(e)) from e
         except OSError as e:
             if e.errno in _OUTSIDE_TROUBLE:
-                place = f"{e.filename}: " if e.filename else ""
+                # Of a rename, the second name is the one that matters.
+                name = e.filename2 or e.filename
+                place = f"{name}: " if name else ""
                 raise click.ClickException(f"{place}{e.strerror}") from e
             raise
         except KeyboardInterrupt:
@@ -292,8 +327,12 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
 # --------------------------------------------------------------------------------------- cache
 
 
-def _parse_taps(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, ...]:
+def _parse_taps(
+    _ctx: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
     """Read block numbers, counted from 1, separated by commas."""
+    if value is None:
+        return None
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
@@ -327,7 +366,7 @@ def cache() -> None:
     multiple=True,
     help="Folder with LMDBs at any depth; may be given more than once.",
 )
-@click.option("--out", type=_NEW_PATH, required=True, help="Folder of the cache.")
+@click.option("--out", type=_NEW_CACHE, required=True, help="Folder of the cache.")
 @click.option(
     "--teacher",
     metavar="MODEL/WEIGHTS",
@@ -534,18 +573,31 @@ def _warn_of_random_teacher(is_random: bool, name: str) -> None:
 
 
 @cache.command("info")
-@click.argument("cache_path", metavar="CACHE", type=_FOLDER)
-def info_command(cache_path: Path) -> None:
+@click.argument("cache_path", metavar="CACHE", type=_CACHE)
+@click.option(
+    "--bad",
+    "lists_bad",
+    is_flag=True,
+    help="List bad images and rejected samples instead: source, LMDB key and reason, by tabs.",
+)
+def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     """Say what a cache is, from what it was made, and what it weighs.
+
+    CACHE is a folder, or an address such as s3://bucket/mjst.cache.
 
     \b
     Example:
       clipocr cache info mjst.cache
+      clipocr cache info mjst.cache --bad
     """
     from tabulate import tabulate
 
-    from .precompute.info import describe_cache
+    from .precompute.info import describe_cache, list_bad_samples
 
+    if lists_bad:
+        for bad in list_bad_samples(cache_path):
+            click.echo(f"{bad.source}\t{bad.lmdb_key}\t{bad.reason}")
+        return
     description = describe_cache(cache_path)
     click.echo(tabulate(description.facts, tablefmt="plain", disable_numparse=True))
     click.echo()
@@ -570,12 +622,578 @@ def info_command(cache_path: Path) -> None:
     )
 
 
+@cache.command("verify")
+@click.argument("cache_path", metavar="CACHE", type=_CACHE)
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Take back what is damaged, so that the same cache build command makes just that again.",
+)
+@click.option(
+    "--recompute",
+    "num_recomputed",
+    metavar="N",
+    type=click.IntRange(min=1),
+    show_default="none",
+    help="Draw N rows, make their views from the LMDBs again and run the teacher on them.",
+)
+@click.option(
+    "--data",
+    "roots",
+    metavar="ROOT",
+    type=_FOLDER,
+    multiple=True,
+    help="For --recompute: a root that the cache was built from; may be given more than once.",
+)
+@click.option(
+    "--teacher",
+    metavar="MODEL/WEIGHTS",
+    show_default="the cache's own",
+    help="For --recompute: where its weights are now; needed if they were a file.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="For --recompute: decides the rows."
+)
+@_device_option
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=_num_cores,
+    show_default="every core",
+    help="Threads that read.",
+)
+def verify_command(
+    cache_path: str | Path,
+    repair: bool,
+    num_recomputed: int | None,
+    roots: tuple[Path, ...],
+    teacher: str | None,
+    seed: int,
+    device_name: str,
+    jobs: int,
+) -> None:
+    """Check that every byte of a cache is what was committed.
+
+    Prints unit, file and problem of each fault, by tabs, and exits with 1 if there is one; with
+    --repair only if one is left. CACHE may be half built, or an address such as
+    s3://bucket/mjst.cache.
+
+    \b
+    Example:
+      clipocr cache verify mjst.cache
+      clipocr cache verify mjst.cache --recompute 200 --data data/train/synth
+    """
+    from .precompute.verify import verify_cache
+
+    if repair and not isinstance(cache_path, Path):
+        raise click.UsageError(f"{cache_path} can only be read; --repair needs a folder")
+    if repair and num_recomputed:
+        raise click.UsageError("--repair takes back damaged files, not rows; leave out --recompute")
+    if (roots or teacher) and not num_recomputed:
+        raise click.UsageError("--data and --teacher are for --recompute; pass --recompute N, too")
+    if num_recomputed and not roots:
+        raise click.UsageError("--recompute needs the LMDBs the cache was built from; pass --data")
+    report = verify_cache(cache_path, jobs=jobs)
+    for fault in report.faults:
+        click.echo(f"{fault.unit}\t{fault.file}\t{fault.problem}")
+    for note in report.notes:
+        click.echo(f"Note: {note}", err=True)
+    checked = f"{_count(len(report.files), 'file')}, {_bytes(report.num_bytes)}"
+    if report.faults and repair:
+        assert isinstance(cache_path, Path), cache_path
+        _repair(cache_path, report)
+    elif report.faults:
+        num_units = len({fault.unit for fault in report.faults})
+        click.echo(
+            f"{cache_path} is damaged: {_count(len(report.faults), 'fault')} in "
+            f"{_count(num_units, 'part')}, of {checked}. Take them back with: "
+            f"clipocr cache verify {cache_path} --repair"
+        )
+        raise SystemExit(1)
+    else:
+        is_sound = num_recomputed is None or _recompute(
+            cache_path, roots, num_recomputed, seed, teacher, device_name
+        )
+        num_units = sum(not name.startswith("text/") for name in report.commits)
+        state = "sealed" if report.is_sealed else "not sealed"
+        finding = "is sound" if is_sound else "is whole, but not what is made of its sources now"
+        click.echo(
+            f"{cache_path} {finding}: {checked}; {_count(num_units, 'unit')}, "
+            f"{_count(len(report.commits) - num_units, 'text table')}, {state}."
+        )
+        if not is_sound:
+            raise SystemExit(1)
+
+
+def _repair(path: Path, report: VerifyReport) -> None:
+    from .precompute.verify import repair_cache
+
+    repair = repair_cache(path, report)
+    if repair.beyond:
+        files = ", ".join(sorted({fault.file for fault in repair.beyond}))
+        done = "" if repair.uncommitted or repair.rewritten else "; nothing was changed"
+        raise click.ClickException(
+            f"{path}: {files} cannot be made again in place{done}. Put it there from a copy of "
+            "the cache, or delete the folder and build it anew"
+        )
+    click.echo(
+        f"Repaired {path}: {_count(len(repair.uncommitted), 'part')} taken back, "
+        f"{_count(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
+        "command (and cache text, for further charsets)."
+    )
+
+
+def _recompute(
+    cache_path: str | Path,
+    roots: tuple[Path, ...],
+    num_rows: int,
+    seed: int,
+    teacher: str | None,
+    device_name: str,
+) -> bool:
+    """Print how far rows are from what is made of their sources now; return whether it is right."""
+    from tabulate import tabulate
+
+    from .precompute.recompute import RecomputeConfig, recompute_rows
+    from .shared.device import choose_device
+
+    report = recompute_rows(
+        RecomputeConfig(
+            cache=cache_path,
+            data=roots,
+            num_rows=num_rows,
+            seed=seed,
+            teacher=teacher,
+            device=choose_device(device_name),
+        )
+    )
+    rows = [
+        (
+            name,
+            f"{tap.max_abs:.3e}",
+            f"{tap.worst_share:.3f}",
+            f"{tap.cosine_min:.7f}",
+        )
+        for name, tap in report.taps.items()
+    ]
+    headers = ["tap", "largest difference", "of what the codec promises", "smallest centred cosine"]
+    click.echo(f"{_count(report.num_rows, 'row')} recomputed, drawn by seed {seed}")
+    click.echo(
+        tabulate(
+            rows,
+            headers=headers,
+            tablefmt="github",
+            colalign=("left", "right", "right", "right"),
+            disable_numparse=True,
+        )
+    )
+    for difference in report.differing_views[:_MAX_LISTED]:
+        click.echo(difference)
+    click.echo(f"{_count(len(report.differing_views), 'view')} came out differently")
+    click.echo(
+        "; ".join(
+            f"{package} {here}" + (f" (built with {built})" if built != here else "")
+            for package, (built, here) in report.versions.items()
+        )
+    )
+    return report.is_sound
+
+
+@cache.command("copy")
+@click.argument("source", metavar="SRC", type=_CACHE)
+@click.argument("out", metavar="DST", type=_NEW_CACHE)
+@click.option(
+    "--fraction",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Share of the units to copy; the same ones that train --fraction takes.",
+)
+@click.option(
+    "--views",
+    "num_views",
+    type=click.IntRange(min=1),
+    show_default="all of them",
+    help="Views to copy, from the first on.",
+)
+@click.option(
+    "--taps",
+    "image_taps",
+    callback=_parse_taps,
+    show_default="all of them",
+    help="Image blocks to copy.",
+)
+def copy_command(
+    source: str | Path,
+    out: Path,
+    fraction: float,
+    num_views: int | None,
+    image_taps: tuple[int, ...] | None,
+) -> None:
+    """Copy the cache SRC, or a part of it, to the folder DST.
+
+    SRC is a folder, or an address such as s3://bucket/mjst.cache. Every file is checked against
+    its record before it appears in DST. Running the same command again finishes what is missing.
+
+    \b
+    Example:
+      clipocr cache copy s3://bucket/mjst.cache tenth.cache --fraction 0.1
+    """
+    from .precompute.copy import CopyConfig, copy_cache
+
+    summary = copy_cache(
+        CopyConfig(
+            source=source,
+            out=out,
+            fraction=fraction,
+            num_views=num_views,
+            image_taps=image_taps,
+        )
+    )
+    cache = summary.cache
+    click.echo(
+        f"Wrote {out}: {_count(len(cache.units()), 'unit')} of {cache.spec.num_units:,} in "
+        f"{_count(cache.num_views, 'view')}, {_bytes(summary.num_bytes_copied)} copied, "
+        f"{_bytes(summary.num_bytes_kept)} were there already."
+    )
+
+
+@cache.command("text")
+@click.argument("cache_path", metavar="CACHE", type=_FOLDER)
+@click.option("--charset", "charset_name", required=True, help="36, 62, 94 or a text file.")
+@click.option(
+    "--tokens",
+    type=click.Choice(["char", "word"]),
+    default="char",
+    show_default=True,
+    help="char: one token per character, as CLIP-OCR does; word: the label whole (table 7).",
+)
+@click.option(
+    "--teacher",
+    metavar="MODEL/WEIGHTS",
+    show_default="the cache's own",
+    help="Where its weights are now; needed if they were a file.",
+)
+@_device_option
+def text_command(
+    cache_path: Path, charset_name: str, tokens: str, teacher: str | None, device_name: str
+) -> None:
+    """Add the text features of another charset, or of whole words, to a cache.
+
+    The labels are in the cache, so the sources are not needed, but the teacher's weights are: the
+    very same, or they are refused. Images are not touched.
+
+    \b
+    Example:
+      clipocr cache text mjst.cache --charset 94
+    """
+    from .precompute.text import TextConfig, add_text_table
+    from .shared.charset import Charset
+    from .shared.device import choose_device
+
+    summary = add_text_table(
+        TextConfig(
+            cache=cache_path,
+            charset=Charset.load(charset_name),
+            tokens=tokens,
+            teacher=teacher,
+            device=choose_device(device_name),
+        )
+    )
+    _warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
+    spec = summary.spec
+    click.echo(
+        f"{'Found' if summary.was_there else 'Wrote'} {cache_path}/text/{spec.name}: "
+        f"{_count(spec.num_strings, 'label')}, {_count(spec.num_nodes, 'prefix', 'prefixes')}, "
+        f"{_bytes(summary.num_bytes)}{'; nothing was missing' if summary.was_there else ''}."
+    )
+
+
+@cache.command("show")
+@click.argument("cache_path", metavar="CACHE", type=_CACHE)
+@click.option("--out", type=_NEW_PATH, required=True, help="PNG to write.")
+@click.option(
+    "--rows",
+    "num_rows",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="Rows to draw.",
+)
+@click.option(
+    "--view-count",
+    "num_views",
+    type=click.IntRange(min=1),
+    show_default="all, up to 5",
+    help="Views of each row, from the first on.",
+)
+@click.option("--tap", type=int, show_default="the last", help="Image block to colour.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which rows."
+)
+def show_command(
+    cache_path: str | Path,
+    out: Path,
+    num_rows: int,
+    num_views: int | None,
+    tap: int | None,
+    seed: int,
+) -> None:
+    """Draw a contact sheet: rows by views, and what the teacher sees in each.
+
+    Beside each view are the first three principal components of a tap's patch tokens, as colours:
+    patches of one colour are alike to the teacher. Rows are random; bad ones say why they are.
+
+    \b
+    Example:
+      clipocr cache show mjst.cache --out sheet.png --tap 6
+    """
+    from .precompute.show import ShowConfig, show_cache
+
+    summary = show_cache(
+        ShowConfig(
+            cache=cache_path,
+            out=out,
+            num_rows=num_rows,
+            num_views=num_views,
+            tap=tap,
+            seed=seed,
+        )
+    )
+    _warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
+    width_px, height_px = summary.size_px
+    click.echo(
+        f"Wrote {out}: {_count(summary.num_rows, 'row')} by {_count(summary.num_views, 'view')}, "
+        f"block {summary.tap}, {width_px}x{height_px} pixels."
+    )
+
+
+@cache.command("plan")
+@click.option(
+    "--data",
+    "roots",
+    metavar="ROOT",
+    type=_FOLDER,
+    required=True,
+    multiple=True,
+    help="Folder with LMDBs at any depth; may be given more than once.",
+)
+@click.option(
+    "--out",
+    type=_NEW_CACHE,
+    show_default="the disk of temporary files",
+    help="Folder of the cache to be; only its disk is measured.",
+)
+@click.option(
+    "--teacher",
+    metavar="MODEL/WEIGHTS",
+    default="ViT-B-16/openai",
+    show_default=True,
+    help="As for cache build; its weights are not loaded.",
+)
+@click.option(
+    "--image-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Image blocks to keep.",
+)
+@click.option(
+    "--text-taps",
+    callback=_parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Text blocks to keep.",
+)
+@click.option(
+    "--charset",
+    "charset_names",
+    default=("36",),
+    show_default="36",
+    multiple=True,
+    help="Charset of a text table: 36, 62, 94 or a text file; may be given more than once.",
+)
+@click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
+)
+@click.option(
+    "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    show_default="fp16 on CUDA, fp32 on the CPU",
+    help="Arithmetic of the teacher.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["clean", "randaugment"]),
+    default="clean",
+    show_default=True,
+    help="For a single view; several are always randaugment.",
+)
+@click.option(
+    "--views",
+    type=click.IntRange(min=1),
+    default=(1, 2, 5),
+    show_default="1, 2 and 5",
+    multiple=True,
+    help="Number of views to plan for; may be given more than once.",
+)
+@click.option("--unit-rows", type=int, default=16384, show_default=True, help="As for cache build.")
+@click.option(
+    "--chunk-rows", type=int, default=256, show_default=True, help="Rows per teacher batch."
+)
+@_device_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="a core less than there are on CUDA, else 0",
+    help="Processes that decode images; 0 decodes in a thread.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def plan_command(
+    roots: tuple[Path, ...],
+    out: Path | None,
+    teacher: str,
+    image_taps: tuple[int, ...],
+    text_taps: tuple[int, ...],
+    charset_names: tuple[str, ...],
+    max_label_length: int,
+    keep_unicode: bool,
+    precision: str | None,
+    augment: str,
+    views: tuple[int, ...],
+    unit_rows: int,
+    chunk_rows: int,
+    device_name: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Say what a cache would take, in rows, bytes and time, before anything is built.
+
+    The sources are scanned, and a few seconds of each part of the work are timed on this machine.
+    No cache is written and no weights are downloaded.
+
+    \b
+    Example:
+      clipocr cache plan --data data/train/synth --out mjst.cache
+    """
+    import json
+
+    from .precompute.plan import PlanConfig, plan_cache
+    from .shared.charset import Charset, LabelRules
+    from .shared.device import choose_device
+
+    device = choose_device(device_name)
+    plan = plan_cache(
+        PlanConfig(
+            data=roots,
+            out=out,
+            teacher=teacher,
+            device=device,
+            precision=precision,
+            image_taps=image_taps,
+            text_taps=text_taps,
+            charsets=tuple(Charset.load(name) for name in charset_names),
+            labels=LabelRules(
+                normalize_unicode=not keep_unicode, max_label_length=max_label_length
+            ),
+            augment=augment,
+            views=views,
+            unit_rows=unit_rows,
+            chunk_rows=chunk_rows,
+            num_workers=_default_workers(device.type) if workers is None else workers,
+            num_cores=_num_cores(),
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(plan.to_json(), indent=1))
+    else:
+        _print_plan(plan)
+
+
+def _print_plan(plan: Plan) -> None:
+    from tabulate import tabulate
+
+    def counts(by_reason: Mapping[str, int]) -> str:
+        listed = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
+        return f"{sum(by_reason.values()):,}" + (f" ({listed})" if listed else "")
+
+    rates = plan.rates
+    facts = [
+        *(("source", f"{name}: {_count(n, 'sample')}") for name, n in plan.sources.items()),
+        ("rows", f"{plan.num_rows:,}"),
+        ("rejected samples", counts(plan.rejected)),
+        ("unique labels", f"{plan.num_labels:,}"),
+        *(
+            (
+                f"text/{text.name}",
+                f"{_count(text.num_strings, 'string')}, {text.num_nodes:,} prefixes; nothing is "
+                f"left of {_count(text.num_left_out, 'label')}",
+            )
+            for text in plan.texts
+        ),
+        ("bad images", f"{counts(plan.sampled_bad)} among {plan.num_sampled:,} looked at"),
+        ("scan", f"{rates.scan_s:.1f} s"),
+        *(
+            (f"{augment} views", f"{rate:,.0f}/s on one core")
+            for augment, rate in rates.views_per_s.items()
+        ),
+        ("teacher", f"{rates.images_per_s:,.0f} images/s, {rates.labels_per_s:,.0f} labels/s "
+                    f"({plan.teacher} on {plan.device} in {plan.precision})"),
+        ("disk", f"{_bytes(rates.written_bytes_per_s)}/s"),
+    ]  # fmt: skip
+    click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))
+    click.echo()
+    parts = list(plan.costs[0].bytes_by_part)
+    rows = [
+        (cost.codec, f"K={cost.num_views} {cost.augment}",
+         *(_bytes(cost.bytes_by_part[part]) for part in parts),
+         _bytes(cost.num_bytes), _duration(cost.seconds), cost.bottleneck)
+        for cost in plan.costs
+    ]  # fmt: skip
+    headers = ["codec", "views", *parts, "total", "time", "waits for"]
+    align = ("left", "left", *["right"] * (len(parts) + 2), "left")
+    click.echo(
+        tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
+    )
+    click.echo()
+    for assumption in plan.assumptions:
+        click.echo(f"- {assumption}")
+    click.echo()
+    first = plan.costs[0]
+    click.echo(
+        f"Building K={first.num_views} here takes about {_duration(first.seconds)} "
+        f"and {_bytes(first.num_bytes)}."
+    )
+
+
 # ------------------------------------------------------------------------------------- student
 
 
 @main.command()
-@click.option("--cache", "cache_path", type=_FOLDER, required=True, help="Feature cache.")
+@click.option(
+    "--cache",
+    "cache_path",
+    type=_CACHE,
+    required=True,
+    help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.",
+)
 @click.option("--out", type=_NEW_PATH, required=True, help="Folder of the run.")
+@click.option(
+    "--cache-dir",
+    type=_NEW_PATH,
+    show_default="~/.cache/clipocr",
+    help="Where copies of what is read from an address are kept.",
+)
+@click.option(
+    "--cache-bytes",
+    type=click.IntRange(min=0),
+    default=20_000_000_000,
+    show_default=True,
+    help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
+)
 @click.option(
     "--student",
     type=click.Choice(["tiny", "small", "base"]),
@@ -602,6 +1220,13 @@ def info_command(cache_path: Path) -> None:
     default="3,6,9",
     show_default=True,
     help="Text blocks to follow.",
+)
+@click.option(
+    "--tokens",
+    type=click.Choice(["char", "word"]),
+    default="char",
+    show_default=True,
+    help="Text features to follow: of characters, or of the label whole; see cache text.",
 )
 @click.option(
     "--epochs",
@@ -663,13 +1288,16 @@ def info_command(cache_path: Path) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @_device_option
 def train(
-    cache_path: Path,
+    cache_path: str | Path,
     out: Path,
+    cache_dir: Path | None,
+    cache_bytes: int,
     student: str,
     charset_name: str,
     max_label_length: int,
     image_taps: tuple[int, ...],
     text_taps: tuple[int, ...],
+    tokens: str,
     epochs: int,
     batch_size: int,
     learning_rate: float,
@@ -708,7 +1336,7 @@ def train(
     config = TrainConfig(
         student=replace(STUDENT_PRESETS[student], max_label_length=max_label_length),
         charset=charset,
-        method=ClipOcrConfig(image_taps=image_taps, text_taps=text_taps),
+        method=ClipOcrConfig(image_taps=image_taps, text_taps=text_taps, tokens=tokens),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -720,6 +1348,8 @@ def train(
     )
     place = TrainPlace(
         cache=cache_path,
+        cache_dir=cache_dir,
+        max_cache_bytes=cache_bytes,
         out=out,
         device=device,
         val_data=val_roots,
@@ -911,7 +1541,15 @@ def _size(folder: Path) -> str:
     return _bytes(sum(path.stat().st_size for path in folder.iterdir()))
 
 
-def _bytes(num_bytes: int) -> str:
+def _duration(seconds: float) -> str:
+    """Return a time as people say it, to the minute, or to the second if it is short."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _bytes(num_bytes: float) -> str:
     """Return a size in the decimal unit that leaves one to three digits before the point."""
     size, units = float(num_bytes), iter(("bytes", "kB", "MB", "GB", "TB"))
     unit = next(units)

@@ -19,10 +19,16 @@ import numpy as np
 import torch
 
 from ..shared.arrays import GROUP_METADATA, Array, encode_strings, write_array
-from ..shared.cache import FeatureCache, read_commits, read_manifest, unit_name
+from ..shared.cache import (
+    FeatureCache,
+    publish_seal,
+    read_commits,
+    read_manifest,
+    unit_name,
+)
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import feature_codec
-from ..shared.errors import CacheMismatchError, UsageError
+from ..shared.errors import UsageError
 from ..shared.records import encode_record, require_equal
 from ..shared.schema import (
     AUGMENTATIONS,
@@ -40,7 +46,7 @@ from ..shared.storage import FileRecord, LocalStorage
 from ..shared.words import WordLmdb, find_named_lmdbs
 from .scan import Scan, sample_hashes, scan_sources
 from .teacher import Teacher, load_teacher
-from .text import build_text_table
+from .text import build_text_table, find_text
 from .units import UnitBuilder
 
 _GROUPS = ("", "rows", "labels", "rejected", "image", "text")
@@ -128,7 +134,7 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     if manifest is not None:
         _require_same_request(config, sources, manifest)
         commits = read_commits(storage, manifest, through_seal=False)
-        if _missing_units(config, manifest, commits) or not _has_text(commits, config.charset):
+        if _missing_units(config, manifest, commits) or not find_text(commits, config.charset):
             # Something will be written, so what it is made from must be exactly what it was.
             teacher = _load_teacher(config, manifest)
             scan = scan_sources(sources, config.labels)
@@ -139,19 +145,14 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     else:
         _require_free(config.out)
         teacher = _load_teacher(config, None)
-        longest = teacher.context_length - 2
-        if config.labels.max_label_length > longest:
-            raise UsageError(
-                f"max label length is {config.labels.max_label_length}, but the text encoder of "
-                f"{config.teacher} has room for {longest} characters"
-            )
+        teacher.require_room(config.labels.max_label_length)
         scan = scan_sources(sources, config.labels)
         manifest = _write_index(storage, _spec(config, teacher.spec, scan), scan)
         commits = {}
     started, num_rows_built = time.perf_counter(), 0
     if teacher is not None:
         cache = FeatureCache(storage, manifest, commits)
-        if config.rank == 0 and not _has_text(commits, config.charset):
+        if config.rank == 0 and not find_text(commits, config.charset):
             labels = cache.labels()
             commit = build_text_table(storage, manifest, labels, config.charset, teacher)
             cache.publish(commit)
@@ -185,17 +186,6 @@ def _missing_units(
         for unit_idx in range(manifest.spec.num_units)
         if unit_name(view_idx, unit_idx) not in commits
     ]
-
-
-def _has_text(commits: Mapping[str, Commit], charset: Charset) -> bool:
-    specs = [commit.text for commit in commits.values() if commit.text]
-    for spec in specs:
-        if spec.charset_name == charset.name and spec.characters != charset.characters:
-            raise CacheMismatchError(
-                f"the cache's charset {charset.name} has {len(spec.characters)} characters, this "
-                f"one {len(charset.characters)}, and they differ; rename the charset file"
-            )
-    return any(spec.characters == charset.characters for spec in specs)
 
 
 def _load_teacher(config: BuildConfig, manifest: Manifest | None) -> Teacher:
@@ -328,14 +318,12 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
 def _seal_if_complete(
     config: BuildConfig, storage: LocalStorage, manifest: Manifest
 ) -> dict[str, Commit]:
-    """Publish all commit records in one, once nothing is missing; readers then open one file.
+    """Seal the cache once nothing is missing.
 
     Returns the records there are, whoever published them.
     """
     # Read anew: another process may be building other units of this cache.
     commits = read_commits(storage, manifest, through_seal=False)
-    if not _missing_units(config, manifest, commits) and _has_text(commits, config.charset):
-        records = {name: commit.to_json() for name, commit in sorted(commits.items())}
-        # An older seal, of fewer views or charsets, is true until this one takes its place.
-        storage.ensure(SEAL_NAME, encode_record({"commits": records}))
+    if not _missing_units(config, manifest, commits) and find_text(commits, config.charset):
+        return publish_seal(storage, manifest)
     return commits

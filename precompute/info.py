@@ -1,4 +1,4 @@
-"""`clipocr cache info`: what a cache is, from what, and what it weighs."""
+"""`clipocr cache info`: what a cache is, from what, what it weighs, and what was left out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..shared.cache import FeatureCache
+from ..shared.words import image_key, label_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class CacheDescription:
     """Rows of committed units."""
 
 
-def describe_cache(path: Path) -> CacheDescription:
+def describe_cache(path: str | Path) -> CacheDescription:
     """Describe the cache at `path` from its records alone.
 
     Raises:
@@ -79,6 +80,49 @@ def describe_cache(path: Path) -> CacheDescription:
         bytes_by_part=_bytes_by_part(cache),
         num_rows=spec.num_rows,
         num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class BadSample:
+    """A sample that no student will see."""
+
+    source: str
+    lmdb_index: int
+    lmdb_key: str
+    """The key at fault, e.g. ``image-000000003``."""
+    reason: str
+
+
+def list_bad_samples(path: str | Path) -> list[BadSample]:
+    """Return every bad row of the committed units and every rejected sample, by source and index.
+
+    Raises:
+        CacheError: there is no cache, or its records are damaged.
+    """
+    cache = FeatureCache.open(path)
+    # Views share their images, so a row that is bad in one is bad in all.
+    reasons: dict[int, dict[int, str]] = {}
+    for commit in cache.commits.values():
+        if commit.bad_rows:
+            reasons.setdefault(commit.rows[0], {}).update(commit.bad_rows)
+    found = []
+    for start, bad_rows in reasons.items():
+        rows = cache.rows(start // cache.spec.unit_rows)
+        for row, reason in bad_rows.items():
+            source = cache.spec.sources[rows["source"][row - start]].name
+            found.append(_bad_sample(source, int(rows["lmdb_index"][row - start]), reason))
+    found += [_bad_sample(*rejected) for rejected in cache.rejected()]
+    return sorted(found)
+
+
+def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:
+    key = label_key if "label" in reason else image_key
+    return BadSample(
+        source=source,
+        lmdb_index=lmdb_index,
+        lmdb_key=key(lmdb_index).decode(),
+        reason=reason,
     )
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -194,3 +195,11 @@ def sample_hashes(
         np.uint64,
     )
     return mix(seed, name_keys[source], index)
+
+
+def hash_keys(rows: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the digest of rows' (source, LMDB index) pairs, as commit records state it."""
+    digest = hashlib.sha256()
+    for key in ("source", "lmdb_index"):
+        digest.update(rows[key].astype("<u4").tobytes())
+    return digest.hexdigest()

@@ -61,6 +61,19 @@ class Teacher:
         )
         self.context_length: int = text.positional_embedding.shape[0]
 
+    def require_room(self, max_label_length: int) -> None:
+        """Check that the longest label fits into the text encoder, between SOT and EOT.
+
+        Raises:
+            UsageError: it does not.
+        """
+        longest = self.context_length - 2
+        if max_label_length > longest:
+            raise UsageError(
+                f"max label length is {max_label_length}, but the text encoder of "
+                f"{self.spec.model} has room for {longest} characters"
+            )
+
     @torch.no_grad()
     def image_taps(self, views: torch.Tensor) -> dict[int, torch.Tensor]:
         """Return the image residual stream after each tapped block, in float32.

@@ -1,9 +1,14 @@
-"""Labels as the text encoder reads them: one character at a time.
+"""Labels as the text encoder reads them: one character at a time, or as words.
 
 CLIP-OCR splits the label into characters joined by spaces ('analysis' -> 'a n a l y s i s'), so
 that each label position has a feature of its own (paper section 3.1; official ``system.py``
 276-277). Layout of a sequence of C tokens: SOT, the characters, EOT, then id 0 up to the context
 length, which is the token "!" and which the official loss does not mask.
+
+The paper's table 7 compares this with word-level tokens. That is the official code without its
+``' '.join``: the label goes through CLIP's BPE whole ('analysis' -> one token), and the loss still
+matches label position j with token j + 1. So position j sees the j-th BPE token, then EOT, then
+pads up to the label's length; no token belongs to a character, which is what the table shows.
 
 Shapes: U unique strings, C context tokens, L label positions.
 """
@@ -12,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +26,17 @@ from open_clip.tokenizer import SimpleTokenizer
 Ids = npt.NDArray[np.int32]
 
 PAD_TOKEN = 0
+
+
+class TextTokenizer(Protocol):
+    """Labels to CLIP token ids."""
+
+    def tokenize(self, label: str) -> tuple[list[int], list[int]]:
+        """Return the ids from SOT to EOT, and the token that each label position before EOT reads.
+
+        The position after those reads EOT, and the rest read pads.
+        """
+        ...
 
 
 class CharacterTokenizer:
@@ -48,6 +65,27 @@ class CharacterTokenizer:
         return ids, ends
 
 
+class WordTokenizer:
+    """Whole labels to CLIP token ids."""
+
+    def __init__(self) -> None:
+        self._bpe = SimpleTokenizer()
+
+    def tokenize(self, label: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of one label, and its BPE tokens as the positions to read.
+
+        ASCII labels never have more tokens than characters.
+        """
+        ids = self._bpe.encode(label)
+        positions = list(range(1, len(ids) + 1))
+        return [self._bpe.sot_token_id, *ids, self._bpe.eot_token_id], positions
+
+
+def text_tokenizer(tokens: str) -> TextTokenizer:
+    """Return the tokenizer of ``char`` or ``word`` tokens."""
+    return CharacterTokenizer() if tokens == "char" else WordTokenizer()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenTrie:
     """Token sequences of all strings, each distinct prefix numbered once.
@@ -68,7 +106,7 @@ class TokenTrie:
     is_new: npt.NDArray[np.bool_]
     """Whether the prefix appears here for the first time. Shape: (U, C)."""
     label_nodes: Ids
-    """Prefix number of each label position: characters, EOT, pads; -1 where there is none.
+    """Prefix number of each label position: characters or words, EOT, pads; -1 where there is none.
     Shape: (U, L), in the order of the strings."""
 
     @property
@@ -80,13 +118,13 @@ class TokenTrie:
 def padded_length(ids: Sequence[int], ends: Sequence[int], max_label_length: int) -> int:
     """Return how many tokens a label takes with a pad for each label position it leaves empty.
 
-    For labels of one token per character that is max_label_length + 2, whatever the label.
+    For words, and for characters of one token, that is max_label_length + 2, whatever the label.
     """
     return len(ids) + max_label_length - len(ends)
 
 
 def build_trie(
-    strings: Sequence[str], tokenizer: CharacterTokenizer, max_label_length: int, *, pads: bool
+    strings: Sequence[str], tokenizer: TextTokenizer, max_label_length: int, *, pads: bool
 ) -> TokenTrie:
     """Tokenize `strings` and number their prefixes.
 
@@ -94,7 +132,7 @@ def build_trie(
     too, as in the official run's longest batch; causality makes shorter batches a slice of it.
 
     Args:
-        strings: U strings of 1 to `max_label_length` characters.
+        strings: U strings that take 1 to `max_label_length` positions before EOT.
         tokenizer: Gives their tokens.
         max_label_length: Decides L = max_label_length + 1.
         pads: Whether to keep the positions after EOT.
@@ -105,7 +143,7 @@ def build_trie(
         padded_length(ids, ends, max_label_length) if pads else len(ids) for ids, ends in sequences
     )
     tokens = np.full((num_strings, context), PAD_TOKEN, np.int32)
-    # For each label position the token it reads: characters, EOT, then what follows it.
+    # For each label position the token it reads: characters or words, EOT, then what follows it.
     position = np.full((num_strings, num_positions), -1, np.int64)
     eot_position = np.empty(num_strings, np.int64)
     for idx, (ids, ends) in enumerate(sequences):

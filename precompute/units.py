@@ -6,7 +6,6 @@ rows of a chunk, T image tokens, D width.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from ..shared.ahead import map_ahead, process_pool
-from ..shared.arrays import GROUP_METADATA, Array, ArrayWriter, write_metadata
+from ..shared.arrays import GROUP_METADATA, ArrayWriter, write_metadata
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
 from ..shared.schema import Commit
-from .scan import sample_hashes
+from .scan import hash_keys, sample_hashes
 from .teacher import Teacher
 from .views import ChunkRows, ViewChunk, ViewMaker
 
@@ -129,7 +128,7 @@ class _PendingUnit:
         self._codec = feature_codec(cache.spec.codec)
         self._layouts = cache.spec.image_layouts(view_idx)
         self._writers = {
-            key: ArrayWriter(cache.storage, layout, unit_idx)
+            key: ArrayWriter(cache.folder, layout, unit_idx)
             for key, layout in self._layouts.items()
         }
         self._num_rows = 0
@@ -156,7 +155,7 @@ class _PendingUnit:
         """Publish every file, and then the record that commits them."""
         start, stop = self._cache.spec.unit_range(self._unit_idx)
         assert self._num_rows == stop - start, (self._num_rows, start, stop)
-        storage = self._cache.storage
+        storage = self._cache.folder
         group = f"image/view{self._view_idx}/zarr.json"
         files = {group: storage.ensure(group, GROUP_METADATA)}
         for key, writer in self._writers.items():
@@ -167,7 +166,7 @@ class _PendingUnit:
             cache_id=self._cache.manifest.cache_id,
             files=files,
             rows=(start, stop),
-            keys_sha256=_hash_keys(rows),
+            keys_sha256=hash_keys(rows),
             bad_rows=self._bad,
             fidelity=self._fidelity,
         )
@@ -177,13 +176,6 @@ class _PendingUnit:
         """Remove temporary files; harmless after `publish`."""
         for writer in self._writers.values():
             writer.discard()
-
-
-def _hash_keys(rows: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
-    for key in ("source", "lmdb_index"):
-        digest.update(rows[key].astype("<u4").tobytes())
-    return digest.hexdigest()
 
 
 class _Behind:

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Zstd
 
-from .errors import CacheCorruptError
-from .storage import FileRecord, LocalStorage, PendingFile
+from .errors import MEND, CacheCorruptError, CacheMissingError
+from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,7 @@ class ArrayReader:
     """
 
     def __init__(
-        self, storage: LocalStorage, layout: ArrayLayout, files: Mapping[str, FileRecord]
+        self, storage: ReadStorage, layout: ArrayLayout, files: Mapping[str, FileRecord]
     ) -> None:
         self.layout = layout
         self._storage = storage
@@ -200,12 +200,8 @@ class ArrayReader:
         layout = self.layout
         name = layout.shard_name(shard_idx)
         offset, num_bytes = (int(v) for v in self._shard_index(shard_idx)[chunk_idx])
-        stored = self._storage.read_range(name, offset, num_bytes)
-        # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
-        payload = np.frombuffer(stored, np.uint8)[:-_CRC_BYTES]
         expected = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-        if len(stored) != num_bytes or f"{google_crc32c.value(payload):08x}" != expected:
-            raise self._corrupt(name, f"chunk {chunk_idx}")
+        payload = self._payload(name, offset, num_bytes, expected, f"chunk {chunk_idx}")
         data = Zstd().decode(payload) if layout.compressed else payload
         rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
         rows = rows.reshape(layout.chunk_rows, *layout.row_shape)
@@ -234,18 +230,74 @@ class ArrayReader:
             name = self.layout.shard_name(shard_idx)
             num_bytes = self.layout.chunks_per_shard * _ENTRY_BYTES
             start = self._files[name].num_bytes - num_bytes - _CRC_BYTES
-            stored = self._storage.read_range(name, start, num_bytes + _CRC_BYTES)
-            index, checksum = stored[:num_bytes], stored[num_bytes:]
-            if checksum != struct.pack("<I", google_crc32c.value(index)):
-                raise self._corrupt(name, "the chunk index")
-            self._index[shard_idx] = np.frombuffer(index, "<u8").reshape(-1, 2)
+            index = self._payload(name, start, num_bytes + _CRC_BYTES, None, "the chunk index")
+            self._index[shard_idx] = index.view("<u8").reshape(-1, 2)
         return self._index[shard_idx]
+
+    def _payload(
+        self, name: str, start: int, num_bytes: int, expected: str | None, what: str
+    ) -> npt.NDArray[np.uint8]:
+        """Return a range without the checksum it ends in, once that is as `expected`.
+
+        Args:
+            name: Of the file.
+            start: Offset of the range.
+            num_bytes: Its length, checksum included.
+            expected: CRC-32C in hex by the commit record; None: what the range itself ends in.
+            what: The range in words, for the error.
+        """
+
+        def is_sound(stored: bytes) -> bool:
+            if len(stored) != num_bytes:
+                return False
+            # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
+            checksum: int = google_crc32c.value(np.frombuffer(stored, np.uint8)[:-_CRC_BYTES])
+            if expected is None:
+                return stored[-_CRC_BYTES:] == struct.pack("<I", checksum)
+            return f"{checksum:08x}" == expected
+
+        # The index of an exchanged file may point anywhere, even beyond what a file can hold.
+        if start + num_bytes > self._files[name].num_bytes:
+            raise self._corrupt(name, what)
+        check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
+        try:
+            stored = self._storage.read_range(name, start, num_bytes, check)
+        except CacheMissingError as e:
+            raise CacheMissingError(f"{e}. {MEND}") from None
+        if not is_sound(stored):
+            raise self._corrupt(name, what)
+        return np.frombuffer(stored, np.uint8)[:-_CRC_BYTES]
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
         return CacheCorruptError(
             f"{self._storage}/{name}: {what} is not what was committed (a damaged, truncated or "
-            f"exchanged file). Delete that file and run the cache build command again"
+            f"exchanged file). {MEND}"
         )
+
+
+def weigh_array(layout: ArrayLayout, values: Array) -> int:
+    """Return the bytes that an array's files take, without writing them.
+
+    Args:
+        layout: Of the array.
+        values: Its rows, or a sample of them, compressed here to tell what all will take; not
+            looked at if the array is not compressed.
+    """
+    num_chunks = sum(layout.num_chunks(shard_idx) for shard_idx in range(layout.num_shards))
+    num_rows, chunk_rows = layout.shape[0], layout.chunk_rows
+    if not layout.compressed:
+        row_bytes = np.dtype(layout.dtype).itemsize * int(np.prod(layout.row_shape))
+        payload_bytes = num_chunks * chunk_rows * row_bytes
+    else:
+        payload_bytes = 0
+        for start in range(0, len(values), chunk_rows):
+            chunk = np.zeros((chunk_rows, *layout.row_shape), layout.dtype)
+            part = values[start : start + chunk_rows]
+            chunk[: len(part)] = part
+            payload_bytes += len(Zstd(_ZSTD_LEVEL).encode(chunk))
+        payload_bytes = round(payload_bytes * num_rows / max(len(values), 1))
+    index_bytes = layout.num_shards * (layout.chunks_per_shard * _ENTRY_BYTES + _CRC_BYTES)
+    return payload_bytes + num_chunks * _CRC_BYTES + index_bytes
 
 
 def encode_strings(strings: Sequence[str]) -> dict[str, Array]:

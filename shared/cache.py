@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from .arrays import Array, ArrayLayout, ArrayReader, decode_strings
 from .charset import Charset
-from .errors import CacheCorruptError, CacheMismatchError, CacheMissingError
+from .errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
 from .records import decode_record, encode_record
+from .remote import open_storage
 from .schema import (
     COMMITS_FOLDER,
     FORMAT_VERSION,
@@ -27,7 +28,7 @@ from .schema import (
     TextSpec,
     strings_layouts,
 )
-from .storage import FileRecord, LocalStorage
+from .storage import FileRecord, LocalStorage, ReadStorage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +55,53 @@ class TextTable:
 class FeatureCache:
     """An opened cache; cheap to open, safe to share between threads."""
 
-    def __init__(self, storage: LocalStorage, manifest: Manifest, commits: dict[str, Commit]):
+    def __init__(self, storage: ReadStorage, manifest: Manifest, commits: dict[str, Commit]):
         self.storage = storage
         self.manifest = manifest
         self.commits = commits
         self._readers: dict[tuple[int, str], ArrayReader] = {}
 
     @classmethod
-    def open(cls, path: Path) -> FeatureCache:
-        """Open the cache at `path`, sealed or half built.
+    def open(
+        cls, place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
+    ) -> FeatureCache:
+        """Open the cache in a folder or at an address, sealed or half built.
+
+        Args:
+            place: Folder, or an fsspec address such as ``s3://bucket/words.cache``.
+            cache_dir: Where copies of what is read from an address are kept; see `open_storage`.
+            max_cache_bytes: Most bytes of such copies; 0 keeps none.
 
         Raises:
             CacheMissingError: there is none.
             CacheMismatchError: it was written by another version of the format.
             CacheCorruptError: one of its records is damaged.
+            CacheUnavailableError: the address does not answer.
+            UsageError: no file system is known for the address.
         """
-        storage = LocalStorage(path)
+        storage = open_storage(place, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = read_manifest(storage)
         if manifest is None:
+            folder = place if isinstance(storage, LocalStorage) else "FOLDER"
             raise CacheMissingError(
-                f"{path} is not a feature cache (no {MANIFEST_NAME}); "
-                f"make one with: clipocr cache build --data ROOT --out {path}"
+                f"{place} is not a feature cache (no {MANIFEST_NAME}); "
+                f"make one with: clipocr cache build --data ROOT --out {folder}"
             )
         return cls(storage, manifest, read_commits(storage, manifest, through_seal=True))
+
+    @property
+    def folder(self) -> LocalStorage:
+        """The storage, to write to.
+
+        Raises:
+            UsageError: the cache is at an address, which is only ever read.
+        """
+        if not isinstance(self.storage, LocalStorage):
+            raise UsageError(
+                f"{self.storage} can only be read; bring it into a folder with: "
+                f"clipocr cache copy {self.storage} FOLDER"
+            )
+        return self.storage
 
     @property
     def spec(self) -> CacheSpec:
@@ -123,7 +148,7 @@ class FeatureCache:
 
     def publish(self, commit: Commit) -> None:
         """Make a unit or a text table part of the cache; its files must be published already."""
-        self.storage.write(commit.record_name, encode_record(commit.to_json()))
+        self.folder.write(commit.record_name, encode_record(commit.to_json()))
         self.commits[commit.name] = commit
 
     def view_reader(self, view_idx: int, array: str) -> ArrayReader:
@@ -176,15 +201,19 @@ class FeatureCache:
         """Return the text tables there are."""
         return [commit.text for commit in self.commits.values() if commit.text]
 
-    def require_text(self, charset: Charset, max_label_length: int) -> TextSpec:
+    def require_text(
+        self, charset: Charset, max_label_length: int, tokens: str = "char"
+    ) -> TextSpec:
         """Return the text table of a charset, long enough for `max_label_length`.
+
+        `tokens` is ``char`` or ``word``.
 
         Raises:
             CacheMismatchError: there is none.
         """
         specs = self.text_specs()
         for spec in specs:
-            if spec.characters == charset.characters:
+            if (spec.tokens, spec.characters) == (tokens, charset.characters):
                 if spec.max_label_length < max_label_length:
                     raise CacheMismatchError(
                         f"{self.storage}: text table {spec.name} holds labels of up to "
@@ -192,11 +221,14 @@ class FeatureCache:
                         f"pass --max-label-length {spec.max_label_length}"
                     )
                 return spec
-        held = ", ".join(f"{s.charset_name} ({len(s.characters)} characters)" for s in specs)
+        held = ", ".join(
+            f"{s.charset_name} ({len(s.characters)} characters, {s.tokens} tokens)" for s in specs
+        )
         raise CacheMismatchError(
             f"{self.storage} has text for charset {held or 'none yet'}, this run needs "
-            f"{charset.name} ({len(charset.characters)} characters). Pass a charset it has, or "
-            f"build a cache with: clipocr cache build --charset {charset.name} ..."
+            f"{charset.name} ({len(charset.characters)} characters, {tokens} tokens). Pass what it "
+            f"has, or add a table with: clipocr cache text {self.storage} --charset {charset.name}"
+            f" --tokens {tokens}"
         )
 
     def require_taps(self, kind: str, wanted: Sequence[int]) -> None:
@@ -250,7 +282,7 @@ def unit_name(view_idx: int, unit_idx: int) -> str:
     return f"view{view_idx}/unit-{unit_idx:05d}"
 
 
-def read_manifest(storage: LocalStorage) -> Manifest | None:
+def read_manifest(storage: ReadStorage) -> Manifest | None:
     """Return the manifest, or None if no cache was begun here.
 
     Raises:
@@ -260,8 +292,13 @@ def read_manifest(storage: LocalStorage) -> Manifest | None:
     if not storage.exists(MANIFEST_NAME):
         return None
     data = decode_record(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
-    version = data.get("spec", {}).get("format_version")
-    if data.get("format") != "clipocr-cache" or version != FORMAT_VERSION:
+    if data.get("format") != "clipocr-cache":
+        raise CacheCorruptError(
+            f"{storage}/{MANIFEST_NAME} is another record, not a manifest; "
+            "put it there again from a copy of the cache"
+        )
+    version = data["spec"].get("format_version")
+    if version != FORMAT_VERSION:
         raise CacheMismatchError(
             f"{storage} has format version {version}, this clipocr reads {FORMAT_VERSION}; "
             "build it anew, or use the clipocr version that wrote it"
@@ -269,8 +306,23 @@ def read_manifest(storage: LocalStorage) -> Manifest | None:
     return Manifest.from_json(data)
 
 
+def publish_seal(storage: LocalStorage, manifest: Manifest) -> dict[str, Commit]:
+    """Publish all commit records in one, so that readers open one file; return them.
+
+    Safe beside other processes that publish: whoever seals last has seen every record there is.
+    """
+    commits = read_commits(storage, manifest, through_seal=False)
+    while True:
+        records = {name: commit.to_json() for name, commit in sorted(commits.items())}
+        # An older seal, of fewer views or charsets, is true until this one takes its place.
+        storage.ensure(SEAL_NAME, encode_record({"commits": records}))
+        sealed, commits = commits, read_commits(storage, manifest, through_seal=False)
+        if commits == sealed:
+            return commits
+
+
 def read_commits(
-    storage: LocalStorage, manifest: Manifest, *, through_seal: bool
+    storage: ReadStorage, manifest: Manifest, *, through_seal: bool
 ) -> dict[str, Commit]:
     """Return commit records by name.
 
@@ -281,23 +333,26 @@ def read_commits(
             with them. A builder wants what is there by now, record by record.
     """
     if through_seal and storage.exists(SEAL_NAME):
-        stored = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")["commits"]
-        records = [(f"{SEAL_NAME}: {name}", data) for name, data in stored.items()]
+        seal = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")
+        sealed = seal.get("commits", {"seal": seal})
+        records = [(SEAL_NAME, f"{COMMITS_FOLDER}/{name}.json", sealed[name]) for name in sealed]
     else:
         records = [
-            (name, decode_record(storage.read(name), f"{storage}/{name}"))
+            (name, name, decode_record(storage.read(name), f"{storage}/{name}"))
             for name in storage.names(COMMITS_FOLDER)
         ]
     commits = {}
-    for where, data in records:
-        commit = Commit.from_json(data)
-        if commit.cache_id != manifest.cache_id or not where.endswith(
-            (commit.record_name, commit.name)
-        ):
+    for file, record_name, data in records:
+        try:
+            commit = Commit.from_json(data)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CacheCorruptError(
-                f"{storage}/{where} is the record of {commit.name} of cache {commit.cache_id}, "
-                f"not of this one ({manifest.cache_id}). "
-                "Delete that file and run the cache build command again"
+                f"{storage}/{file} is another record than its name says. {MEND}"
+            ) from None
+        if (commit.cache_id, commit.record_name) != (manifest.cache_id, record_name):
+            raise CacheCorruptError(
+                f"{storage}/{file} holds the record of {commit.name} of cache {commit.cache_id}, "
+                f"expected {record_name} of {manifest.cache_id}. {MEND}"
             )
         commits[commit.name] = commit
     return commits

@@ -87,6 +87,10 @@ class Fp16Codec:
 _FEATURE_CODECS: dict[str, FeatureCodec] = {codec.name: codec for codec in (Fp16Codec(),)}
 
 
+FEATURE_CODEC_NAMES = tuple(_FEATURE_CODECS)
+"""Names of the codecs there are."""
+
+
 def feature_codec(name: str) -> FeatureCodec:
     """Return the codec of that name.
 

@@ -1,4 +1,4 @@
-"""Every failure a user can meet, and nothing else.
+"""Every failure a user can meet, and what helps against damage.
 
     ClipocrError
     ├── UsageError              options that are wrong or contradict each other (ValueError)
@@ -9,11 +9,19 @@
     └── CacheError
         ├── CacheMissingError   no cache, or not yet built far enough (FileNotFoundError)
         ├── CacheMismatchError  a sound cache, but not the one this command needs (ValueError)
-        └── CacheCorruptError   bytes that are not what was committed (OSError)
+        ├── CacheCorruptError   bytes that are not what was committed (OSError)
+        └── CacheUnavailableError  a place that does not answer, or refuses to (ConnectionError)
 
 Messages name the thing, its value, what was expected and the command that helps. `cli.py` prints
 them as one line and exits with 1; anything else is a bug and keeps its traceback.
 """
+
+
+MEND = (
+    "Find and take back what is damaged with: clipocr cache verify CACHE --repair; then run the "
+    "cache build command again"
+)
+"""What to do about a `CacheCorruptError`."""
 
 
 class ClipocrError(Exception):
@@ -54,3 +62,7 @@ class CacheMismatchError(CacheError, ValueError):
 
 class CacheCorruptError(CacheError, OSError):
     """Bytes in the cache are not the bytes that were committed."""
+
+
+class CacheUnavailableError(CacheError, ConnectionError):
+    """Where the cache is stored does not answer, or refuses to."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .errors import CacheCorruptError, CacheMismatchError
+from .errors import MEND, CacheCorruptError, CacheMismatchError
 
 
 def canonical_json(data: object) -> bytes:
@@ -34,10 +34,7 @@ def decode_record(stored: bytes, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError):
         data, checksum = None, ""
     if data is None or hashlib.sha256(canonical_json(data)).hexdigest() != checksum:
-        raise CacheCorruptError(
-            f"{where} is not the record that was written. "
-            "Delete that file and run the cache build command again"
-        )
+        raise CacheCorruptError(f"{where} is not the record that was written. {MEND}")
     return dict(data)
 
 

@@ -91,6 +91,9 @@ class ViewSpec:
 
 AUGMENTATIONS = ("clean", "randaugment")
 
+TOKENS = ("char", "word")
+"""How a text table may split labels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
@@ -211,6 +214,8 @@ class TextSpec:
 
     name: str
     """Folder below ``text/``, e.g. ``char-36``."""
+    tokens: str = "char"
+    """``char``: the label's characters, one position each; ``word``: the label whole, as BPE."""
     charset_name: str
     characters: str
     max_label_length: int

@@ -111,7 +111,7 @@ def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Pat
         (["train", "--cache", "{cache}", "--out", "{tmp}/r"], 1,
          r"image taps \(1, 2, 3\), this run needs \(3, 6, 9\); pass --image-taps 1,2,3"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--charset", "94"], 1,
-         "has text for charset 36 .*needs 94.*cache build --charset 94"),
+         "has text for charset 36 .*needs 94.*cache text .* --charset 94"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--image-taps", "a"], 2,
          "'a' is not a list of block numbers"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--epochs", "0"], 2,

@@ -23,7 +23,8 @@ class Batch:
     """Teacher's image residual stream after each tapped block. Shape: (B, T, D) each."""
     text_taps: Mapping[int, torch.Tensor]
     """Teacher's text residual stream after each tapped block, SOT dropped: position j belongs to
-    character j, then EOT, then padding. Shape: (B, L, D) each, L = longest label in the batch + 1.
+    character j (with word tokens to BPE token j), then EOT, then padding. Shape: (B, L, D) each,
+    L = longest label in the batch + 1.
     """
     eot: torch.Tensor
     """Teacher's projected EOT embedding. Shape: (B, D)."""

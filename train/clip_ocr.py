@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
-from ..shared.schema import TeacherSpec
+from ..shared.schema import TOKENS, TeacherSpec
 from .alignment import AlignedPair, GlobalAlignment, ImageAlignment, TokenAlignment
 from .batch import Batch
 from .losses import linguistic_consistency, recognition_loss
@@ -35,6 +35,8 @@ class ClipOcrConfig:
     """Teacher image blocks that supervise encoder stages 1, 2, 3."""
     text_taps: tuple[int, ...] = (3, 6, 9)
     """Teacher text blocks that supervise decoder layers 3, 2, 1: shallow text, deep decoder."""
+    tokens: str = "char"
+    """How the teacher read the label: ``char`` by character, ``word`` whole (table 7)."""
     intra_weight: float = 5.0
     """lambda_1 of Eq. 7. The paper prints "lambda_1 5 and lambda_1 0.1"; tables 5, 6 and the code
     settle which is which."""
@@ -51,6 +53,8 @@ class ClipOcrConfig:
                     f"{name} is {taps}, expected {_NUM_TAPS} block numbers, each above the last"
                 )
             object.__setattr__(self, name, taps)  # JSON knows lists only.
+        if self.tokens not in TOKENS:
+            raise UsageError(f"tokens is {self.tokens!r}, expected one of {', '.join(TOKENS)}")
         if self.intra_weight < 0 or self.inter_weight < 0:
             raise UsageError(
                 f"LCL weights are {self.intra_weight} and {self.inter_weight}, expected 0 or more"

@@ -63,7 +63,12 @@ class TrainConfig:
 class TrainPlace:
     """Where a run reads and writes; none of it changes the weights."""
 
-    cache: Path
+    cache: str | Path
+    """Folder, or an address such as ``s3://bucket/words.cache``."""
+    cache_dir: Path | None = None
+    """Where copies of what is read from an address are kept; None: the user's cache folder."""
+    max_cache_bytes: int = 0
+    """Most bytes of such copies; 0 keeps none."""
     out: Path
     device: torch.device
     val_data: tuple[Path, ...] = ()

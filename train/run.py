@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
 from ..shared.device import autocast
-from ..shared.errors import CheckpointError, TrainingError, UsageError
+from ..shared.errors import CacheError, CheckpointError, TrainingError, UsageError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..shared.schema import MANIFEST_NAME
 from .batch import Batch
@@ -73,9 +73,11 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         TrainingError: the loss is no longer finite.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
-    cache = FeatureCache.open(place.cache)
+    cache = FeatureCache.open(
+        place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.max_cache_bytes
+    )
     max_label_length = config.student.max_label_length
-    text_spec = cache.require_text(config.charset, max_label_length)
+    text_spec = cache.require_text(config.charset, max_label_length, config.method.tokens)
     cache.require_taps("image", config.method.image_taps)
     cache.require_taps("text", config.method.text_taps)
     run = _Run(config, place, cache)
@@ -92,7 +94,13 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         units=run.units,
         num_views=run.num_views,
     )
-    return run.train(loader)
+    try:
+        return run.train(loader)
+    except CacheError:
+        # Reading failed between two steps, so the state is whole.
+        if run.step:
+            run.save()
+        raise
 
 
 class _Run:

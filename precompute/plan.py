@@ -1,0 +1,385 @@
+"""`clipocr cache plan`: what a build would cost, before it is begun.
+
+Rows, labels, prefixes and every array's size but the pixels' are exact: the sources are scanned,
+the labels tokenised and the layouts weighed as the builder does. Pixels and all times come from a
+timed sample on this machine. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from ..shared.arrays import Array, encode_strings, weigh_array
+from ..shared.charset import Charset, LabelRules
+from ..shared.codecs import FEATURE_CODEC_NAMES, Pixels, feature_codec, filter_pixels
+from ..shared.errors import UsageError
+from ..shared.schema import REJECTION_REASONS, CacheSpec, Manifest, ViewSpec, strings_layouts
+from ..shared.words import find_named_lmdbs
+from .measure import SampleViews, make_views, measure_disk, measure_images, measure_labels
+from .scan import Scan, sample_hashes, scan_sources
+from .teacher import Teacher, load_teacher
+from .text import TextDraft, draft_text
+
+_WEIGHED_ROWS = 16
+"""Rows of features that are encoded to weigh a codec."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What `clipocr cache plan` was asked for; fields as in `BuildConfig`."""
+
+    data: tuple[Path, ...]
+    out: Path | None = None
+    """Where the cache would be, to measure that disk; None: the disk of temporary files."""
+    teacher: str = "ViT-B-16/openai"
+    """Its weights are not loaded: random ones of the same shape take the same time."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
+    precision: str | None = None
+    image_taps: tuple[int, ...] = (3, 6, 9)
+    text_taps: tuple[int, ...] = (3, 6, 9)
+    charsets: tuple[Charset, ...]
+    labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
+    augment: str = "clean"
+    """Of the plan for one view; several are always ``randaugment``."""
+    views: tuple[int, ...] = (1, 2, 5)
+    """The numbers of views to plan for."""
+    seed: int = 0
+    unit_rows: int = 16384
+    chunk_rows: int = 256
+    num_workers: int = 0
+    num_cores: int = 1
+    """Cores that a teacher on the CPU shares with the decoding of images."""
+
+    def __post_init__(self) -> None:
+        if not self.views or min(self.views) < 1:
+            raise UsageError(f"views are {self.views}, expected numbers from 1 on")
+        if self.chunk_rows < 1 or self.unit_rows < 1 or self.unit_rows % self.chunk_rows:
+            raise UsageError(
+                f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
+            )
+
+    def augment_of(self, num_views: int) -> str:
+        """Return how that many views would be made; several clean ones would all be the same."""
+        return self.augment if num_views == 1 else "randaugment"
+
+    @property
+    def disk(self) -> Path | None:
+        """An existing folder on the disk that the cache would be on."""
+        if self.out is None:
+            return None
+        out = self.out.absolute()
+        return next(folder for folder in (out, *out.parents) if folder.is_dir())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How long the scan took, and what this machine does in a second."""
+
+    scan_s: float
+    views_per_s: Mapping[str, float]
+    """Augmentation -> views made by one core."""
+    images_per_s: float
+    """Images through the teacher and the codec."""
+    labels_per_s: float
+    """Labels through the text encoder."""
+    written_bytes_per_s: float
+    """Bytes published: written, synced, read back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one build would take."""
+
+    codec: str
+    num_views: int
+    augment: str
+    bytes_by_part: Mapping[str, int]
+    """``pixels``, ``features``, ``text/char-36``, ..., ``index``."""
+    seconds: float
+    bottleneck: str
+    """What the images wait for: ``teacher``, ``views`` or ``disk``."""
+
+    @property
+    def num_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.bytes_by_part.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan:
+    """One charset's text table."""
+
+    name: str
+    num_strings: int
+    """U: unique labels that are left of it."""
+    num_nodes: int
+    """M: token prefixes, the pads of the official loss included."""
+    num_left_out: int
+    """Unique labels of which nothing is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything to know before a build."""
+
+    teacher: str
+    device: str
+    precision: str
+    sources: Mapping[str, int]
+    """Name -> its ``num-samples``."""
+    num_rows: int
+    rejected: Mapping[str, int]
+    """Reason -> samples."""
+    num_labels: int
+    """Unique labels, case and punctuation intact."""
+    texts: tuple[TextPlan, ...]
+    num_sampled: int
+    """Rows whose views were made to tell size and time."""
+    sampled_bad: Mapping[str, int]
+    """Reason -> bad images among them."""
+    rates: Rates
+    costs: tuple[Cost, ...]
+    """For each codec and number of views."""
+    assumptions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; each cost with its total."""
+        costs = [asdict(cost) | {"num_bytes": cost.num_bytes} for cost in self.costs]
+        return asdict(self) | {"costs": costs}
+
+
+def plan_cache(config: PlanConfig) -> Plan:
+    """Scan the sources, time a sample of the work, and add up.
+
+    Raises:
+        DataError: a source cannot be used, or a charset leaves nothing of any label.
+        UsageError: the teacher or a tap is not possible.
+    """
+    sources = find_named_lmdbs(config.data)
+    teacher = _load_stand_in(config)
+    teacher.require_room(config.labels.max_label_length)
+    started = time.perf_counter()
+    scan = scan_sources(sources, config.labels)
+    scan_s = time.perf_counter() - started
+    drafts = [
+        draft_text(
+            scan.labels,
+            charset,
+            max_label_length=config.labels.max_label_length,
+            context_length=teacher.context_length,
+        )
+        for charset in config.charsets
+    ]
+    spec = _spec(config, teacher, scan)
+    names = [source.name for source in spec.sources]
+    hashes = sample_hashes(spec.seed, names, scan.row_source, scan.row_lmdb_index)
+    order = np.argsort(hashes, kind="stable")
+    augments = {config.augment_of(num_views) for num_views in config.views}
+    samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
+    some_views = next(iter(samples.values())).views
+    few = torch.from_numpy(some_views[:_WEIGHED_ROWS])
+    features = {tap: taps.cpu() for tap, taps in teacher.image_taps(few).items()}
+    rates = _measure(config, spec, scan_s, teacher, samples, features, drafts[0])
+    fixed_parts = {
+        f"text/{draft.spec.name}": _weigh_text(spec, draft, len(scan.labels)) for draft in drafts
+    }
+    fixed_parts["index"] = _weigh_index(spec, scan, order)
+    costs = []
+    for codec in FEATURE_CODEC_NAMES:
+        for num_views in config.views:
+            augment = config.augment_of(num_views)
+            of_view = _weigh_view(replace(spec, codec=codec), samples[augment].views, features)
+            image_s, bottleneck = _image_seconds(
+                config, rates, augment, sum(of_view.values()), spec.num_rows
+            )
+            text_s = sum(draft.spec.num_strings for draft in drafts) / rates.labels_per_s
+            costs.append(
+                Cost(
+                    codec=codec,
+                    num_views=num_views,
+                    augment=augment,
+                    bytes_by_part={k: num_views * n for k, n in of_view.items()} | fixed_parts,
+                    seconds=scan_s + text_s + num_views * image_s,
+                    bottleneck=bottleneck,
+                )
+            )
+    return Plan(
+        teacher=config.teacher,
+        device=str(config.device),
+        precision=teacher.spec.precision,
+        sources={source.name: source.num_samples for source in scan.sources},
+        num_rows=spec.num_rows,
+        rejected=_count_rejected(scan),
+        num_labels=len(scan.labels),
+        texts=tuple(
+            TextPlan(
+                name=draft.spec.name,
+                num_strings=draft.spec.num_strings,
+                num_nodes=draft.spec.num_nodes,
+                num_left_out=int((draft.arrays["of_label"] < 0).sum()),
+            )
+            for draft in drafts
+        ),
+        num_sampled=len(some_views),
+        sampled_bad=next(iter(samples.values())).bad,
+        rates=rates,
+        costs=tuple(costs),
+        assumptions=_assumptions(config, len(some_views)),
+    )
+
+
+def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
+    return CacheSpec(
+        teacher=teacher.spec,
+        view=ViewSpec(),
+        labels=config.labels,
+        codec=FEATURE_CODEC_NAMES[0],
+        seed=config.seed,
+        sources=scan.sources,
+        num_rows=len(scan.row_source),
+        unit_rows=config.unit_rows,
+        chunk_rows=config.chunk_rows,
+    )
+
+
+def _load_stand_in(config: PlanConfig) -> Teacher:
+    model, separator, weights = config.teacher.partition("/")
+    if not separator or not weights:
+        raise UsageError(f"teacher {config.teacher!r} is not MODEL/WEIGHTS")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    # QuickGELU is three operations where GELU is one.
+    is_quick = weights in tags and open_clip.get_pretrained_cfg(model, weights).get("quick_gelu")
+    return load_teacher(
+        f"{model}/random:0",
+        image_taps=config.image_taps,
+        text_taps=config.text_taps,
+        precision=config.precision or ("fp16" if config.device.type == "cuda" else "fp32"),
+        device=config.device,
+        activation="quickgelu" if is_quick else None,
+    )
+
+
+def _count_rejected(scan: Scan) -> dict[str, int]:
+    counts = np.bincount(scan.rejected_reason, minlength=len(REJECTION_REASONS)).tolist()
+    return {reason: n for reason, n in zip(REJECTION_REASONS, counts, strict=True) if n}
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def _weigh_view(
+    spec: CacheSpec, views: Pixels, features: Mapping[int, torch.Tensor]
+) -> dict[str, int]:
+    codec, layouts = feature_codec(spec.codec), spec.image_layouts(0)
+    pixels = weigh_array(layouts["pixels"], filter_pixels(views))
+    of_taps = (
+        weigh_array(layouts[f"block{tap}"], codec.encode(tap_features).cpu().numpy())
+        for tap, tap_features in features.items()
+    )
+    return {"pixels": pixels, "features": sum(of_taps)}
+
+
+def _weigh_text(spec: CacheSpec, draft: TextDraft, num_labels: int) -> int:
+    text = draft.spec
+    layouts = text.layouts(spec.teacher, num_labels)
+    layouts |= strings_layouts(f"text/{text.name}", text.num_strings, text.num_string_bytes)
+    nothing = np.empty(0)  # Features are not compressed, so only their layouts count.
+    return sum(weigh_array(a, draft.arrays.get(key, nothing)) for key, a in layouts.items())
+
+
+def _weigh_index(spec: CacheSpec, scan: Scan, order: Array) -> int:
+    strings = encode_strings(scan.labels)
+    manifest = Manifest(
+        spec=spec,
+        num_labels=len(scan.labels),
+        num_label_bytes=len(strings["utf8"]),
+        num_rejected=len(scan.rejected_source),
+        built_with={},
+        files={},
+    )
+    rows: dict[str, Array] = {
+        "source": scan.row_source,
+        "lmdb_index": scan.row_lmdb_index,
+        "label": scan.row_label,
+    }
+    rejected: dict[str, Array] = {
+        "source": scan.rejected_source,
+        "lmdb_index": scan.rejected_lmdb_index,
+        "reason": scan.rejected_reason,
+    }
+    return (
+        sum(weigh_array(a, rows[key][order]) for key, a in spec.row_layouts().items())
+        + sum(weigh_array(a, strings[key]) for key, a in manifest.label_layouts().items())
+        + sum(weigh_array(a, rejected[key]) for key, a in manifest.rejected_layouts().items())
+    )
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+def _measure(
+    config: PlanConfig,
+    spec: CacheSpec,
+    scan_s: float,
+    teacher: Teacher,
+    samples: Mapping[str, SampleViews],
+    features: Mapping[int, torch.Tensor],
+    draft: TextDraft,
+) -> Rates:
+    views = next(iter(samples.values())).views
+    tap, of_tap = next(iter(features.items()))
+    stored = feature_codec(spec.codec).encode(of_tap).numpy()
+    return Rates(
+        scan_s=scan_s,
+        views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
+        images_per_s=measure_images(teacher, views, spec.codec, spec.chunk_rows),
+        labels_per_s=measure_labels(teacher, draft.trie, spec.chunk_rows),
+        written_bytes_per_s=measure_disk(spec, stored, f"block{tap}", config.disk),
+    )
+
+
+def _image_seconds(
+    config: PlanConfig, rates: Rates, augment: str, view_bytes: int, num_rows: int
+) -> tuple[float, str]:
+    """Return the time that all rows of one view take, and what they wait for."""
+    teacher_s = num_rows / rates.images_per_s
+    disk_s = view_bytes / rates.written_bytes_per_s
+    views_s = num_rows / rates.views_per_s[augment]
+    if config.device.type == "cpu":
+        # They share the cores, so the two add up.
+        times = {"teacher": teacher_s + views_s / config.num_cores, "disk": disk_s}
+    else:
+        times = {
+            "teacher": teacher_s,
+            "views": views_s / max(config.num_workers, 1),
+            "disk": disk_s,
+        }
+    bottleneck = max(times, key=lambda part: times[part])
+    return times[bottleneck], bottleneck
+
+
+def _assumptions(config: PlanConfig, num_sampled: int) -> tuple[str, ...]:
+    shared = (
+        f"views are made on the teacher's {config.num_cores} cores"
+        if config.device.type == "cpu"
+        else f"views are made by {max(config.num_workers, 1)} worker processes"
+    )
+    lines = [
+        "features, text and index are exact to the byte; pixels are scaled up from "
+        f"{num_sampled:,} real views; zarr.json files and commit records are not counted",
+        "the teacher ran with random weights of the same shapes, in batches of up to "
+        f"{config.chunk_rows}; {shared}",
+        f"the disk is that of {config.disk or 'temporary files; --out names another'}",
+        "one process; N of them, each with a device of its own, take about an N-th of the time",
+    ]
+    if config.augment == "clean" and max(config.views) > 1:
+        lines.append("several views need --augment randaugment, and are planned with it")
+    return tuple(lines)

@@ -1,0 +1,159 @@
+"""A small cache, every kind of damage to it, and what a trainer then meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from samples import WORDS, tiny_build, write_words
+
+from clipocr.precompute.build import BuildConfig, build_cache
+from clipocr.shared.cache import FeatureCache
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import CacheError
+from clipocr.train.batch import Batch
+from clipocr.train.loader import CacheLoader, choose_num_views, choose_units
+
+Damage = dict[str, bytes | None]
+"""File -> what it holds instead; None: it is gone."""
+Files = dict[str, bytes]
+
+
+class World:
+    """A sealed cache of two views, another one of another seed, and what a trainer sees."""
+
+    def __init__(self, root: Path) -> None:
+        self.data = root / "data"
+        write_words(self.data / "MJ", WORDS, images={3: b"not an image"})
+        write_words(self.data / "ST", ["one", "", "x" * 30])  # Two labels are rejected.
+        self.path = root / "words.cache"
+        build_cache(self.config(self.path))
+        other = root / "other.cache"
+        build_cache(self.config(other, seed=1))
+        self.files, self.other = files_of(self.path), files_of(other)
+        self.batches = list(batches_of(self.path))
+
+    def config(self, out: Path, **changes: object) -> BuildConfig:
+        return tiny_build(
+            self.data,
+            out,
+            **({"augment": "randaugment", "num_views": 2, "unit_rows": 16} | changes),
+        )
+
+
+def files_of(path: Path) -> Files:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def batches_of(path: Path) -> Iterator[Batch]:
+    """Yield what a trainer reads: an epoch of each view."""
+    cache = FeatureCache.open(path)
+    spec = cache.require_text(Charset.load("36"), 25)
+    units = choose_units(cache, 1.0)
+    num_views = choose_num_views(cache, units, None)
+    loader = CacheLoader(
+        cache,
+        cache.text_table(spec.name),
+        image_taps=(1, 2, 3),
+        text_taps=(1, 2, 3),
+        max_label_length=25,
+        batch_size=16,
+        seed=0,
+        device=torch.device("cpu"),
+        units=units,
+        num_views=num_views,
+    )
+    for epoch in range(num_views):
+        yield from loader.epoch(epoch)
+
+
+def is_same(a: Batch, b: Batch) -> bool:
+    tensors = [
+        [batch.views, *batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
+        for batch in (a, b)
+    ]
+    pairs = zip(*tensors, strict=True)
+    return a.labels == b.labels and all(torch.equal(left, right) for left, right in pairs)
+
+
+def flip(where: float) -> Callable[[World, str], Iterator[Damage]]:
+    def damage(world: World, file: str) -> Iterator[Damage]:
+        content = bytearray(world.files[file])
+        at = min(int(where * len(content)), len(content) - 1)
+        content[at] ^= 1 << at % 8
+        yield {file: bytes(content)}
+
+    return damage
+
+
+def cut(keep: Callable[[bytes], bytes]) -> Callable[[World, str], Iterator[Damage]]:
+    def damage(world: World, file: str) -> Iterator[Damage]:
+        yield {file: keep(world.files[file])}
+
+    return damage
+
+
+def delete(_world: World, file: str) -> Iterator[Damage]:
+    # Without its seal a cache is sound; see below.
+    if file != "sealed.json":
+        yield {file: None}
+
+
+def swap(world: World, file: str) -> Iterator[Damage]:
+    """Swap with the next file of another content, and with every one of the same size."""
+    content, names = world.files[file], sorted(world.files)
+    later = [name for name in names if name > file and world.files[name] != content]
+    same_size = [name for name in later[1:] if len(world.files[name]) == len(content)]
+    for name in later[:1] + same_size:
+        yield {file: world.files[name], name: content}
+
+
+def replace_by_another_caches(world: World, file: str) -> Iterator[Damage]:
+    # Some are the same in both: the labels, say, do not depend on the seed.
+    if world.other[file] != world.files[file]:
+        yield {file: world.other[file]}
+
+
+KINDS = {
+    "flip a bit of the first byte": flip(0),
+    "flip a bit at 1/3": flip(1 / 3),
+    "flip a bit at 1/2": flip(1 / 2),
+    "flip a bit of the last byte": flip(1),
+    "cut the last byte off": cut(lambda content: content[:-1]),
+    "cut in half": cut(lambda content: content[: len(content) // 2]),
+    "cut to nothing": cut(lambda _: b""),
+    "append a byte": cut(lambda content: content + b"\0"),
+    "fill with zeros": cut(lambda content: bytes(len(content))),
+    "zeros at the end": cut(
+        lambda content: content[: len(content) // 2].ljust(len(content), b"\0")
+    ),
+    "delete": delete,
+    "swap": swap,
+    "replace by another cache's": replace_by_another_caches,
+}
+
+
+def inflict(path: Path, damage: Damage) -> None:
+    for file, content in damage.items():
+        if content is None:
+            (path / file).unlink()
+        else:
+            (path / file).write_bytes(content)
+
+
+def train_on(world: World, path: Path, damage: Damage) -> str:
+    """Return what a trainer meets: right rows, an error that names a damaged file, or worse."""
+    batches = batches_of(path)
+    try:
+        for expected in world.batches:
+            batch = next(batches, None)
+            if batch is None or not is_same(batch, expected):
+                return "wrong rows"
+    except CacheError as e:
+        # Another cache's manifest makes strangers of the records, and of the index.
+        names = [*damage, *(["sealed.json", "commits/"] if "manifest.json" in damage else [])]
+        if "manifest.json" in damage and damage["manifest.json"] is None:
+            names.append("no manifest.json")
+        return "stopped" if any(name in str(e) for name in names) else f"an unclear error: {e}"
+    return "right rows"
