@@ -10,6 +10,7 @@ Reading is a `ReadStorage`: a folder, or what `remote` finds at an address such 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -153,7 +154,9 @@ class PendingFile:
 
     def discard(self) -> None:
         """Drop what was written; harmless after `publish`."""
-        self._file.close()
+        # On a full disk closing fails too, for what is still in the buffer.
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._tmp.unlink(missing_ok=True)
 
 

@@ -139,6 +139,7 @@ def serve(folder: Path) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(run(request["args"], Fault(**request["fault"]))), flush=True)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":
