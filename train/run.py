@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
 from .loader import CacheLoader, choose_num_views, choose_units
+from .optimizer import one_cycle, parameter_groups
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
 from .tokenizer import LabelTokenizer
@@ -114,7 +115,7 @@ class _Run:
         self.method = config.method.build(config.student, cache.spec.teacher).to(place.device)
         self.parameters = [*self.student.parameters(), *self.method.parameters()]
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups([self.student, self.method], config.weight_decay),
+            parameter_groups([self.student, self.method], config.weight_decay),
             lr=config.learning_rate,
             fused=place.device.type == "cuda",
         )
@@ -385,43 +386,6 @@ class _Run:
         partial = self.place.out / f".{RUN_NAME}.partial"
         partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(self.place.out / RUN_NAME)
-
-
-def _parameter_groups(
-    modules: Sequence[torch.nn.Module], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Return AdamW's groups: decay for the weights of layers, none for biases, norms, embeddings.
-
-    As timm's ``create_optimizer_v2`` and PARSeq's ``no_weight_decay`` have it.
-    """
-    layers = (torch.nn.Linear, torch.nn.Conv2d)
-    parts = [part for module in modules for part in module.modules()]
-    decayed = {id(part.weight) for part in parts if isinstance(part, layers)}
-    parameters = [p for module in modules for p in module.parameters()]
-    return [
-        {
-            "params": [p for p in parameters if (id(p) in decayed) == is_decayed],
-            "weight_decay": weight_decay if is_decayed else 0.0,
-        }
-        for is_decayed in (True, False)
-    ]
-
-
-def one_cycle(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:
-    """Return the learning rate of a step: cosine up from peak / 25, cosine down to peak / 250,000.
-
-    The same curve as `torch.optim.lr_scheduler.OneCycleLR` with its defaults, as a pure function,
-    so that resuming needs nothing but the step.
-    """
-    start, end = peak / 25, peak / 25 / 1e4
-    top = warmup_fraction * num_steps - 1
-    if step <= top:
-        return _cosine(start, peak, step / top)
-    return _cosine(peak, end, (step - top) / max(num_steps - 1 - top, 1e-9))
-
-
-def _cosine(a: float, b: float, share: float) -> float:
-    return b + (a - b) / 2 * (1 + math.cos(math.pi * share))
 
 
 def _cuda_random_state(device: torch.device) -> torch.Tensor | None:

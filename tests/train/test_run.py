@@ -21,7 +21,8 @@ from clipocr.train import run as run_module
 from clipocr.train.checkpoint import load_checkpoint
 from clipocr.train.clip_ocr import ClipOcrConfig
 from clipocr.train.config import TrainConfig, TrainPlace
-from clipocr.train.run import _parameter_groups, one_cycle, train
+from clipocr.train.optimizer import one_cycle, parameter_groups
+from clipocr.train.run import train
 from clipocr.train.stopping import StopRequestedError
 from clipocr.train.student import Student, StudentConfig
 from clipocr.train.tokenizer import LabelTokenizer
@@ -238,7 +239,7 @@ def test_an_epoch_survives_a_validation_that_fails(
 
 def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
     student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset))
-    decayed, spared = _parameter_groups([student], 0.1)
+    decayed, spared = parameter_groups([student], 0.1)
     names = {id(p): name for name, p in student.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
