@@ -269,9 +269,12 @@ class ArrayReader:
         return np.frombuffer(stored, np.uint8)[:-_CRC_BYTES]
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
+        # image/view0/block3/c/1/0/0 is a file of unit 1.
+        parts = name.split("/")
+        unit = f" of {parts[1]}/unit-{int(parts[4]):05d}" if parts[0] == "image" else ""
         return CacheCorruptError(
-            f"{self._storage}/{name}: {what} is not what was committed (a damaged, truncated or "
-            f"exchanged file). {MEND}"
+            f"{self._storage}/{name}: {what}{unit} is not what was committed (a damaged, truncated "
+            f"or exchanged file). {MEND}"
         )
 
 

@@ -311,6 +311,8 @@ def publish_seal(storage: LocalStorage, manifest: Manifest) -> dict[str, Commit]
 
     Safe beside other processes that publish: whoever seals last has seen every record there is.
     """
+    # A builder killed in just this left a file that no unit's builder would come to sweep.
+    storage.sweep()
     commits = read_commits(storage, manifest, through_seal=False)
     while True:
         records = {name: commit.to_json() for name, commit in sorted(commits.items())}

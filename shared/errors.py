@@ -16,7 +16,6 @@ Messages name the thing, its value, what was expected and the command that helps
 them as one line and exits with 1; anything else is a bug and keeps its traceback.
 """
 
-
 MEND = (
     "Find and take back what is damaged with: clipocr cache verify CACHE --repair; then run the "
     "cache build command again"

@@ -117,7 +117,6 @@ def replace_by_another_caches(world: World, file: str) -> Iterator[Damage]:
 
 KINDS = {
     "flip a bit of the first byte": flip(0),
-    "flip a bit at 1/3": flip(1 / 3),
     "flip a bit at 1/2": flip(1 / 2),
     "flip a bit of the last byte": flip(1),
     "cut the last byte off": cut(lambda content: content[:-1]),

@@ -32,10 +32,10 @@ def table() -> Iterator[dict[str, Counter[str]]]:
     found: dict[str, Counter[str]] = {}
     yield found
     columns = ("tried", "caught", "stopped a trainer", "harmless to it")
-    print("\n" + "  ".join(["fault".ljust(32), *columns]))
+    print("\n" + "  ".join(["fault".ljust(40), *columns]))
     for fault, counts in [*found.items(), ("all", sum(found.values(), Counter()))]:
         cells = (f"{counts[column]:,}".rjust(len(column)) for column in columns)
-        print("  ".join([fault.ljust(32), *cells]))
+        print("  ".join([fault.ljust(40), *cells]))
 
 
 def unit_of(file: str) -> str:
@@ -82,7 +82,10 @@ def test_every_fault_in_every_file_is_caught(
             if not is_sealed and not makes_a_difference_without_a_seal(damage):
                 continue
             inflict(copy, damage)
-            missing, outcome = missed(verify_cache(copy), damage), train_on(world, copy, damage)
+            missing = missed(verify_cache(copy), damage)
+            # No trainer opens Zarr's metadata, as their deletion shows.
+            is_read = kind == "delete" or not all(name.endswith("zarr.json") for name in damage)
+            outcome = train_on(world, copy, damage) if is_read else "right rows"
             counts["tried"] += 1
             counts["caught"] += not missing
             counts["stopped a trainer"] += outcome == "stopped"
