@@ -4,7 +4,7 @@ Bare is the teacher's forward over views that are already tensors, in the builde
 The builder decodes, teaches, encodes, checks, writes and syncs the same rows. Rounds alternate, so
 that a machine whose speed drifts does so for both. Prints images/s and the ratio.
 
-    python benchmarks/build_speed.py DATA [--teacher ViT-B-16/random:0] [--rows 1536] [--rounds 3]
+    python benchmarks/build_speed.py DATA [--teacher MODEL/WEIGHTS] [--unit-rows 512] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--teacher", default="ViT-B-16/random:0")
     parser.add_argument("--augment", default="clean")
-    parser.add_argument("--rows", type=int, default=1536)
+    parser.add_argument("--unit-rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
         config = BuildConfig(
             data=(args.data,), out=Path(folder) / "first", teacher=args.teacher, device=device,
             precision=precision, charset=Charset.load("36"), augment=args.augment,
-            unit_rows=args.rows - args.rows % 256, num_workers=args.workers,
+            unit_rows=args.unit_rows, num_workers=args.workers,
         )  # fmt: skip
         first = build_cache(config).cache
         bare, built = [], []

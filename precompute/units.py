@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..shared.ahead import map_ahead, process_pool
-from ..shared.arrays import GROUP_METADATA, ArrayWriter, write_metadata
+from ..shared.arrays import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
 from ..shared.schema import Commit
@@ -78,7 +78,9 @@ class UnitBuilder:
                 if unit is None:
                     unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
                     behind.on_exit(unit.discard)
-                behind.submit(unit.append, made, self._teach(made))
+                # Encoded on this thread: torch would start a second team of threads for another,
+                # and on a CPU the two teams would hold each other up.
+                behind.submit(unit.append, made, unit.encode(made, self._teach(made)))
                 if chunk.is_last:
                     behind.submit(unit.publish)
                     unit = None
@@ -120,7 +122,7 @@ class UnitBuilder:
 
 
 class _PendingUnit:
-    """One unit on its way to disk. Its methods run on the writer thread, in order."""
+    """One unit on its way to disk."""
 
     def __init__(self, cache: FeatureCache, view_idx: int, unit_idx: int) -> None:
         self._cache = cache
@@ -135,20 +137,28 @@ class _PendingUnit:
         self._bad: dict[int, str] = {}
         self._fidelity: dict[str, Mapping[str, float]] = {}
 
-    def append(self, made: ViewChunk, features: Mapping[int, torch.Tensor]) -> None:
-        """Encode and write one chunk; features of bad images are stored as zeros."""
-        first_row = self._cache.spec.unit_range(self._unit_idx)[0] + self._num_rows
-        self._bad |= {first_row + idx: reason for idx, reason in made.bad.items()}
-        self._writers["pixels"].append(filter_pixels(made.views))
+    def encode(self, made: ViewChunk, features: Mapping[int, torch.Tensor]) -> dict[str, Array]:
+        """Return the stored form of a chunk's features by array; of bad images it is zeros."""
+        encoded = {}
         for tap, tap_features in features.items():
             if made.bad:
                 tap_features[list(made.bad)] = 0
             stored = self._codec.encode(tap_features)
-            if not self._num_rows:
+            key = f"block{tap}"
+            if key not in self._fidelity:
                 sample = slice(0, _FIDELITY_ROWS)
                 decoded = self._codec.decode(stored[sample])
-                self._fidelity[f"block{tap}"] = measure_fidelity(tap_features[sample], decoded)
-            self._writers[f"block{tap}"].append(stored.cpu().numpy())
+                self._fidelity[key] = measure_fidelity(tap_features[sample], decoded)
+            encoded[key] = stored.cpu().numpy()
+        return encoded
+
+    def append(self, made: ViewChunk, encoded: Mapping[str, Array]) -> None:
+        """Write one chunk. On the writer thread, in order, as is all that follows."""
+        first_row = self._cache.spec.unit_range(self._unit_idx)[0] + self._num_rows
+        self._bad |= {first_row + idx: reason for idx, reason in made.bad.items()}
+        self._writers["pixels"].append(filter_pixels(made.views))
+        for key, stored in encoded.items():
+            self._writers[key].append(stored)
         self._num_rows += len(made.views)
 
     def publish(self) -> None:
