@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..shared.arrays import GROUP_METADATA, Array, encode_strings, write_array
+from ..shared.arrays import GROUP_METADATA, encode_strings, write_array
 from ..shared.cache import (
     FeatureCache,
     publish_seal,
@@ -290,16 +290,7 @@ def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest
         },
         files={},
     )
-    rows: dict[str, Array] = {
-        "source": scan.row_source,
-        "lmdb_index": scan.row_lmdb_index,
-        "label": scan.row_label,
-    }
-    rejected: dict[str, Array] = {
-        "source": scan.rejected_source,
-        "lmdb_index": scan.rejected_lmdb_index,
-        "reason": scan.rejected_reason,
-    }
+    rows, rejected = scan.rows, scan.rejected
     files: dict[str, FileRecord] = {}
     for key, layout in spec.row_layouts().items():
         files |= write_array(storage, layout, rows[key][order])

@@ -305,16 +305,7 @@ def _weigh_index(spec: CacheSpec, scan: Scan, order: Array) -> int:
         built_with={},
         files={},
     )
-    rows: dict[str, Array] = {
-        "source": scan.row_source,
-        "lmdb_index": scan.row_lmdb_index,
-        "label": scan.row_label,
-    }
-    rejected: dict[str, Array] = {
-        "source": scan.rejected_source,
-        "lmdb_index": scan.rejected_lmdb_index,
-        "reason": scan.rejected_reason,
-    }
+    rows, rejected = scan.rows, scan.rejected
     return (
         sum(weigh_array(a, rows[key][order]) for key, a in spec.row_layouts().items())
         + sum(weigh_array(a, strings[key]) for key, a in manifest.label_layouts().items())

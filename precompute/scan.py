@@ -49,6 +49,24 @@ class Scan:
     rejected_lmdb_index: npt.NDArray[np.uint32]
     rejected_reason: npt.NDArray[np.uint8]
 
+    @property
+    def rows(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of `CacheSpec.row_layouts` by name, rows in source order."""
+        return {
+            "source": self.row_source,
+            "lmdb_index": self.row_lmdb_index,
+            "label": self.row_label,
+        }
+
+    @property
+    def rejected(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of `Manifest.rejected_layouts` by name."""
+        return {
+            "source": self.rejected_source,
+            "lmdb_index": self.rejected_lmdb_index,
+            "reason": self.rejected_reason,
+        }
+
 
 def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
     """Read every key and label of every source once, and no image.
