@@ -147,17 +147,20 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
         two matrices of cosines between tokens, which is what LCL's intra term sees (CLIP-OCR
         Eq. 5); ``max_abs``: the largest absolute error.
     """
-    features, decoded = features.float(), decoded.float()
+    # In double precision, and rounded: the last bits of a sum depend on how many threads share it,
+    # and a commit record must come out the same on every machine.
+    features, decoded = features.double(), decoded.double()
     mean = features.mean(dim=0)
     a, b = (features - mean).flatten(0, 1), (decoded - mean).flatten(0, 1)
     norms = a.norm(dim=1) * b.norm(dim=1)
     # Positions whose features never vary have nothing left after centring; they count as kept.
     cosine = ((a * b).sum(dim=1) / norms).nan_to_num(1.0)
     quantiles = cosine.quantile(cosine.new_tensor([0.01, 0.5]))
+    gram_l1 = float((_gram(features) - _gram(decoded)).abs().mean())
     return {
-        "cosine_p50": float(quantiles[1]),
-        "cosine_p01": float(quantiles[0]),
-        "gram_l1": float((_gram(features) - _gram(decoded)).abs().mean()),
+        "cosine_p50": round(float(quantiles[1]), 9),
+        "cosine_p01": round(float(quantiles[0]), 9),
+        "gram_l1": float(f"{gram_l1:.6g}"),
         "max_abs": float((features - decoded).abs().amax()),
     }
 
