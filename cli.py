@@ -731,15 +731,19 @@ def _repair(path: Path, report: VerifyReport) -> None:
     repair = repair_cache(path, report)
     if repair.beyond:
         files = ", ".join(sorted({fault.file for fault in repair.beyond}))
-        done = "" if repair.uncommitted or repair.rewritten else "; nothing was changed"
+        is_untouched = not (repair.uncommitted or repair.rewritten or repair.index_files)
+        done = "; nothing was changed" if is_untouched else ""
         raise click.ClickException(
             f"{path}: {files} cannot be made again in place{done}. Put it there from a copy of "
             "the cache, or delete the folder and build it anew"
         )
+    num_parts = len(repair.uncommitted) + bool(repair.index_files)
+    # Without its manifest nothing else could be judged.
+    again = "" if report.num_units_planned else ", and verify again"
     click.echo(
-        f"Repaired {path}: {_count(len(repair.uncommitted), 'part')} taken back, "
+        f"Repaired {path}: {_count(num_parts, 'part')} taken back, "
         f"{_count(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
-        "command (and cache text, for further charsets)."
+        f"command (and cache text, for further charsets){again}."
     )
 
 

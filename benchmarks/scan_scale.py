@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from clipocr.precompute import build, scan
+from clipocr.precompute import scan
+from clipocr.precompute.index import write_index
 from clipocr.shared.arrays import Array
 from clipocr.shared.cache import FeatureCache, unit_name
 from clipocr.shared.charset import LabelRules
@@ -103,7 +104,7 @@ def main(num_samples: int) -> None:
             sources=found.sources, num_rows=len(found.row_source), unit_rows=16384, chunk_rows=256,
         )  # fmt: skip
         storage = LocalStorage(Path(folder))
-        seal(storage, build._write_index(storage, spec, found))
+        seal(storage, write_index(storage, spec, found))
         planned = time.perf_counter()
         cache = FeatureCache.open(Path(folder))
         cache.rows(spec.num_units // 2)

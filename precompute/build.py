@@ -9,16 +9,13 @@ command again finishes what is missing. Shapes: N rows, B rows of a chunk.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from ..shared.arrays import GROUP_METADATA, encode_strings, write_array
 from ..shared.cache import (
     FeatureCache,
     publish_seal,
@@ -29,7 +26,7 @@ from ..shared.cache import (
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import feature_codec
 from ..shared.errors import UsageError
-from ..shared.records import encode_record, require_equal
+from ..shared.records import require_equal
 from ..shared.schema import (
     AUGMENTATIONS,
     COMMITS_FOLDER,
@@ -42,14 +39,20 @@ from ..shared.schema import (
     TeacherSpec,
     ViewSpec,
 )
-from ..shared.storage import FileRecord, LocalStorage
+from ..shared.storage import LocalStorage
 from ..shared.words import WordLmdb, find_named_lmdbs
-from .scan import Scan, sample_hashes, scan_sources
+from .index import (
+    GROUPS,
+    committed_cache_ids,
+    is_index_whole,
+    restore_index,
+    restore_manifest,
+    write_index,
+)
+from .scan import Scan, scan_sources
 from .teacher import Teacher, load_teacher
 from .text import build_text_table, find_text
 from .units import UnitBuilder
-
-_GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +137,16 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     if manifest is not None:
         _require_same_request(config, sources, manifest)
         commits = read_commits(storage, manifest, through_seal=False)
-        if _missing_units(config, manifest, commits) or not find_text(commits, config.charset):
+        is_whole = is_index_whole(storage, manifest)
+        is_complete = not _missing_units(config, manifest, commits)
+        if not (is_whole and is_complete and find_text(commits, config.charset)):
             # Something will be written, so what it is made from must be exactly what it was.
             teacher = _load_teacher(config, manifest)
             scan = scan_sources(sources, config.labels)
             _require_equal_spec(manifest.spec, _spec(config, teacher.spec, scan), config.out)
             storage.sweep()
+            if not is_whole:
+                restore_index(storage, manifest, scan)
         else:
             teacher = None
     else:
@@ -147,8 +154,10 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         teacher = _load_teacher(config, None)
         teacher.require_room(config.labels.max_label_length)
         scan = scan_sources(sources, config.labels)
-        manifest = _write_index(storage, _spec(config, teacher.spec, scan), scan)
-        commits = {}
+        storage.sweep()
+        make_index = restore_manifest if committed_cache_ids(storage) else write_index
+        manifest = make_index(storage, _spec(config, teacher.spec, scan), scan)
+        commits = read_commits(storage, manifest, through_seal=False)
     started, num_rows_built = time.perf_counter(), 0
     if teacher is not None:
         cache = FeatureCache(storage, manifest, commits)
@@ -263,47 +272,13 @@ def _require_free(out: Path) -> None:
     strange = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     # What a cache has is ours: an index whose manifest was not reached, because the process was
     # killed while planning, or one that another process has finished since we looked.
-    ours = {".tmp", "zarr.json", *_GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
+    ours = {".tmp", "zarr.json", *GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
     strange = [name for name in strange if name not in ours]
     if strange:
         raise UsageError(
             f"{out} is not a cache and holds {', '.join(strange[:3])}; pass a new folder as --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-
-
-def _write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest:
-    """Permute the rows and publish everything that says what they are; the manifest comes last."""
-    storage.sweep()
-    names = [source.name for source in spec.sources]
-    hashes = sample_hashes(spec.seed, names, scan.row_source, scan.row_lmdb_index)
-    order = np.argsort(hashes, kind="stable")
-    strings = encode_strings(scan.labels)
-    manifest = Manifest(
-        spec=spec,
-        num_labels=len(scan.labels),
-        num_label_bytes=len(strings["utf8"]),
-        num_rejected=len(scan.rejected_source),
-        built_with={
-            package: importlib.metadata.version(package)
-            for package in ("clipocr", "torch", "open_clip_torch", "pillow", "numpy", "zarr")
-        },
-        files={},
-    )
-    rows, rejected = scan.rows, scan.rejected
-    files: dict[str, FileRecord] = {}
-    for key, layout in spec.row_layouts().items():
-        files |= write_array(storage, layout, rows[key][order])
-    for key, layout in manifest.label_layouts().items():
-        files |= write_array(storage, layout, strings[key])
-    for key, layout in manifest.rejected_layouts().items():
-        files |= write_array(storage, layout, rejected[key])
-    for folder in _GROUPS:
-        name = f"{folder}/zarr.json".lstrip("/")
-        files[name] = storage.write(name, GROUP_METADATA)
-    manifest = replace(manifest, files=files)
-    storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
-    return manifest
 
 
 def _seal_if_complete(

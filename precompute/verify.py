@@ -7,8 +7,7 @@ A **fault** is a record or a file that is not what was written, or that says wha
 seal that is older than some records (it stays true), a finished cache that lost its seal (readers
 take the records).
 
-Repairing a cache means to take back the commits of what is damaged; its build makes it again, to
-the same bytes.
+Repairing a cache means to take back what is damaged; its build makes it again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class VerifyReport:
     commits: tuple[str, ...]
     """Units and text tables whose record is sound."""
     num_units_planned: int
-    """In a view; 0 if the manifest is unreadable."""
+    """In a view; 0 without a manifest to go by."""
     is_sealed: bool
 
     @property
@@ -199,37 +198,42 @@ class Repair:
 
     uncommitted: tuple[str, ...] = ()
     """Units and text tables to build again."""
+    index_files: tuple[str, ...] = ()
+    """Files of the index to make again; if the manifest is one, nothing else was judged."""
     rewritten: tuple[str, ...] = ()
     """Metadata files that could be written again as they were."""
     beyond: tuple[Fault, ...] = ()
-    """What cannot be mended in place. If it is of the index, nothing was touched."""
+    """What no build makes again. If the manifest says what cannot be, nothing was touched."""
 
 
 def repair_cache(path: Path, report: VerifyReport) -> Repair:
-    """Take back the commits of damaged units and text tables, so that their build makes them again.
+    """Take back what is damaged, so that the build of this cache makes just that again.
 
-    First the record goes, then the seal, then the damaged files; killed in between, the rest is
-    still found and mended by the next repair. Zarr metadata is written again in place. Nobody
-    should be building meanwhile.
-
-    A damaged index decides what every unit is, so nothing is judged by it: then nothing is done.
+    First the records of damaged units and text tables go, then the seal, then the damaged files;
+    killed in between, the rest is still found and mended by the next repair. Zarr metadata is
+    written again in place. Of a damaged index the files go, the manifest among them if it is lost
+    itself: the build makes them from its sources, and keeps them only if they are those that every
+    unit was made by. Nobody should be building meanwhile.
     """
     storage = LocalStorage(path)
     metadata = [f for f in report.faults if f.file in report.files and _is_metadata(report, f)]
     rest = [fault for fault in report.faults if fault not in metadata]
-    index = tuple(fault for fault in rest if fault.unit == INDEX)
-    if index:
-        return Repair(beyond=index)
+    # A manifest that is readable and of this cache, but wrong, was written so: no build mends it.
+    is_manifest_ours = report.num_units_planned > 0
+    wrong = tuple(fault for fault in rest if fault.file == MANIFEST_NAME and is_manifest_ours)
+    if wrong:
+        return Repair(beyond=wrong)
     rewritten = [fault.file for fault in metadata if _rewrite(storage, report.files[fault.file])]
-    units = sorted({fault.unit for fault in rest if fault.unit != SEAL})
+    units = sorted({fault.unit for fault in rest if fault.unit not in (INDEX, SEAL)})
     for unit in units:
         storage.remove(f"{COMMITS_FOLDER}/{unit}.json")
-    if rest:
+    if units:
         storage.remove(SEAL_NAME)
     for fault in rest:
         storage.remove(fault.file)
     return Repair(
         uncommitted=tuple(units),
+        index_files=tuple(fault.file for fault in rest if fault.unit == INDEX),
         rewritten=tuple(rewritten),
         beyond=tuple(fault for fault in metadata if fault.file not in rewritten),
     )

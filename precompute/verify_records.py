@@ -61,6 +61,7 @@ class Records:
     """What the records of a cache say, and what is wrong with them."""
 
     manifest: Manifest | None = None
+    """None: unreadable, or of another cache; nothing else can be judged without it."""
     commits: dict[str, Commit] = field(default_factory=dict)
     """Sound ones, by unit."""
     is_sealed: bool = False
@@ -101,6 +102,7 @@ def check_records(storage: ReadStorage) -> Records:
         # No record is of this manifest's cache, and all are of one other: it is the stranger.
         problem = f"is of cache {manifest.cache_id}, but every record is of {owners.pop()}"
         found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
+        found.manifest = None
         return found
     found.faults += foreign
     if found.is_sealed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ class PendingFile:
         self.name = name
         self._root = root
         self._final = root / name
-        self._tmp = root / _TMP / f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
+        self._tmp = root / _TMP / _temporary_name()
         self._tmp.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._tmp.open("xb")
         self._sha256 = hashlib.sha256()
@@ -246,8 +247,27 @@ class LocalStorage:
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
         for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):
-            if not _is_alive(int(leftover.name.split("@")[1])):
+            if _is_alive(int(leftover.name.split("@")[1])):
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
+    """Lend a folder on the same disk that goes when the block is left, or with the next sweep."""
+    scratch = storage.root / _TMP / _temporary_name()
+    try:
+        yield LocalStorage(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _temporary_name() -> str:
+    """Return a name that no other has, and that tells whose it is."""
+    return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
 
 
 def _is_alive(pid: int) -> bool:

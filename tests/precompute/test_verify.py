@@ -26,7 +26,7 @@ from clipocr.shared.arrays import ArrayReader, write_array
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.errors import CacheMismatchError, CacheMissingError
 from clipocr.shared.records import decode_record, encode_record
-from clipocr.shared.schema import Commit, strings_layouts
+from clipocr.shared.schema import Commit, Manifest, strings_layouts
 from clipocr.shared.storage import FileRecord, LocalStorage
 
 
@@ -173,18 +173,80 @@ def test_after_a_repair_the_build_makes_just_that_again(
     assert files_of(copy) == world.files
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "rows/label/c/0", "labels/utf8/c/0"])
-def test_a_damaged_index_is_left_alone(world: World, copy: Path, file: str) -> None:
-    inflict(copy, {file: b"?", "image/view1/block2/c/1/0/0": None})
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("kind", ["flip a bit at 1/2", "cut in half", "delete"])
+def test_a_damaged_index_is_made_again_from_the_sources(
+    world: World, copy: Path, kind: str, is_sealed: bool
+) -> None:
+    if not is_sealed:
+        (copy / "sealed.json").unlink()
+    index = [
+        name for name in world.files
+        if name.startswith(("rows/", "labels/", "rejected/")) and not name.endswith("zarr.json")
+    ]  # fmt: skip
+    assert len(index) == 8
+    for file in [*index, "image/view1/block2/c/1/0/0"]:
+        for damage in KINDS[kind](world, file):
+            inflict(copy, damage)
+    repair = repair_cache(copy, verify_cache(copy))
+    assert sorted(repair.index_files) == sorted(index)
+    assert repair.uncommitted == ("view1/unit-00001",)
+    assert repair.beyond == ()
+    # Until then the files are missing, and said to be.
+    assert {fault.problem for fault in verify_cache(copy).faults} == {"is missing"}
+    assert train_on(world, copy, dict.fromkeys(index)) == "stopped"
+    assert build_cache(world.config(copy)).num_rows_built == 15
+    assert files_of(copy) == world.files
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("content", [b"?", None, b"another's"])
+def test_a_lost_manifest_is_made_again_and_the_units_stay(
+    world: World, copy: Path, content: bytes | None, is_sealed: bool
+) -> None:
+    if not is_sealed:
+        (copy / "sealed.json").unlink()
+        (copy / "commits/view0/unit-00001.json").unlink()
+    content = world.other["manifest.json"] if content == b"another's" else content
+    inflict(copy, {"manifest.json": content, "rows/label/c/0": b"?"})
+    repair = repair_cache(copy, verify_cache(copy))
+    assert repair.index_files == ("manifest.json",)
+    assert (repair.uncommitted, repair.beyond) == ((), ())
+    assert not (copy / "manifest.json").exists()
+    # Only the very request it was begun with can put it there again.
+    before = files_of(copy)
+    with pytest.raises(CacheMismatchError, match=r"holds units of cache \w+; .* the very command"):
+        build_cache(world.config(copy, seed=1))
+    assert files_of(copy) == before
+    assert build_cache(world.config(copy)).num_rows_built == (0 if is_sealed else 15)
+    assert files_of(copy) == world.files
+
+
+def test_an_index_that_comes_out_otherwise_is_not_put_back(
+    world: World, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inflict(copy, {"labels/utf8/c/0": None})
+    before = files_of(copy)
+    # As another zstd might compress.
+    monkeypatch.setattr("clipocr.shared.arrays._ZSTD_LEVEL", 19)
+    with pytest.raises(CacheMismatchError, match=r"comes out as another \(labels/.* from a copy"):
+        build_cache(world.config(copy))
+    assert files_of(copy) == before
+
+
+def test_a_manifest_that_was_written_wrong_is_left_alone(world: World, copy: Path) -> None:
+    manifest = decode_record(world.files["manifest.json"], "x")
+    del manifest["files"]["rows/label/c/0"]
+    wrong = Manifest.from_json(manifest)
+    inflict(copy, {"manifest.json": encode_record(wrong.to_json()), "sealed.json": None})
+    for record in copy.rglob("commits/**/*.json"):
+        commit = Commit.from_json(decode_record(record.read_bytes(), "x"))
+        record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id).to_json()))
+    inflict(copy, {"image/view1/block2/c/1/0/0": b"?"})
     before = files_of(copy)
     repair = repair_cache(copy, verify_cache(copy))
-    assert [fault.file for fault in repair.beyond] == [file]
-    assert repair.uncommitted == ()
-    assert files_of(copy) == before
-    # And with another cache's manifest, nothing is taken for damaged that is not.
-    inflict(copy, {"manifest.json": world.other["manifest.json"]})
-    before = files_of(copy)
-    assert {f.unit for f in repair_cache(copy, verify_cache(copy)).beyond} == {"index"}
+    assert [fault.file for fault in repair.beyond] == ["manifest.json"]
+    assert (repair.uncommitted, repair.index_files) == ((), ())
     assert files_of(copy) == before
 
 
@@ -377,11 +439,16 @@ def test_the_command_recomputes(world: World, one_unit: Path) -> None:
     assert "is whole, but not what is made of its sources now" in result.stdout
 
 
-def test_the_command_cannot_mend_the_index(copy: Path) -> None:
-    inflict(copy, {"rows/label/c/0": b""})
+def test_the_command_takes_back_the_index(copy: Path) -> None:
+    inflict(copy, {"rows/label/c/0": b"", "rows/source/c/0": b""})
     result = verify(copy, "--repair")
-    assert result.exit_code == 1
-    assert "rows/label/c/0 cannot be made again in place; nothing was changed" in result.stderr
+    assert result.exit_code == 0
+    assert f"Repaired {copy}: 1 part taken back" in result.stdout
+    assert "further charsets).\n" in result.stdout
+    inflict(copy, {"manifest.json": b""})
+    result = verify(copy, "--repair")
+    assert "Repaired" in result.stdout
+    assert "further charsets), and verify again.\n" in result.stdout
 
 
 @pytest.mark.parametrize(

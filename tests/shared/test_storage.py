@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipocr.shared.errors import CacheCorruptError, CacheMissingError
-from clipocr.shared.storage import LocalStorage
+from clipocr.shared.storage import LocalStorage, scratch_folder
 
 
 def test_write_read_and_record(tmp_path: Path) -> None:
@@ -64,9 +64,16 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> No
     elsewhere = tmp_path / ".tmp" / f"not-{host}@1@x"
     abandoned.touch()
     elsewhere.touch()
+    abandoned_folder = abandoned.with_name(f"{host}@{int(dead.stdout)}@y")
+    (abandoned_folder / "rows").mkdir(parents=True)
     mine = storage.create("file")
-    storage.sweep()
+    with scratch_folder(storage) as scratch:
+        scratch.write("rows/a", b"made")
+        storage.sweep()
+        assert scratch.read("rows/a") == b"made"
     assert not abandoned.exists()
+    assert not abandoned_folder.exists()
+    assert not scratch.root.exists()
     assert elsewhere.exists()
     mine.write(b"still mine")
     mine.publish()
