@@ -119,6 +119,8 @@ class RemoteStorage:
         self._copies = copies
         self._patience = patience or Patience.from_environment()
         self._fs, self._root = _open_file_system(self._address, self._patience)
+        # Or its buffered files would fetch five megabytes beyond each range.
+        self._read_options = {"cache_type": "none"} if self._fs.protocol == "hf" else {}
 
     def __str__(self) -> str:
         return self._address
@@ -127,7 +129,9 @@ class RemoteStorage:
         """Return whether a file of that name was published."""
         # Not by fsspec's own `exists`: it takes any failure for a no.
         try:
-            self._try(name, lambda: self._call("cat_file", name, start=0, end=1))
+            self._try(
+                name, lambda: self._call("cat_file", name, start=0, end=1, **self._read_options)
+            )
         except CacheMissingError:
             return False
         return True
@@ -178,7 +182,9 @@ class RemoteStorage:
 
         def fetch() -> bytes:
             stop = start + num_bytes
-            stored: bytes = self._call("cat_file", name, start=start, end=stop)
+            stored: bytes = self._call(
+                "cat_file", name, start=start, end=stop, **self._read_options
+            )
             if len(stored) != num_bytes:
                 raise _WrongBytesError(f"gave {len(stored)} bytes for bytes {start} to {stop}")
             if check and not check.is_sound(stored):
@@ -190,7 +196,7 @@ class RemoteStorage:
             self._copies.put(key, stored)
         return stored
 
-    def _call(self, method: str, name: str, **options: int) -> Any:
+    def _call(self, method: str, name: str, **options: int | str) -> Any:
         """Call a method of the file system within the time limit."""
         from fsspec.asyn import sync
 
