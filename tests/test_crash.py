@@ -195,6 +195,33 @@ def test_a_disk_that_fails_at_any_operation_is_one_clear_error(
         assert files_of(out) == reference.files, point
 
 
+def test_a_disk_that_is_really_full_is_one_clear_error(
+    builder: Builder, reference: Reference, tmp_path: Path
+) -> None:
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a file system may not be mounted here ({done.stderr.strip()})")
+
+    disk, out, num_units = tmp_path / "disk", tmp_path / "disk" / "cache", []
+    disk.mkdir()
+    try:
+        mount("size=4k")
+        for size_kb in (60, 450, 600):
+            mount(f"remount,size={size_kb}k")
+            assert "No space left on device" in builder.build(out).error()
+            assert not list(out.glob(".tmp/*"))
+            num_units.append(check_nothing_partial(out, reference))
+        mount("remount,size=4m")
+        assert builder.build(out).exit_code == 0
+        assert files_of(out) == reference.files
+    finally:
+        subprocess.run(["umount", str(disk)], capture_output=True)
+    assert num_units[0] == 0
+    assert len(set(num_units)) > 1
+
+
 def test_a_limit_on_the_size_of_files_is_one_clear_error(
     builder: Builder, reference: Reference, tmp_path: Path
 ) -> None:

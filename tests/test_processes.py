@@ -52,15 +52,35 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
     return files_of(out)
 
 
-def test_torchrun(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
-    out = tmp_path / "cache"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "--master-port", "0", *build_command(data, out)],
+def torchrun(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "--master-port", "0", *build_command(data, out)],
         env=environment(),
         capture_output=True,
         text=True,
     )
+
+
+def put_in_the_way_of(unit_idx: int, out: Path) -> Path:
+    """Put a file where a unit needs a folder, so that the process that builds it fails."""
+    obstacle = out / "image/view0/block1/c" / str(unit_idx)
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_bytes(b"in the way")
+    return obstacle
+
+
+def check_only_whole_files(out: Path, obstacle: Path, alone: dict[str, bytes]) -> set[str]:
+    """Check that what was published is what one process makes; return the names."""
+    own = obstacle.relative_to(out).as_posix()
+    found = {n: d for n, d in files_of(out).items() if n != own and not n.startswith(".tmp/")}
+    assert found == {name: alone[name] for name in found}
+    return set(found)
+
+
+def test_torchrun(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    done = torchrun(data, out)
     assert done.returncode == 0, done.stderr
     built = sorted(line.split("; ")[1] for line in done.stdout.splitlines())
     # 120 rows in units of 16, the last of 8: units 0, 2, 4, 6 and units 1, 3, 5, 7.
@@ -68,7 +88,23 @@ def test_torchrun(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     assert files_of(out) == alone
 
 
-def test_a_slurm_array_whose_first_task_failed(
+def test_torchrun_of_which_a_process_fails_is_finished_by_the_next(
+    data: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "cache"
+    obstacle = put_in_the_way_of(3, out)
+    done = torchrun(data, out)
+    # It ends: the agent of torchrun stops the other process, wherever that is.
+    assert done.returncode != 0
+    assert f"Error: {obstacle}" in done.stderr
+    assert "commits/view0/unit-00003.json" not in check_only_whole_files(out, obstacle, alone)
+    obstacle.unlink()
+    done = torchrun(data, out)
+    assert done.returncode == 0, done.stderr
+    assert files_of(out) == alone
+
+
+def test_a_task_of_a_slurm_array_that_fails_stops_no_other(
     data: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "cache"
@@ -80,13 +116,20 @@ def test_a_slurm_array_whose_first_task_failed(
             "SLURM_ARRAY_TASK_MIN": "3",
         }
         command = [sys.executable, *build_command(data, out)]
-        return subprocess.run(
-            command, env=environment(**variables), capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, env=environment(**variables), capture_output=True, text=True)
 
+    obstacle = put_in_the_way_of(2, out)
+    failed = task(3)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith(f"Error: {obstacle}")
     assert "units of other processes are still missing" in task(4).stdout
+    found = check_only_whole_files(out, obstacle, alone)
+    assert {f"commits/view0/unit-0000{i}.json" for i in (0, 1, 3, 5, 7)} <= found
     assert not (out / "sealed.json").exists()
-    assert "still missing" not in task(3).stdout  # Requeued, after the other was done.
+    obstacle.unlink()
+    requeued = task(3)
+    assert requeued.returncode == 0, requeued.stderr
+    assert "still missing" not in requeued.stdout
     assert files_of(out) == alone
 
 
