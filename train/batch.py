@@ -1,4 +1,4 @@
-"""What the loader hands to a method: one batch of views with everything the teacher said of them.
+"""What the loader hands to a method: views, and everything the teacher said of them.
 
 Shapes: B batch, L label positions, T teacher image tokens, D teacher width.
 """
@@ -19,12 +19,13 @@ class Batch:
     """uint8 RGB. Shape: (B, 32, 128, 3)."""
     labels: list[str]
     """B training labels, already adapted to the run's charset."""
+    num_positions: int
+    """L: characters of the longest label of all processes' parts of the batch, and EOS."""
     image_taps: Mapping[int, torch.Tensor]
     """Teacher's image residual stream after each tapped block. Shape: (B, T, D) each."""
     text_taps: Mapping[int, torch.Tensor]
     """Teacher's text residual stream after each tapped block, SOT dropped: position j belongs to
-    character j (with word tokens to BPE token j), then EOT, then padding. Shape: (B, L, D) each,
-    L = longest label in the batch + 1.
+    character j (with word tokens to BPE token j), then EOT, then padding. Shape: (B, L, D) each.
     """
     eot: torch.Tensor
     """Teacher's projected EOT embedding. Shape: (B, D)."""

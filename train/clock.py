@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from .batch import Batch
 
@@ -17,7 +17,7 @@ class Clock:
         self._since: float | None = None
         self._has_started = False
 
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def waiting(self, batches: Iterator[Batch]) -> Generator[Batch]:
         """Yield `batches`, timing each wait; the very first only starts the clock."""
         while True:
             asked = time.perf_counter()
@@ -31,6 +31,7 @@ class Clock:
             if self._since is None:
                 self._since = asked if self._has_started else now
             self._has_started = True
+            self.num_samples += len(batch.labels)
             yield batch
 
     def pause(self) -> None:

@@ -1,16 +1,17 @@
-"""Batches from a feature cache: whole chunks in a seeded order, shuffled within a window.
+"""Batches from a feature cache, in the order of `EpochOrder`, read as whole chunks.
 
 Reading single rows of a sharded array is 50 to 200 times slower than reading whole chunks, so
-nothing here ever does. Rows were permuted once at build, so a chunk is a fair sample already;
-each epoch permutes the chunks, and a window of chunks is shuffled row by row. The order is a pure
-function of the seed and the epoch: it does not depend on threads, and a run that is resumed at any
-step sees what an uninterrupted one would have seen.
+nothing here ever does: a chunk is read when the first of a batch's lanes reaches it, on threads
+some chunks ahead, and let go when the last lane has left it. Memory holds one chunk per lane that
+this process serves, and a few more.
 
-Shapes: B batch, N rows, T image tokens, L label positions, D width.
+Shapes: B rows of a global batch, b those of this process, C chunks, N rows, L label positions.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from ..shared.arrays import Array, ArrayReader
 from ..shared.cache import FeatureCache, TextTable
 from ..shared.codecs import feature_codec, unfilter_pixels
 from ..shared.errors import CacheMismatchError, CacheMissingError, UsageError
-from ..shared.hashing import mix
 from .batch import Batch
+from .order import NUM_LANES, EpochOrder, lanes_of
 
-_WINDOW_CHUNKS = 16
 _READ_THREADS = 2
+_CHUNKS_AHEAD = 8
 _BATCHES_AHEAD = 2
 
 
@@ -65,15 +66,42 @@ def choose_num_views(cache: FeatureCache, units: Sequence[int], wanted: int | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HostBatch:
-    """A batch as it lies in memory, still encoded."""
+class _Chunk:
+    """A chunk and what of it is usable."""
 
+    unit_idx: int
+    chunk_idx: int
+    rows: npt.NDArray[np.intp] | None
+    """Its usable rows; None: all of them."""
     text_ids: npt.NDArray[np.int32]
-    arrays: dict[str, Array]
+    """Of the usable rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What one batch takes from which chunk."""
+
+    to_open: list[int]
+    """Chunks to have read before the batch."""
+    to_close: list[int]
+    """Chunks that no lane is in after the batch."""
+    parts: list[tuple[int, npt.NDArray[np.int64]]]
+    """(chunk, which of its usable rows), in the order of the batch's rows."""
+    num_positions: int
+    """L: characters of the longest label of the global batch, and EOS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HostBatch:
+    """A batch in (on a GPU: pinned) memory, image taps and pixels still encoded."""
+
+    labels: list[str]
+    num_positions: int
+    arrays: Mapping[str, torch.Tensor]
 
 
 class CacheLoader:
-    """Yields the batches of one run."""
+    """Yields the batches of one run, or one process's part of them."""
 
     def __init__(
         self,
@@ -88,6 +116,8 @@ class CacheLoader:
         device: torch.device,
         units: Sequence[int],
         num_views: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Prepare the rows; reads the index of the cache, and no features.
 
@@ -97,31 +127,43 @@ class CacheLoader:
             image_taps: Image blocks to read; taps that no one asks for are not read.
             text_taps: Text blocks to read.
             max_label_length: Rows with longer labels are left out.
-            batch_size: B.
+            batch_size: B, of all processes together.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
             units: Committed units to draw from; see `choose_units`.
             num_views: K; epoch e reads view e mod K.
+            rank: Which process this is; it serves the lanes that leave `rank` modulo `world_size`.
+            world_size: Number of processes that share each batch.
 
         Raises:
             CacheMismatchError: the cache lacks a tap.
             CacheMissingError: the cache lacks a unit.
-            UsageError: no row is usable.
+            UsageError: no row is usable, or there are more processes than lanes or rows in a batch.
         """
+        if world_size > min(NUM_LANES, batch_size):
+            raise UsageError(
+                f"{world_size} processes cannot share batches of {batch_size} rows from "
+                f"{NUM_LANES} lanes; start fewer, or raise --batch-size"
+            )
         self._cache, self._text, self._device = cache, text, device
-        self._text_taps = {tap: torch.from_numpy(text.taps[tap]) for tap in text_taps}
-        self._eot = torch.from_numpy(text.eot)
-        self._image_taps = tuple(image_taps)
+        self._text_taps = tuple(text_taps)
         self._codec = feature_codec(cache.spec.codec)
+        self._image_taps = tuple(image_taps)
         arrays = ("pixels", *(f"block{tap}" for tap in image_taps))
         self._readers = [
             {key: cache.view_reader(view_idx, key) for key in arrays}
             for view_idx in range(num_views)
         ]
+        self._row_types = {
+            key: np.empty((0, *reader.layout.row_shape), reader.layout.dtype)
+            for key, reader in self._readers[0].items()
+        }
         self._batch_size, self._seed = batch_size, seed
-        self._units = units
-        self._chunks, self._row_text_ids = self._usable_rows(max_label_length)
-        self.num_rows = sum(int((ids >= 0).sum()) for ids in self._row_text_ids)
+        self._rank, self._world_size = rank, world_size
+        self._lengths = np.fromiter(map(len, text.strings), np.int64, len(text.strings))
+        self._chunks = self._usable_chunks(units, max_label_length)
+        self._chunk_sizes = np.asarray([len(c.text_ids) for c in self._chunks], np.int64)
+        self.num_rows = int(self._chunk_sizes.sum())
         """Rows that an epoch draws from."""
         if not self.num_rows:
             raise UsageError(
@@ -130,114 +172,153 @@ class CacheLoader:
             )
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches per epoch; the last one holds what is left, as in the official loader."""
         return -(-self.num_rows // self._batch_size)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from `first_step` on."""
-        batches = iterate_ahead(self._host_batches(epoch, first_step), _BATCHES_AHEAD)
-        for _, batch in zip(range(first_step, self.steps_per_epoch), batches, strict=False):
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from `first_batch` on; what came before is not read."""
+        readers = self._readers[epoch % len(self._readers)]
+        gathered = iterate_ahead(self._gather(epoch, first_batch, readers), _BATCHES_AHEAD)
+        # With zip, the thread behind `gathered` ends with this generator, however that is left.
+        for _, batch in zip(range(first_batch, self.batches_per_epoch), gathered, strict=False):
             yield self._to_device(batch)
 
-    def _usable_rows(
-        self, max_label_length: int
-    ) -> tuple[list[tuple[int, int]], list[npt.NDArray[np.int32]]]:
-        """Return every (unit, chunk), and the text id of each of its rows, -1 where unusable."""
-        lengths = np.fromiter(map(len, self._text.strings), np.int64, len(self._text.strings))
+    def _usable_chunks(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
         chunk_rows = self._cache.spec.chunk_rows
-        chunks, text_ids = [], []
-        for unit_idx in self._units:
+        chunks = []
+        for unit_idx in units:
             first_row, _ = self._cache.spec.unit_range(unit_idx)
             ids = self._text.of_label[self._cache.rows(unit_idx)["label"]].copy()
-            ids[(ids >= 0) & (lengths[ids] > max_label_length)] = -1
+            ids[(ids >= 0) & (self._lengths[ids] > max_label_length)] = -1
             for view_idx in range(len(self._readers)):
                 for bad_row in self._cache.unit(view_idx, unit_idx).bad_rows:
                     ids[bad_row - first_row] = -1
             for chunk_idx, start in enumerate(range(0, len(ids), chunk_rows)):
-                chunks.append((unit_idx, chunk_idx))
-                text_ids.append(ids[start : start + chunk_rows])
-        return chunks, text_ids
+                part = ids[start : start + chunk_rows]
+                is_usable = part >= 0
+                chunks.append(
+                    _Chunk(
+                        unit_idx=unit_idx,
+                        chunk_idx=chunk_idx,
+                        rows=None if is_usable.all() else np.flatnonzero(is_usable),
+                        text_ids=part[is_usable],
+                    )
+                )
+        return chunks
 
-    def _host_batches(self, epoch: int, first_step: int) -> Iterator[_HostBatch]:
-        """Yield encoded batches; windows that lie wholly before `first_step` are not read."""
-        order = np.argsort(mix(self._seed, 0, epoch, np.arange(len(self._chunks))))
-        windows = [order[i : i + _WINDOW_CHUNKS] for i in range(0, len(order), _WINDOW_CHUNKS)]
-        sizes = [sum(int((self._row_text_ids[c] >= 0).sum()) for c in w) for w in windows]
-        num_skipped = first_step * self._batch_size
-        first_window = 0
-        while first_window < len(windows) and num_skipped >= sizes[first_window]:
-            num_skipped -= sizes[first_window]
-            first_window += 1
-        chunk_ids = [int(c) for window in windows[first_window:] for c in window]
+    def _steps(self, epoch: int, first_batch: int) -> Iterator[_Step]:
+        """Plan the batches of an epoch. Arithmetic; nothing is read."""
+        order = EpochOrder(self._seed, epoch, self._chunk_sizes)
+        chunk_of_lane: dict[int, int] = {}
+        num_lanes_in: Counter[int] = Counter()
+        for batch_idx in range(first_batch, self.batches_per_epoch):
+            start = batch_idx * self._batch_size
+            places = np.arange(start, min(start + self._batch_size, self.num_rows))
+            # Lane by lane, so that the rows of a chunk come in runs.
+            places = places[np.argsort(lanes_of(places), kind="stable")]
+            chunks, rows = order.locate(places)
+            text_ids = [self._chunks[c].text_ids[r] for c, r in zip(chunks, rows, strict=True)]
+            lanes = lanes_of(places)
+            own = lanes % self._world_size == self._rank
+            step = _Step(
+                to_open=[],
+                to_close=[],
+                parts=[],
+                # The longest of all processes, so that the loss is the same for any number of them.
+                num_positions=int(self._lengths[text_ids].max()) + 1,
+            )
+            left = set()
+            for lane, chunk, part in _runs(lanes[own], chunks[own], rows[own]):
+                step.parts.append((chunk, part))
+                if chunk_of_lane.get(lane) == chunk:
+                    continue
+                if lane in chunk_of_lane:
+                    num_lanes_in[chunk_of_lane[lane]] -= 1
+                    left.add(chunk_of_lane[lane])
+                if chunk not in left and not num_lanes_in[chunk]:
+                    step.to_open.append(chunk)
+                chunk_of_lane[lane] = chunk
+                num_lanes_in[chunk] += 1
+            step.to_close.extend(sorted(chunk for chunk in left if not num_lanes_in[chunk]))
+            yield step
+
+    def _gather(
+        self, epoch: int, first_batch: int, readers: Mapping[str, ArrayReader]
+    ) -> Iterator[_HostBatch]:
+        """Read what the steps of an epoch open, some chunks ahead, and put batches together."""
+        steps, ahead = itertools.tee(self._steps(epoch, first_batch))
+        to_read = (chunk for step in ahead for chunk in step.to_open)
+        opened: dict[int, dict[str, Array]] = {}
         with ThreadPoolExecutor(_READ_THREADS) as executor:
-            readers = self._readers[epoch % len(self._readers)]
-            read_chunk = partial(self._read_chunk, readers)
-            read = map_ahead(executor, read_chunk, chunk_ids, _WINDOW_CHUNKS)
-            rest: _HostBatch | None = None
-            for window in windows[first_window:]:
-                parts = [next(read) for _ in window]
-                rows = _shuffled(parts, mix(self._seed, 1, epoch, int(window[0])))
-                rows, num_skipped = _select(rows, slice(num_skipped, None)), 0
-                if rest is not None:
-                    rows = _concatenate([rest, rows])
-                num_whole = len(rows.text_ids) // self._batch_size
-                for i in range(num_whole):
-                    start = i * self._batch_size
-                    yield _select(rows, slice(start, start + self._batch_size))
-                rest = _select(rows, slice(num_whole * self._batch_size, None))
-            if rest is not None and len(rest.text_ids):
-                yield rest
+            read = map_ahead(executor, partial(self._read, readers), to_read, _CHUNKS_AHEAD)
+            for step in steps:
+                for chunk in step.to_open:
+                    opened[chunk] = next(read)
+                yield self._put_together(step, opened)
+                for chunk in step.to_close:
+                    del opened[chunk]
 
-    def _read_chunk(self, readers: Mapping[str, ArrayReader], chunk_id: int) -> _HostBatch:
+    def _read(self, readers: Mapping[str, ArrayReader], chunk: int) -> dict[str, Array]:
         """Return the usable rows of a chunk."""
-        unit_idx, chunk_idx = self._chunks[chunk_id]
-        text_ids = self._row_text_ids[chunk_id]
-        usable = text_ids >= 0
-        arrays = {k: reader.chunk(unit_idx, chunk_idx) for k, reader in readers.items()}
-        if not usable.all():
-            arrays = {key: rows[usable] for key, rows in arrays.items()}
-        return _HostBatch(text_ids=text_ids[usable], arrays=arrays)
+        at = self._chunks[chunk]
+        arrays = {key: reader.chunk(at.unit_idx, at.chunk_idx) for key, reader in readers.items()}
+        if at.rows is not None:
+            arrays = {key: rows[at.rows] for key, rows in arrays.items()}
+        return arrays
+
+    def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> _HostBatch:
+        text_ids = np.concatenate(
+            [
+                np.empty(0, np.int32),
+                *(self._chunks[chunk].text_ids[rows] for chunk, rows in step.parts),
+            ]
+        )
+        arrays = {}
+        for key, like in self._row_types.items():
+            arrays[key] = self._empty(len(text_ids), like)
+            out, start = arrays[key].numpy(), 0
+            for chunk, rows in step.parts:
+                out[start : start + len(rows)] = opened[chunk][key][rows]
+                start += len(rows)
+        # NumPy: torch would start a second team of threads for this one.
+        nodes = self._text.nodes[text_ids, : step.num_positions]
+        for key, table, where in (
+            *((f"text{tap}", self._text.taps[tap], nodes) for tap in self._text_taps),
+            ("eot", self._text.eot, text_ids),
+        ):
+            arrays[key] = self._empty(len(text_ids), table[where[:0]])
+            # "raise", the default, would gather into a buffer first.
+            np.take(table, where, axis=0, out=arrays[key].numpy(), mode="wrap")
+        return _HostBatch(
+            labels=[self._text.strings[i] for i in text_ids.tolist()],
+            num_positions=step.num_positions,
+            arrays=arrays,
+        )
+
+    def _empty(self, num_rows: int, like: Array) -> torch.Tensor:
+        """Return room for rows, pinned where a copy to the device gains from it."""
+        dtype = torch.from_numpy(like).dtype
+        pinned = self._device.type == "cuda"
+        return torch.empty(num_rows, *like.shape[1:], dtype=dtype, pin_memory=pinned)
 
     def _to_device(self, batch: _HostBatch) -> Batch:
-        arrays = {
-            key: torch.from_numpy(rows).to(self._device, non_blocking=True)
-            for key, rows in batch.arrays.items()
-        }
-        labels = [self._text.strings[i] for i in batch.text_ids.tolist()]
-        num_positions = max(map(len, labels)) + 1
-        nodes = torch.from_numpy(self._text.nodes[batch.text_ids, :num_positions])
+        arrays = {k: t.to(self._device, non_blocking=True) for k, t in batch.arrays.items()}
         return Batch(
             views=unfilter_pixels(arrays["pixels"]),
-            labels=labels,
+            labels=batch.labels,
+            num_positions=batch.num_positions,
             image_taps={tap: self._codec.decode(arrays[f"block{tap}"]) for tap in self._image_taps},
-            text_taps={tap: t[nodes].to(self._device) for tap, t in self._text_taps.items()},
-            eot=self._eot[torch.from_numpy(batch.text_ids)].to(self._device),
+            text_taps={tap: arrays[f"text{tap}"] for tap in self._text_taps},
+            eot=arrays["eot"],
         )
 
 
-def _shuffled(parts: Sequence[_HostBatch], key: npt.NDArray[np.uint64]) -> _HostBatch:
-    rows = _concatenate(parts)
-    order = np.argsort(mix(int(key[0]), np.arange(len(rows.text_ids))))
-    return _take(rows, order)
-
-
-def _concatenate(parts: Sequence[_HostBatch]) -> _HostBatch:
-    return _HostBatch(
-        text_ids=np.concatenate([part.text_ids for part in parts]),
-        arrays={key: np.concatenate([p.arrays[key] for p in parts]) for key in parts[0].arrays},
-    )
-
-
-def _take(rows: _HostBatch, order: npt.NDArray[np.int64]) -> _HostBatch:
-    return _HostBatch(
-        text_ids=rows.text_ids[order],
-        arrays={key: array[order] for key, array in rows.arrays.items()},
-    )
-
-
-def _select(rows: _HostBatch, part: slice) -> _HostBatch:
-    return _HostBatch(
-        text_ids=rows.text_ids[part],
-        arrays={key: array[part] for key, array in rows.arrays.items()},
-    )
+def _runs(
+    lanes: npt.NDArray[np.int64], chunks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+    """Yield (lane, chunk, rows) of neighbours that share lane and chunk. Shape: (P,) each."""
+    is_first = (np.diff(lanes, prepend=-1) != 0) | (np.diff(chunks, prepend=-1) != 0)
+    starts = np.flatnonzero(is_first)
+    for start, stop in itertools.pairwise([*starts, len(rows)]):
+        yield int(lanes[start]), int(chunks[start]), rows[start:stop]

@@ -33,19 +33,22 @@ class LabelTokenizer:
         self.num_tokens = self.num_classes + 2
         self._character_ids = {c: i for i, c in enumerate(charset.characters, start=1)}
 
-    def encode(self, labels: Sequence[str]) -> Tensor:
-        """Write each label as BOS, characters, EOS, and pad to the longest. Shape: (B, L + 1).
+    def encode(self, labels: Sequence[str], num_positions: int | None = None) -> Tensor:
+        """Write each label as BOS, characters, EOS, and pad. Shape: (B, L + 1).
 
         The first L columns are what the decoder reads, the last L what it should say.
+
+        Args:
+            labels: B labels.
+            num_positions: L; None: characters of the longest label, and EOS.
 
         Raises:
             DataError: a label with a character outside the charset.
         """
         rows = [[self.bos_id, *self._ids(label), self.eos_id] for label in labels]
-        width = max(map(len, rows), default=0)
-        return torch.tensor(
-            [row + [self.pad_id] * (width - len(row)) for row in rows], dtype=torch.long
-        )
+        width = max(map(len, rows), default=1) if num_positions is None else num_positions + 1
+        padded = [row + [self.pad_id] * (width - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(rows), width)
 
     def decode(self, probabilities: Tensor) -> tuple[list[str], list[Tensor]]:
         """Take the likeliest class at each position and cut at the first EOS.

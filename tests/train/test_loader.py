@@ -40,7 +40,7 @@ def test_an_epoch_is_every_usable_row_once(cache: FeatureCache) -> None:
     rows = loader(cache, batch_size=9)
     batches = list(rows.epoch(0))
     assert rows.num_rows == 72  # 73 rows, one of them a bad image.
-    assert rows.steps_per_epoch == len(batches) == 8
+    assert rows.batches_per_epoch == len(batches) == 8
     labels = sorted(label for batch in batches for label in batch.labels)
     table = cache.text_table("char-36")
     expected = [
@@ -95,16 +95,34 @@ def test_epochs_take_the_views_in_turn(data_root: Path, tmp_path: Path) -> None:
         choose_num_views(cache, [0, 1, 2], 3)
 
 
-@pytest.mark.parametrize("first_step", range(7))
-def test_resuming_at_any_step_sees_the_rest(
-    cache: FeatureCache, first_step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Windows of two chunks, so that skipping crosses several.
-    monkeypatch.setattr("clipocr.train.loader._WINDOW_CHUNKS", 2)
+@pytest.mark.parametrize("first_batch", range(7))
+def test_resuming_at_any_batch_sees_the_rest(cache: FeatureCache, first_batch: int) -> None:
     rows = loader(cache)
     whole = list(rows.epoch(1))
     assert len(whole) == 6
-    assert fingerprints(list(rows.epoch(1, first_step))) == fingerprints(whole[first_step:])
+    assert fingerprints(list(rows.epoch(1, first_batch))) == fingerprints(whole[first_batch:])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5, 12])
+def test_processes_share_the_batches_of_one(cache: FeatureCache, world_size: int) -> None:
+    whole = list(loader(cache, batch_size=20).epoch(2))
+    parts = [
+        list(loader(cache, batch_size=20, rank=rank, world_size=world_size).epoch(2))
+        for rank in range(world_size)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(fingerprints(shares)) == sorted(fingerprints([batch]))
+        assert {share.num_positions for share in shares} == {batch.num_positions}
+        assert {t.shape[1] for share in shares for t in share.text_taps.values()} == {
+            batch.num_positions
+        }
+    # 72 rows in batches of 20: no process has more than its share, rounded up.
+    assert max(len(batch.labels) for share in parts for batch in share) <= -(-20 // world_size) + 1
+
+
+def test_more_processes_than_rows_in_a_batch_are_refused(cache: FeatureCache) -> None:
+    with pytest.raises(UsageError, match=r"13 processes cannot share batches of 12 rows"):
+        loader(cache, rank=0, world_size=13)
 
 
 def test_order_does_not_depend_on_threads(
@@ -117,16 +135,31 @@ def test_order_does_not_depend_on_threads(
     assert orders[0] == orders[1]
 
 
-def test_reads_whole_chunks_once(cache: FeatureCache) -> None:
-    rows, seen = loader(cache), []
+def test_reads_whole_chunks_and_holds_only_those_that_lanes_are_in(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two lanes: 36 rows each of ten chunks of 7 or 8.
+    monkeypatch.setattr("clipocr.train.order.NUM_LANES", 2)
+    rows, read = loader(cache, batch_size=4), []
     reader = rows._readers[0]["pixels"]
     real = reader.chunk
-    reader.chunk = lambda *where: (seen.append(where), real(*where))[1]
+    reader.chunk = lambda *where: (read.append(where), real(*where))[1]
     try:
         list(rows.epoch(0))
     finally:
         del reader.chunk
-    assert sorted(seen) == [(unit, chunk) for unit in range(3) for chunk in range(4)][:10]
+    assert set(read) == {(unit, chunk) for unit in range(3) for chunk in range(4)} - {
+        (2, 2),
+        (2, 3),
+    }
+    # The chunk in which one lane ends and the other begins may be read for each.
+    assert len(read) <= 11
+    num_open = 0
+    for step in rows._steps(0, 0):
+        num_open += len(step.to_open)
+        assert num_open <= 4
+        num_open -= len(step.to_close)
+        assert num_open <= 2
 
 
 def test_long_labels_are_left_out(cache: FeatureCache) -> None:
