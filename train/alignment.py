@@ -1,11 +1,11 @@
 """The heads that bring student and teacher features into one space, for training only.
 
-Every head returns a matched pair, flattened to rows, for a consistency loss. In the official code
+Every head returns a matched pair for a consistency loss. In the official code
 "norm" of Eq. 1 is a LayerNorm with a learned gain and bias on both sides, so the teacher's
 features are fixed but what they are compared as is not.
 
 Shapes: B batch, S student tokens, T teacher tokens, L label positions, D student width, E teacher
-width, N rows (batch x teacher tokens).
+width.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 class AlignedPair(NamedTuple):
     """Student and teacher features that should say the same, row by row."""
 
-    student_ND: Tensor
-    """Shape: (N, E)."""
-    teacher_ND: Tensor
-    """Shape: (N, E)."""
+    student_BTE: Tensor
+    """Shape: (B, T, E)."""
+    teacher_BTE: Tensor
+    """Shape: (B, T, E)."""
 
 
 class ImageAlignment(nn.Module):
@@ -42,7 +42,7 @@ class ImageAlignment(nn.Module):
         self.align = TokenAlignment(student_width=student_width, teacher_width=teacher_width)
 
     def forward(self, student_BSD: Tensor, teacher_BTE: Tensor) -> AlignedPair:
-        """Shape: (B, S, D) and (B, T, E) -> (B * T, E) twice."""
+        """Shape: (B, S, D) and (B, T, E) -> (B, T, E) twice."""
         pair: AlignedPair = self.align(self.mixing_TS @ student_BSD, teacher_BTE)
         return pair
 
@@ -61,10 +61,9 @@ class TokenAlignment(nn.Module):
         self.teacher_norm = nn.LayerNorm(teacher_width)
 
     def forward(self, student_BLD: Tensor, teacher_BLE: Tensor) -> AlignedPair:
-        """Shape: (B, L, D) and (B, L, E) -> (B * L, E) twice."""
+        """Shape: (B, L, D) and (B, L, E) -> (B, L, E) twice."""
         return AlignedPair(
-            self.student_norm(self.project(student_BLD)).flatten(end_dim=1),
-            self.teacher_norm(teacher_BLE).flatten(end_dim=1),
+            self.student_norm(self.project(student_BLD)), self.teacher_norm(teacher_BLE)
         )
 
 
@@ -84,5 +83,5 @@ class GlobalAlignment(nn.Module):
         )
 
     def forward(self, student_BSD: Tensor, teacher_BE: Tensor) -> AlignedPair:
-        """Take the class token, the first of S. Shape: (B, S, D) and (B, E) -> (B, E) twice."""
-        return AlignedPair(self.project(student_BSD[:, 0]), teacher_BE)
+        """Take the class token, the first of S. Shape: (B, S, D) and (B, E) -> (B, 1, E) twice."""
+        return AlignedPair(self.project(student_BSD[:, :1]), teacher_BE[:, None])

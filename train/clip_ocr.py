@@ -12,7 +12,8 @@ Shapes: B batch, T teacher image tokens, L label positions, C characters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from ..shared.errors import UsageError
 from ..shared.schema import TOKENS, TeacherSpec
 from .alignment import AlignedPair, GlobalAlignment, ImageAlignment, TokenAlignment
 from .batch import Batch
-from .losses import linguistic_consistency, recognition_loss
+from .losses import AlignmentLoss, recognition_loss
 from .student import NUM_STAGES, StudentConfig, StudentOutput, initialize
 
-_NUM_TAPS = NUM_STAGES - 1
+_STAGES = tuple(range(1, NUM_STAGES))
+"""Stages that a tap can supervise: all but the last, which ends in the EOT or in the label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +37,54 @@ class ClipOcrConfig:
     """Teacher image blocks that supervise encoder stages 1, 2, 3."""
     text_taps: tuple[int, ...] = (3, 6, 9)
     """Teacher text blocks that supervise decoder layers 3, 2, 1: shallow text, deep decoder."""
+    image_stages: tuple[int, ...] = _STAGES
+    """Encoder stages that are supervised; none: no image distillation (table 1)."""
+    text_stages: tuple[int, ...] = _STAGES
+    """Decoder layers that are supervised; none: no text distillation (tables 1, 12)."""
+    word: bool = True
+    """Whether the class token is supervised by the teacher's EOT embedding (GAM)."""
     tokens: str = "char"
     """How the teacher read the label: ``char`` by character, ``word`` whole (table 7)."""
-    intra_weight: float = 5.0
-    """lambda_1 of Eq. 7. The paper prints "lambda_1 5 and lambda_1 0.1"; tables 5, 6 and the code
-    settle which is which."""
-    inter_weight: float = 0.1
-    """lambda_2 of Eq. 7."""
-    temperature: float = 0.03
-    """tau of Eq. 6."""
+    mask_pads: bool = False
+    """Whether label positions after EOS are left out of the text terms; officially they are in."""
+    loss: AlignmentLoss = field(default_factory=AlignmentLoss)
+    """What compares aligned features."""
 
     def __post_init__(self) -> None:
         for name in ("image_taps", "text_taps"):
             taps = tuple(getattr(self, name))
-            if len(taps) != _NUM_TAPS or list(taps) != sorted(set(taps)) or taps[0] < 1:
+            if len(taps) != len(_STAGES) or list(taps) != sorted(set(taps)) or taps[0] < 1:
                 raise UsageError(
-                    f"{name} is {taps}, expected {_NUM_TAPS} block numbers, each above the last"
+                    f"{name} is {taps}, expected {len(_STAGES)} block numbers, each above the last"
                 )
             object.__setattr__(self, name, taps)  # JSON knows lists only.
+        for name in ("image_stages", "text_stages"):
+            stages = tuple(getattr(self, name))
+            if list(stages) != sorted(set(stages) & set(_STAGES)):
+                raise UsageError(
+                    f"{name} is {stages}, expected some of {_STAGES}, each above the last, or none"
+                )
+            object.__setattr__(self, name, stages)
         if self.tokens not in TOKENS:
             raise UsageError(f"tokens is {self.tokens!r}, expected one of {', '.join(TOKENS)}")
-        if self.intra_weight < 0 or self.inter_weight < 0:
-            raise UsageError(
-                f"LCL weights are {self.intra_weight} and {self.inter_weight}, expected 0 or more"
-            )
-        if self.temperature <= 0:
-            raise UsageError(f"LCL temperature is {self.temperature}, expected more than 0")
+
+    def image_tap(self, stage: int) -> int:
+        """Return the image block that supervises an encoder stage."""
+        return self.image_taps[stage - 1]
+
+    def text_tap(self, stage: int) -> int:
+        """Return the text block that supervises a decoder layer: the last for the first, Eq. 3."""
+        return self.text_taps[-stage]
+
+    @property
+    def needed_image_taps(self) -> tuple[int, ...]:
+        """Image blocks that have to be read."""
+        return tuple(self.image_tap(stage) for stage in self.image_stages)
+
+    @property
+    def needed_text_taps(self) -> tuple[int, ...]:
+        """Text blocks that have to be read."""
+        return tuple(sorted(self.text_tap(stage) for stage in self.text_stages))
 
     def build(self, student: StudentConfig, teacher: TeacherSpec) -> ClipOcr:
         """Return the heads that join a student to a teacher."""
@@ -106,14 +130,28 @@ class ClipOcr(nn.Module):
                 teacher_tokens=num_image_tokens,
                 teacher_width=image_width,
             )
-            for _ in config.image_taps
+            for _ in config.image_stages
         )
-        self.word_head = GlobalAlignment(student_width=student.width, teacher_width=eot_width)
+        self.word_head = (
+            GlobalAlignment(student_width=student.width, teacher_width=eot_width)
+            if config.word
+            else None
+        )
         self.text_heads = nn.ModuleList(
             TokenAlignment(student_width=student.width, teacher_width=text_width)
-            for _ in config.text_taps
+            for _ in config.text_stages
         )
         self.apply(initialize)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms that `forward` returns, in its order."""
+        return (
+            "recognition",
+            *(f"image_{stage}" for stage in self.config.image_stages),
+            *(["word"] if self.config.word else []),
+            *(f"text_{stage}" for stage in self.config.text_stages),
+        )
 
     def forward(
         self, output: StudentOutput, token_ids_BL: Tensor, batch: Batch
@@ -126,38 +164,51 @@ class ClipOcr(nn.Module):
             batch: The teacher's features.
 
         Returns:
-            Float32 scalars ``recognition``, ``image_1`` to ``3``, ``word``, ``text_1`` to ``3``.
+            Float32 scalars ``recognition``, ``image_1`` to ``3``, ``word``, ``text_1`` to ``3``,
+            without those of stages that are not supervised.
         """
-        terms = {"recognition": recognition_loss(output.logits, token_ids_BL[:, 1:])}
+        config = self.config
+        targets_BL = token_ids_BL[:, 1:]
+        terms = {
+            "recognition": recognition_loss(output.logits, targets_BL, gather=config.loss.gather)
+        }
+        # PAD and BOS are no classes of the student; see `tokenizer`.
+        keep_BL = targets_BL < output.logits.shape[-1] if config.mask_pads else None
         # Encoder stages 1 to 3 are raw residual streams, whose largest values half precision may
         # not hold, and the heads cost about a hundredth of the student.
         with torch.autocast(output.logits.device.type, enabled=False):
-            for name, (head, student, teacher) in self._matches(output, batch).items():
+            for name, head, student, teacher in self._matches(output, batch):
                 pair: AlignedPair = head(student.float(), teacher.detach().float())
-                terms[name] = linguistic_consistency(
-                    *pair,
-                    intra_weight=self.config.intra_weight,
-                    inter_weight=self.config.inter_weight,
-                    temperature=self.config.temperature,
-                )
+                keep = keep_BL if name.startswith("text") else None
+                terms[name] = config.loss(*pair, keep)
         return terms
 
     def _matches(
         self, output: StudentOutput, batch: Batch
-    ) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-        """Pair student stages with teacher features: head, student, teacher by term. Eq. 3."""
-        image = zip(self.image_heads, output.encoder_stages, self.config.image_taps, strict=False)
-        text = zip(
-            self.text_heads, output.decoder_stages, reversed(self.config.text_taps), strict=False
+    ) -> Sequence[tuple[str, nn.Module, Tensor, Tensor]]:
+        """Pair student stages with teacher features: term, head, student, teacher. Eq. 3."""
+        config = self.config
+        image = [
+            (
+                f"image_{stage}",
+                head,
+                output.encoder_stages[stage - 1],
+                batch.image_taps[config.image_tap(stage)],
+            )
+            for head, stage in zip(self.image_heads, config.image_stages, strict=True)
+        ]
+        word = (
+            [("word", self.word_head, output.encoder_stages[-1], batch.eot)]
+            if self.word_head is not None
+            else []
         )
-        return {
-            **{
-                f"image_{i}": (head, stage, batch.image_taps[tap])
-                for i, (head, stage, tap) in enumerate(image, start=1)
-            },
-            "word": (self.word_head, output.encoder_stages[-1], batch.eot),
-            **{
-                f"text_{i}": (head, stage, batch.text_taps[tap])
-                for i, (head, stage, tap) in enumerate(text, start=1)
-            },
-        }
+        text = [
+            (
+                f"text_{stage}",
+                head,
+                output.decoder_stages[stage - 1],
+                batch.text_taps[config.text_tap(stage)],
+            )
+            for head, stage in zip(self.text_heads, config.text_stages, strict=True)
+        ]
+        return [*image, *word, *text]

@@ -22,7 +22,7 @@ def test_image_alignment_brings_student_tokens_to_the_teachers_shape(teacher_tok
     )
     pair = head(torch.randn(2, 129, 384), torch.randn(2, teacher_tokens, teacher_width))
     assert head.mixing_TS.shape == (teacher_tokens, 129)
-    assert pair.student_ND.shape == pair.teacher_ND.shape == (2 * teacher_tokens, teacher_width)
+    assert pair.student_BTE.shape == pair.teacher_BTE.shape == (2, teacher_tokens, teacher_width)
 
 
 def test_image_alignment_starts_as_the_average_of_all_student_tokens():
@@ -30,7 +30,7 @@ def test_image_alignment_starts_as_the_average_of_all_student_tokens():
     student = torch.randn(2, 6, 4)
     pair = head(student, torch.randn(2, 3, 8))
     average = standardized(head.align.project(student.mean(dim=1)))
-    torch.testing.assert_close(pair.student_ND, average.repeat_interleave(3, dim=0))
+    torch.testing.assert_close(pair.student_BTE, average[:, None].expand(-1, 3, -1))
 
 
 def test_rows_of_a_pair_belong_together():
@@ -42,8 +42,8 @@ def test_rows_of_a_pair_belong_together():
         head.align.project.bias.zero_()
     features = torch.randn(2, 3, 4)
     pair = head(features, features)
-    torch.testing.assert_close(pair.student_ND, pair.teacher_ND)
-    torch.testing.assert_close(pair.teacher_ND, standardized(features).flatten(end_dim=1))
+    torch.testing.assert_close(pair.student_BTE, pair.teacher_BTE)
+    torch.testing.assert_close(pair.teacher_BTE, standardized(features))
 
 
 def test_token_alignment_keeps_positions():
@@ -51,9 +51,9 @@ def test_token_alignment_keeps_positions():
     student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 6)
     pair = head(student, teacher)
     last = head(student[-1:, -1:], teacher[-1:, -1:])
-    assert pair.student_ND.shape == pair.teacher_ND.shape == (15, 6)
-    torch.testing.assert_close(pair.student_ND[-1:], last.student_ND)
-    torch.testing.assert_close(pair.teacher_ND[-1:], last.teacher_ND)
+    assert pair.student_BTE.shape == pair.teacher_BTE.shape == (3, 5, 6)
+    torch.testing.assert_close(pair.student_BTE[-1:, -1:], last.student_BTE)
+    torch.testing.assert_close(pair.teacher_BTE[-1:, -1:], last.teacher_BTE)
 
 
 def test_global_alignment_sees_the_class_token_only_and_leaves_the_target_alone():
@@ -61,14 +61,15 @@ def test_global_alignment_sees_the_class_token_only_and_leaves_the_target_alone(
     student, teacher = torch.randn(3, 5, 4), torch.randn(3, 6)
     pair = head(student, teacher)
     other_patches = torch.cat([student[:, :1], torch.randn(3, 4, 4)], dim=1)
-    assert pair.teacher_ND is teacher
-    assert torch.equal(head(other_patches, teacher).student_ND, pair.student_ND)
+    assert pair.student_BTE.shape == (3, 1, 6)
+    assert torch.equal(pair.teacher_BTE[:, 0], teacher)
+    assert torch.equal(head(other_patches, teacher).student_BTE, pair.student_BTE)
 
 
 def test_the_teachers_norm_learns():
     head = TokenAlignment(student_width=4, teacher_width=6)
     teacher = torch.randn(3, 5, 6)
-    (head(torch.randn(3, 5, 4), teacher).teacher_ND ** 3).sum().backward()
+    (head(torch.randn(3, 5, 4), teacher).teacher_BTE ** 3).sum().backward()
     assert head.teacher_norm.weight.grad.abs().sum() > 0
     assert head.teacher_norm.bias.grad.abs().sum() > 0
 

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.batch import Batch
 from clipocr.train.clip_ocr import ClipOcr, ClipOcrConfig
-from clipocr.train.losses import linguistic_consistency, recognition_loss
+from clipocr.train.losses import AlignmentLoss, recognition_loss
 from clipocr.train.student import STUDENT_PRESETS, Student, StudentConfig, StudentOutput
 from clipocr.train.tokenizer import LabelTokenizer
 
@@ -48,6 +48,7 @@ def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -
     return Batch(
         views=torch.zeros(len(labels), 32, 128, 3, dtype=torch.uint8, device=device),
         labels=labels,
+        num_positions=num_positions,
         image_taps={i: features(len(labels), 5, 12, scale=i) for i in (3, 6, 9)},
         text_taps={i: features(len(labels), num_positions, 10, scale=i) for i in (3, 6, 9)},
         eot=features(len(labels), 8),
@@ -84,15 +85,15 @@ def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
     batch = make_batch(["ab", "cde", ""])
     _, token_ids, output = run_student(batch)
     method = make_method()
-    weights = {"intra_weight": 5.0, "inter_weight": 0.1, "temperature": 0.03}
+    loss = AlignmentLoss(intra_weight=5.0, inter_weight=0.1, temperature=0.03)
     expected = {"recognition": recognition_loss(output.logits, token_ids[:, 1:])}
     for i, (image_tap, text_tap) in enumerate([(3, 9), (6, 6), (9, 3)]):
         image = method.image_heads[i](output.encoder_stages[i], batch.image_taps[image_tap])
         text = method.text_heads[i](output.decoder_stages[i], batch.text_taps[text_tap])
-        expected[f"image_{i + 1}"] = linguistic_consistency(*image, **weights)
-        expected[f"text_{i + 1}"] = linguistic_consistency(*text, **weights)
+        expected[f"image_{i + 1}"] = loss(*image)
+        expected[f"text_{i + 1}"] = loss(*text)
     word = method.word_head(output.encoder_stages[3], batch.eot)
-    expected["word"] = linguistic_consistency(*word, **weights)
+    expected["word"] = loss(*word)
     terms = method(output, token_ids, batch)
     assert list(terms) == TERMS
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
@@ -100,13 +101,16 @@ def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
 
 def test_other_taps_and_weights_are_used():
     config = ClipOcrConfig(
-        image_taps=(2, 4, 6), text_taps=(1, 2, 3), intra_weight=0.0, inter_weight=0.0
+        image_taps=(2, 4, 6),
+        text_taps=(1, 2, 3),
+        loss=AlignmentLoss(intra_weight=0.0, inter_weight=0.0),
     )
     batch = make_batch(["ab", "c"])
     taps = batch.image_taps[3], batch.text_taps[3]
     batch = Batch(
         views=batch.views,
         labels=batch.labels,
+        num_positions=batch.num_positions,
         image_taps=dict.fromkeys((2, 4, 6), taps[0]),
         text_taps=dict.fromkeys((1, 2, 3), taps[1]),
         eot=batch.eot,
@@ -170,8 +174,59 @@ def test_a_residual_stream_too_large_for_half_precision_stays_finite():
 
 
 def test_config_survives_json():
-    config = ClipOcrConfig(image_taps=(2, 4, 8), temperature=0.05)
-    assert ClipOcrConfig(**json.loads(json.dumps(asdict(config)))) == config
+    config = ClipOcrConfig(image_taps=(2, 4, 8), text_stages=(1, 3))
+    plain = json.loads(json.dumps(asdict(config)))
+    assert ClipOcrConfig(**{**plain, "loss": AlignmentLoss(**plain["loss"])}) == config
+
+
+@pytest.mark.parametrize(
+    ("stages", "terms"),
+    [
+        ({"image_stages": (), "text_stages": (), "word": False}, ["recognition"]),
+        ({"text_stages": (), "word": False}, TERMS[:4]),
+        ({"image_stages": ()}, ["recognition", "word", "text_1", "text_2", "text_3"]),
+        (
+            {"image_stages": (2,), "text_stages": (1, 3)},
+            ["recognition", "image_2", "word", "text_1", "text_3"],
+        ),
+    ],
+)
+def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
+    batch = make_batch(["ab", "cde"])
+    _, token_ids, output = run_student(batch)
+    whole, method = make_method(), make_method(ClipOcrConfig(**stages))
+    assert list(method.term_names) == terms
+    config = method.config
+    needed = replace(
+        batch,
+        image_taps={tap: batch.image_taps[tap] for tap in config.needed_image_taps},
+        text_taps={tap: batch.text_taps[tap] for tap in config.needed_text_taps},
+    )
+    # The same heads at the same stages as in the whole method.
+    for name, stage in [(n, int(n[-1])) for n in terms if n[-1].isdigit()]:
+        own = {"image": method.image_heads, "text": method.text_heads}[name[:-2]]
+        place = [n for n in terms if n.startswith(name[:-2])].index(name)
+        theirs = {"image": whole.image_heads, "text": whole.text_heads}[name[:-2]]
+        own[place].load_state_dict(theirs[stage - 1].state_dict())
+    if method.word_head is not None:
+        method.word_head.load_state_dict(whole.word_head.state_dict())
+    expected = whole(output, token_ids, batch)
+    found = method(output, token_ids, needed)
+    assert {k: v.item() for k, v in found.items()} == {k: expected[k].item() for k in terms}
+
+
+def test_masked_pads_are_out_of_the_text_terms_only():
+    batch = make_batch(["ab", "cdefgh"])
+    _, token_ids, output = run_student(batch)
+    official = make_method()(output, token_ids, batch)
+    masked = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    for name, term in official.items():
+        assert (masked[name].item() != term.item()) == name.startswith("text")
+    # Positions after EOS could be anything now: "ab" has three positions that count, of seven.
+    for features in batch.text_taps.values():
+        features[0, 3:] = 1e3
+    again = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    assert {k: v.item() for k, v in again.items()} == {k: v.item() for k, v in masked.items()}
 
 
 @pytest.mark.parametrize(
@@ -180,8 +235,9 @@ def test_config_survives_json():
         ({"image_taps": (3, 6)}, r"image_taps is \(3, 6\), expected 3"),
         ({"text_taps": (9, 6, 3)}, r"text_taps is \(9, 6, 3\)"),
         ({"text_taps": (0, 3, 6)}, r"text_taps is \(0, 3, 6\)"),
-        ({"intra_weight": -1.0}, "expected 0 or more"),
-        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"image_stages": (1, 4)}, r"image_stages is \(1, 4\), expected some of \(1, 2, 3\)"),
+        ({"text_stages": (2, 1)}, r"text_stages is \(2, 1\)"),
+        ({"tokens": "syllable"}, "tokens is 'syllable', expected one of char, word"),
     ],
 )
 def test_config_refuses_nonsense(settings, message):
