@@ -37,7 +37,7 @@ def modules_of(subpackage: str) -> list[Path]:
     ("subpackage", "forbidden"),
     [
         ("precompute", ("clipocr.train", "clipocr.cli")),
-        ("train", ("clipocr.precompute", "clipocr.cli", "open_clip")),
+        ("train", ("clipocr.precompute", "clipocr.cli", "open_clip", "timm", "torchvision")),
         ("shared", ("clipocr.precompute", "clipocr.train", "clipocr.cli", "open_clip", "timm")),
     ],
 )
@@ -65,6 +65,20 @@ def test_training_imports_neither_the_teacher_nor_lmdb() -> None:
     loaded = loaded_by("import clipocr.train.run, clipocr.train.config")
     assert not loaded & {"open_clip", "lmdb", "zarr", "fsspec", "s3fs", "huggingface_hub_download"}
     assert "torch" in loaded
+
+
+def test_training_imports_with_the_teacher_and_pictures_blocked() -> None:
+    # None in sys.modules makes any import of that name fail, wherever it comes from.
+    code = (
+        "import sys\n"
+        "blocked = ('open_clip', 'lmdb', 'PIL', 'timm', 'torchvision')\n"
+        "sys.modules |= dict.fromkeys(blocked)\n"
+        "import clipocr.train.run, clipocr.train.config, clipocr.train.loader\n"
+        "import clipocr.train.student, clipocr.shared.cache\n"
+        "import torch.utils.tensorboard\n"
+        "assert not any(sys.modules[name] for name in blocked)"
+    )
+    assert "torch" in loaded_by(code)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..shared.errors import UsageError
 from ..shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from .layers import ENCODER_NORM_EPS, Attention, EncoderBlock, KeysValues, PatchEmbedding
 from .tokenizer import LabelTokenizer
 
 NUM_STAGES = 4
@@ -113,49 +112,6 @@ class StudentOutput:
     """Shape: (B, L, C + 1)."""
 
 
-class KeysValues(NamedTuple):
-    """Projected keys and values of one attention, ready to be attended to."""
-
-    keys_BHSD: Tensor
-    values_BHSD: Tensor
-
-    def extended(self, more: KeysValues) -> KeysValues:
-        """Return these followed by `more` along the sequence."""
-        return KeysValues(*(torch.cat(pair, dim=2) for pair in zip(self, more, strict=True)))
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose keys and values can be projected once and used many times."""
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def project(self, source_BSD: Tensor) -> KeysValues:
-        """Project a source into keys and values."""
-        return KeysValues(*map(self._split_heads, self.key_value(source_BSD).chunk(2, dim=-1)))
-
-    def forward(self, x_BLD: Tensor, source: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Let each position of x gather from the source positions where `mask` is true."""
-        attended_BHLD = F.scaled_dot_product_attention(
-            self._split_heads(self.query(x_BLD)),
-            *source,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        out: Tensor = self.out(attended_BHLD.transpose(1, 2).flatten(start_dim=2))
-        return out
-
-    def _split_heads(self, x_BLD: Tensor) -> Tensor:
-        batch, length, width = x_BLD.shape
-        x_BLHD = x_BLD.view(batch, length, self.num_heads, width // self.num_heads)
-        return x_BLHD.transpose(1, 2)
-
-
 class DecoderLayer(nn.Module):
     """One pre-LN layer of the query stream: read the content, read the image, think."""
 
@@ -196,34 +152,37 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """timm's ViT with a class token, returning its four stages."""
+    """A ViT with a class token, returning its four stages.
+
+    It computes what timm's ``VisionTransformer`` computes, from parameters of the same names. It is
+    written out here because timm imports torchvision and PIL, and training needs no pictures.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
+        width = config.width
         self.stage_layers = config.encoder_layers // NUM_STAGES
-        self.vit = VisionTransformer(
-            img_size=(IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
-            patch_size=(config.patch_height_px, config.patch_width_px),
-            embed_dim=config.width,
-            depth=config.encoder_layers,
-            num_heads=config.encoder_heads,
-            mlp_ratio=config.mlp_ratio,
-            num_classes=0,
+        self.patch_embed = PatchEmbedding(width, config.patch_height_px, config.patch_width_px)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_image_tokens, width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, config.encoder_heads, config.mlp_ratio)
+            for _ in range(config.encoder_layers)
         )
+        self.norm = nn.LayerNorm(width, eps=ENCODER_NORM_EPS)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode normalised images. Shape: (B, 3, 32, 128) -> four of (B, S, D)."""
-        vit = self.vit
-        assert vit.cls_token is not None
-        assert vit.pos_embed is not None
-        patches_BSD = vit.patch_embed(images)
-        class_token_BSD = vit.cls_token.expand(len(images), -1, -1)
-        x_BSD = torch.cat([class_token_BSD, patches_BSD], dim=1) + vit.pos_embed
+        class_token_BSD = self.cls_token.expand(len(images), -1, -1)
+        x_BSD = torch.cat([class_token_BSD, self.patch_embed(images)], dim=1) + self.pos_embed
         stages = []
-        for i in range(NUM_STAGES):
-            x_BSD = vit.blocks[i * self.stage_layers : (i + 1) * self.stage_layers](x_BSD)
-            stages.append(x_BSD)
-        return (*stages[:-1], vit.norm(x_BSD))
+        for num_done, block in enumerate(self.blocks, start=1):
+            x_BSD = block(x_BSD)
+            if num_done % self.stage_layers == 0:
+                stages.append(x_BSD)
+        return (*stages[:-1], self.norm(x_BSD))
 
 
 class Student(nn.Module):
@@ -240,9 +199,7 @@ class Student(nn.Module):
         self.embedding = nn.Embedding(tokenizer.num_tokens, config.width)
         self.positions = nn.Parameter(torch.empty(1, config.max_label_length + 1, config.width))
         self.dropout = nn.Dropout(config.dropout)
-        # The encoder keeps timm's own initialisation.
-        for part in (self.layers, self.norm, self.head, self.embedding):
-            part.apply(initialize)
+        self.apply(initialize)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, images: Tensor, token_ids_BL: Tensor) -> StudentOutput:
@@ -336,7 +293,10 @@ class Student(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialise one module as the official code does; for `nn.Module.apply`."""
+    """Initialise one module as the official code and timm do; for `nn.Module.apply`.
+
+    The encoder's convolution stays as PyTorch made it, as in timm.
+    """
     match module:
         case nn.Linear():
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -3,10 +3,18 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
-from clipocr.train.student import STUDENT_PRESETS, Attention, Student, StudentConfig
+from clipocr.train.layers import Attention
+from clipocr.train.student import (
+    STUDENT_PRESETS,
+    Encoder,
+    Student,
+    StudentConfig,
+    StudentOutput,
+)
 from clipocr.train.tokenizer import LabelTokenizer
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -35,6 +43,23 @@ def make_student(config: StudentConfig = MINI) -> Student:
 
 def make_images(batch_size: int) -> torch.Tensor:
     return torch.randn(batch_size, 3, 32, 128, generator=torch.Generator().manual_seed(batch_size))
+
+
+def make_timm_encoder(config: StudentConfig) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=(32, 128),
+        patch_size=(config.patch_height_px, config.patch_width_px),
+        embed_dim=config.width,
+        depth=config.encoder_layers,
+        num_heads=config.encoder_heads,
+        mlp_ratio=config.mlp_ratio,
+        num_classes=0,
+    )
+
+
+def sum_of_outputs(output: StudentOutput) -> torch.Tensor:
+    tensors = (*output.encoder_stages, *output.decoder_stages, output.logits)
+    return sum(tensor.float().sum() for tensor in tensors)
 
 
 def plain_greedy_loop(student: Student, images: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -91,18 +116,82 @@ def test_config_names_every_problem():
 def test_encoder_stages_are_raw_quarters_and_only_the_last_is_normed():
     student = make_student()
     after_block = {}
-    for i, block in enumerate(student.encoder.vit.blocks):
+    for i, block in enumerate(student.encoder.blocks):
         block.register_forward_hook(lambda _m, _in, out, i=i: after_block.update({i: out}))
     stages = student(make_images(2), TOKENIZER.encode(["ab", "c"])).encoder_stages
     for stage, block in ((0, 1), (1, 3), (2, 5)):
         assert torch.equal(stages[stage], after_block[block])
-    assert torch.equal(stages[3], student.encoder.vit.norm(after_block[7]))
+    assert torch.equal(stages[3], student.encoder.norm(after_block[7]))
 
 
-def test_encoder_equals_timms_own_forward():
-    vit = make_student().encoder.vit
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_encoder_with_timms_weights_computes_timms_stages_and_gradients(preset):
+    torch.manual_seed(0)
+    config = STUDENT_PRESETS[preset]
+    theirs, ours = make_timm_encoder(config), Encoder(config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # a bias of zero could stand anywhere
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    ours.load_state_dict(theirs.state_dict())
+    expected = []
+    for i in (1, 2, 3):
+        block = theirs.blocks[i * config.encoder_layers // 4 - 1]
+        block.register_forward_hook(lambda _m, _in, out: expected.append(out))
     images = make_images(2)
-    torch.testing.assert_close(make_student().encoder(images)[-1], vit.forward_features(images))
+    expected.append(theirs.forward_features(images))
+    stages = ours(images)
+    for stage, wanted in zip(stages, expected, strict=True):
+        torch.testing.assert_close(stage, wanted, rtol=1e-5, atol=1e-5)
+    for outputs in (stages, expected):
+        sum(output.square().mean() for output in outputs).backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_starts_as_timms_does():
+    torch.manual_seed(0)
+    config = replace(MINI, width=256, encoder_layers=4)
+    expected = make_timm_encoder(config).state_dict()
+    for name, ours in Student(config, TOKENIZER).encoder.state_dict().items():
+        theirs = expected[name]
+        if theirs.unique().numel() == 1:
+            assert torch.equal(ours, theirs), name
+        else:
+            few = 0.15 if ours.numel() < 1000 else 0.03
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=few), name
+            assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_positions", [3, 0])
+def test_a_batch_without_rows_gives_gradients_of_zero(device, dtype, num_positions):
+    # DistributedDataParallel waits for the gradient of every parameter from every process.
+    student = make_student().train().to(device)
+    images = torch.empty(0, 3, 32, 128, device=device)
+    token_ids = TOKENIZER.encode([], num_positions).to(device)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        output = student(images, token_ids)
+    sum_of_outputs(output).backward()
+    assert output.logits.shape == (0, num_positions, 37)
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_decode_of_no_images_is_empty():
+    assert make_student().decode(make_images(0)).shape == (0, 1, 37)
+
+
+def test_encoder_compiles_into_one_graph():
+    student = make_student()
+    # "eager" runs the captured graph as it is, so this needs no C++ compiler and can be exact.
+    compiled = torch.compile(student.encoder, fullgraph=True, backend="eager")
+    for batch_size in (2, 3, 0):
+        images = make_images(batch_size)
+        for stage, expected in zip(compiled(images), student.encoder(images), strict=True):
+            assert torch.equal(stage, expected)
 
 
 def test_decoder_stages_share_the_final_norm_and_the_last_feeds_the_head():
@@ -127,8 +216,9 @@ def test_queries_do_not_attend_to_one_another():
     student, images = make_student(), make_images(1)
     before = student(images, TOKENIZER.encode(["abcd"])).logits
     with torch.no_grad():
-        student.positions[:, -1] += 1  # Neither a query nor a content position of this label ...
-        student.positions[:, 4] += 1  # ... and this one the query of its EOS alone.
+        # A constant added would be undone by the LayerNorms, so the sign is turned.
+        student.positions[:, -1] *= -1  # Neither a query nor a content position of this label ...
+        student.positions[:, 4] *= -1  # ... and this one the query of its EOS alone.
     after = student(images, TOKENIZER.encode(["abcd"])).logits
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4], after[:, 4])
@@ -244,7 +334,7 @@ def test_initialisation_is_the_official_one():
         student.embedding.weight,
         student.head.weight,
         student.positions,
-        student.encoder.vit.pos_embed,
+        student.encoder.pos_embed,
     ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not any(m.bias.any() for m in student.layers.modules() if hasattr(m, "bias"))
