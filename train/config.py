@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..shared.charset import Charset
+from ..shared.device import PRECISIONS
 from ..shared.errors import UsageError
 from .clip_ocr import ClipOcrConfig
+from .distributed import Processes
 from .student import StudentConfig
 
 
@@ -24,7 +26,10 @@ class TrainConfig:
     method: ClipOcrConfig = field(default_factory=ClipOcrConfig)
     epochs: int = 5
     batch_size: int = 320
-    """Samples per optimizer step."""
+    """Samples per optimizer step, of all processes together."""
+    accumulate: int = 1
+    """Parts each batch is cut into, one after another, to need less memory. The losses that relate
+    rows of a batch then see those of a part only."""
     learning_rate: float = 1.2374e-3
     """Peak of the OneCycle schedule. The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""
     warmup_fraction: float = 0.075
@@ -33,8 +38,12 @@ class TrainConfig:
     """AdamW's, on the matrices of linear and convolution layers only."""
     grad_clip_norm: float = 20.0
     """Largest norm of the whole gradient."""
+    max_skipped_steps: int = 25
+    """Steps in a row that may be skipped because their gradient is not finite."""
     precision: str = "fp32"
     """``fp32``, ``bf16`` or ``fp16`` matrix products."""
+    compile: bool = False
+    """Whether `torch.compile` fuses the encoder: minutes at the start, faster steps."""
     seed: int = 0
     fraction: float = 1.0
     """Share of the cache's units to train on."""
@@ -42,9 +51,19 @@ class TrainConfig:
     """K: epoch e trains on view e mod K. None: every view the cache has."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_views"):
+        for name in ("epochs", "batch_size", "accumulate", "num_views"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts"
+            )
+        if self.max_skipped_steps < 0:
+            raise UsageError(f"max_skipped_steps is {self.max_skipped_steps}, expected 0 or more")
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
+            )
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")
         if not 0 < self.warmup_fraction < 1:
@@ -71,6 +90,8 @@ class TrainPlace:
     """Most bytes of such copies; 0 keeps none."""
     out: Path
     device: torch.device
+    processes: Processes = Processes()  # noqa: RUF009  (frozen)
+    """This process among those of the run."""
     val_data: tuple[Path, ...] = ()
     """Roots of validation LMDBs; without any there is no best.pt."""
     val_charset: Charset

@@ -6,9 +6,10 @@ positions, never just as many as the label has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,11 @@ def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: in
     ]
 
 
+def share_of(test_set: TestSet, rank: int, world_size: int) -> TestSet:
+    """Return the part of a set that one of several processes reads."""
+    return replace(test_set, labels=test_set.labels[rank::world_size])
+
+
 def evaluate(
     student: Student,
     test_sets: Sequence[TestSet],
@@ -163,6 +169,16 @@ def results_as_json(
         },
         "total_weighted_by_samples": figures(total(results)),
     }
+
+
+def write_results(
+    path: Path, results: Sequence[SetResult], *, checkpoint: Path, charset: Charset
+) -> None:
+    """Write the figures of one checkpoint as JSON."""
+    record = results_as_json(results, checkpoint=checkpoint, charset_name=charset.name)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _evaluate_set(

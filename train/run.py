@@ -4,42 +4,44 @@
                                                              └─► validation, TensorBoard, run.json
 
 The loop knows no method's name: a method is heads with a forward that returns named loss terms.
+Under torchrun every process trains on its part of each batch, and the first one writes.
 Recipe: CLIP-OCR's (``reference``: ``strhub/models/base.py`` 88-97, ``configs/main.yaml``).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import math
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
 from ..shared.device import autocast
-from ..shared.errors import CacheError, CheckpointError, TrainingError, UsageError
+from ..shared.errors import CacheError, CheckpointError, UsageError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ..shared.hashing import mix
 from ..shared.schema import MANIFEST_NAME
 from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
 from .loader import CacheLoader, choose_num_views, choose_units
+from .meter import Meter
 from .optimizer import one_cycle, parameter_groups
+from .record import RUN_NAME, read_record, write_record
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
 from .tokenizer import LabelTokenizer
 
 if TYPE_CHECKING:
     from .evaluate import TestSet
-
-RUN_NAME = "run.json"
-"""Everything needed to repeat a run, and what came of it."""
 
 _LOG_EVERY_STEPS = 10
 
@@ -56,9 +58,11 @@ class TrainSummary:
     last_loss: float
     """Mean total loss over the last epoch."""
     samples_per_second: float
-    """Over the training steps of this process, validation and start-up left out."""
+    """Of all processes, over the training steps; validation and start-up left out."""
     data_wait_fraction: float
     """Share of that time spent waiting for the loader."""
+    num_skipped: int
+    """Steps that were skipped because their gradient was not finite."""
     best_accuracy: float | None
     """Validation word accuracy in percent."""
     teacher_is_random: bool
@@ -71,37 +75,61 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
         UsageError: the run folder is in use by another run.
-        TrainingError: the loss is no longer finite.
+        TrainingError: too many steps in a row were not finite.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
     cache = FeatureCache.open(
         place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.max_cache_bytes
     )
+    method = config.method
     max_label_length = config.student.max_label_length
-    text_spec = cache.require_text(config.charset, max_label_length, config.method.tokens)
-    cache.require_taps("image", config.method.image_taps)
-    cache.require_taps("text", config.method.text_taps)
-    run = _Run(config, place, cache)
-    run.take_state(resume=resume)
-    loader = CacheLoader(
-        cache,
-        cache.text_table(text_spec.name),
-        image_taps=config.method.image_taps,
-        text_taps=config.method.text_taps,
-        max_label_length=max_label_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=place.device,
-        units=run.units,
-        num_views=run.num_views,
-    )
-    try:
-        return run.train(loader)
-    except CacheError:
-        # Reading failed between two steps, so the state is whole.
-        if run.step:
-            run.save()
-        raise
+    text_spec = cache.require_text(config.charset, max_label_length, method.tokens)
+    cache.require_taps("image", method.needed_image_taps)
+    cache.require_taps("text", method.needed_text_taps)
+    with place.processes.joined(place.device):
+        run = _Run(config, place, cache)
+        run.take_state(resume=resume)
+        loader = CacheLoader(
+            cache,
+            cache.text_table(text_spec.name),
+            image_taps=method.needed_image_taps,
+            text_taps=method.needed_text_taps,
+            max_label_length=max_label_length,
+            batch_size=config.batch_size // config.accumulate,
+            seed=config.seed,
+            device=place.device,
+            units=run.units,
+            num_views=run.num_views,
+            rank=place.processes.rank,
+            world_size=place.processes.world_size,
+        )
+        try:
+            return run.train(loader)
+        except CacheError:
+            # Reading failed between two steps, so the state is whole. Saving is work of all
+            # processes together, and the others do not know of it.
+            if run.step and place.processes.world_size == 1:
+                run.save()
+            raise
+
+
+class _Objective(nn.Module):
+    """Student and method as the one module that processes share gradients of."""
+
+    def __init__(self, student: Student, method: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.student, self.method = student, method
+        self._precision = precision
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the loss terms of a batch."""
+        device = batch.views.device
+        token_ids = self.student.tokenizer.encode(batch.labels, batch.num_positions).to(device)
+        images = normalize(batch.views, STUDENT_MEAN, STUDENT_STD)
+        with autocast(device, self._precision):
+            output = self.student(images, token_ids)
+            terms: dict[str, torch.Tensor] = self.method(output, token_ids, batch)
+        return terms
 
 
 class _Run:
@@ -109,6 +137,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
         self.config, self.place, self.cache = config, place, cache
+        self.processes = place.processes
         torch.manual_seed(config.seed)
         tokenizer = LabelTokenizer(config.charset)
         self.student = Student(config.student, tokenizer).to(place.device)
@@ -119,15 +148,28 @@ class _Run:
             lr=config.learning_rate,
             fused=place.device.type == "cuda",
         )
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=config.precision == "fp16")
+        # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
+        # it needs no look at the gradient from here. Only fp16 needs its scale.
+        self.scaler = torch.amp.GradScaler(
+            place.device.type, init_scale=2.0**16 if config.precision == "fp16" else 1.0
+        )
+        if config.precision != "fp32":
+            # TF32 keeps as many bits of the losses' products as the official run's fp16.
+            torch.set_float32_matmul_precision("high")
+        if config.compile:
+            self.student.encoder.compile()
         self.units = choose_units(cache, config.fraction)
         self.num_views = choose_num_views(cache, self.units, config.num_views)
         self.test_sets = self._open_validation()
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
-        self._epoch_sums: dict[str, float | torch.Tensor] = {}
+        self.meter = self._new_meter()
         self._commands: list[list[str]] = []
+
+    def _new_meter(self) -> Meter:
+        names = (*self.method.term_names, "total", "grad_norm")
+        return Meter(names, self.place.device, self.processes, self.config.max_skipped_steps)
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
@@ -142,13 +184,15 @@ class _Run:
                 raise UsageError(
                     f"{out} holds a run already; go on with it by --resume, or choose another --out"
                 )
-            return
-        if not last.exists() and not record.exists():
+        elif not last.exists() and not record.exists():
             raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
-        if record.exists():
-            self._commands = json.loads(record.read_text(encoding="utf-8"))["commands"]
-        if last.exists():
-            self._restore(last)
+        else:
+            if record.exists():
+                self._commands = read_record(out)["commands"]
+            if last.exists():
+                self._restore(last)
+        # Nobody may find what the first process is about to write.
+        self.processes.wait()
 
     def _open_validation(self) -> list[TestSet]:
         """Open the validation sets before the first step, not after hours of training."""
@@ -161,12 +205,10 @@ class _Run:
         return open_test_sets(self.place.val_data, self.place.val_charset, longest)
 
     def save(self) -> None:
-        """Write last.pt: the student and all that resuming needs.
-
-        Raises:
-            TrainingError: a loss was not finite, and so the weights are not; last.pt stays.
-        """
-        self._require_finite({name: float(v) for name, v in self._epoch_sums.items()})
+        """Write last.pt: the student and all that resuming needs. For all processes together."""
+        sums = self.meter.state()
+        if not self.processes.is_first:
+            return
         save_checkpoint(
             self.place.out / LAST_NAME,
             self.student,
@@ -179,10 +221,8 @@ class _Run:
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": _cuda_random_state(self.place.device),
                 "history": self.history,
-                "epoch_sums": {name: float(value) for name, value in self._epoch_sums.items()},
+                "epoch_sums": sums,
                 "best_accuracy": self.best_accuracy,
             },
         )
@@ -207,39 +247,30 @@ class _Run:
         self.method.load_state_dict(training["method"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        torch.set_rng_state(training["random"])
-        if training["random_cuda"] is not None and self.place.device.type == "cuda":
-            torch.cuda.set_rng_state(training["random_cuda"], self.place.device)
         # The cache may have grown since; this run goes on with the rows it began with.
         self.units, self.num_views = training["units"], training["num_views"]
         self.step = training["step"]
         self.history = training["history"]
-        self._epoch_sums = training["epoch_sums"]
+        self.meter.restore(training["epoch_sums"])
         self.best_accuracy = training["best_accuracy"]
 
     # -- training ----------------------------------------------------------------------------
 
     def train(self, loader: CacheLoader) -> TrainSummary:
         """Take every step that is left."""
-        # Imported here: TensorBoard takes a second that other commands need not spend.
-        from torch.utils.tensorboard import SummaryWriter
-
-        steps_per_epoch = loader.steps_per_epoch
+        steps_per_epoch = -(-loader.batches_per_epoch // self.config.accumulate)
         num_steps = steps_per_epoch * self.config.epochs
+        objective = self._objective()
         clock = Clock()
-        self.place.out.mkdir(parents=True, exist_ok=True)
+        if self.processes.is_first:
+            self.place.out.mkdir(parents=True, exist_ok=True)
         self._commands.append(list(self.place.command))
-        self._write_run_json()
-        with (
-            SummaryWriter(
-                str(self.place.out), purge_step=self.step + 1 if self.step else None
-            ) as board,
-            stop_signals() as stop,
-        ):
+        self._write_record()
+        with self._board() as board, stop_signals() as stop:
             while True:
                 # Also after a resume: the signal may have come with an epoch's last step.
                 if len(self.history) < self.step // steps_per_epoch:
-                    self._end_epoch(board, steps_per_epoch)
+                    self._end_epoch(board)
                 if self.step >= num_steps:
                     break
                 epoch, first_step = divmod(self.step, steps_per_epoch)
@@ -248,99 +279,146 @@ class _Run:
                     initial=first_step,
                     desc=f"epoch {epoch + 1}/{self.config.epochs}",
                     unit="step",
+                    disable=not self.processes.is_first,
                 )
-                with bar:
-                    for batch in clock.waiting(loader.epoch(epoch, first_step)):
-                        terms = self._take_step(batch, num_steps)
-                        clock.num_samples += len(batch.labels)
-                        self._log(board, bar, terms, clock)
-                        if stop:
-                            self.save()
-                            raise StopRequestedError(stop[0])
-                        if self.step % self.place.checkpoint_every_steps == 0:
-                            self.save()
+                first_batch = first_step * self.config.accumulate
+                batches = clock.waiting(loader.epoch(epoch, first_batch))
+                with bar, contextlib.closing(batches):
+                    for step in range(first_step, steps_per_epoch):
+                        num_left = loader.batches_per_epoch - step * self.config.accumulate
+                        parts = min(self.config.accumulate, num_left)
+                        self._take_step(objective, batches, parts, num_steps)
+                        is_last = step + 1 == steps_per_epoch
+                        self._after_step(board, bar, clock, stop, is_last)
                 clock.pause()
         return self._summary(clock)
 
-    def _take_step(self, batch: Batch, num_steps: int) -> dict[str, torch.Tensor]:
-        """Take one optimizer step; return the loss terms, and what is logged beside them."""
-        config, device = self.config, self.place.device
+    def _objective(self) -> nn.Module:
+        objective = _Objective(self.student, self.method, self.config.precision)
+        if self.processes.world_size == 1:
+            return objective
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Any]:
+        """Yield the TensorBoard log of the first process, None to the others."""
+        if not self.processes.is_first:
+            yield None
+            return
+        # Imported here: TensorBoard takes a second that other commands need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = self.step + 1 if self.step else None
+        with SummaryWriter(str(self.place.out), purge_step=purge_step) as board:
+            yield board
+
+    def _take_step(
+        self, objective: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
+    ) -> None:
+        """Take one optimizer step on the next `num_parts` batches."""
+        config = self.config
         self.student.train()
         learning_rate = one_cycle(
             self.step, num_steps, config.learning_rate, config.warmup_fraction
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        token_ids = self.student.tokenizer.encode(batch.labels).to(device)
-        images = normalize(batch.views, STUDENT_MEAN, STUDENT_STD)
-        with autocast(device, config.precision):
-            output = self.student(images, token_ids)
-            terms: dict[str, torch.Tensor] = self.method(output, token_ids, batch)
-        loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        values: torch.Tensor | None = None
+        for part in range(num_parts):
+            batch = next(batches)
+            # Dropout is a function of seed, step, part and process: nothing of it to be saved.
+            key = mix(config.seed, 2, self.step, part, self.processes.rank)
+            torch.manual_seed(int(key[0]) >> 1)
+            waits = part + 1 < num_parts and isinstance(objective, DistributedDataParallel)
+            with objective.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                terms = objective(batch)
+                stacked = torch.stack([terms[name] for name in self.method.term_names])
+                loss = stacked.sum() / num_parts
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            stacked = stacked.detach() / num_parts
+            values = stacked if values is None else values + stacked
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip_norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update(None if config.precision == "fp16" else 1.0)
         self.step += 1
-        terms = {name: term.detach() for name, term in terms.items()}
-        return {**terms, "total": loss.detach(), "grad_norm": norm}
+        assert values is not None
+        self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
-    def _log(
-        self, board: Any, bar: tqdm[Any], terms: Mapping[str, torch.Tensor], clock: Clock
+    def _after_step(
+        self, board: Any, bar: tqdm[Any], clock: Clock, stop: list[int], is_last: bool
     ) -> None:
-        # On a GPU every look at a value waits for the device, so the sums stay there.
-        for name, term in terms.items():
-            if name != "grad_norm":
-                self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + term.double()
+        """Log, save and stop, each when it is due; every process decides alike."""
         bar.update(1)
-        if self.step % _LOG_EVERY_STEPS and bar.n < (bar.total or 0):
-            return
-        values = {name: float(term) for name, term in terms.items()}
-        # Under fp16 a gradient may overflow; the scaler then skips the step.
-        self._require_finite(
-            {k: v for k, v in values.items() if k != "grad_norm" or not self.scaler.is_enabled()}
-        )
+        is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
+        if is_logged:
+            self._log(board, bar, clock)
+        # One process alone stops at once; several have to agree, and do so when they log.
+        asked = bool(stop)
+        if is_logged or self.processes.world_size == 1:
+            asked = self.processes.any(asked, self.place.device)
+            if asked:
+                self.save()
+                # torchrun ends every process as soon as one of them is gone.
+                self.processes.wait()
+                raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
+        if self.step % self.place.checkpoint_every_steps == 0:
+            self.save()
+
+    def _log(self, board: Any, bar: tqdm[Any], clock: Clock) -> None:
+        self.meter.check(self.step, self._advice())
+        values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
+        if board is None:
+            return
         for name, value in values.items():
             folder = "loss" if name != "grad_norm" else "train"
             board.add_scalar(f"{folder}/{name}", value, self.step)
-        board.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
-        board.add_scalar("train/samples_per_second", clock.samples_per_second, self.step)
-        board.add_scalar("train/data_wait_fraction", clock.wait_fraction, self.step)
+        rate = clock.samples_per_second * self.processes.world_size
+        for name, value in (
+            ("learning_rate", self.optimizer.param_groups[0]["lr"]),
+            ("samples_per_second", rate),
+            ("data_wait_fraction", clock.wait_fraction),
+            ("skipped_steps", float(self.meter.num_skipped)),
+        ):
+            board.add_scalar(f"train/{name}", value, self.step)
 
-    def _require_finite(self, values: Mapping[str, float]) -> None:
-        not_finite = [name for name, value in values.items() if not math.isfinite(value)]
-        if not_finite:
-            last = self.place.out / LAST_NAME
-            kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
-            raise TrainingError(
-                f"step {self.step}: {', '.join(not_finite)} is no longer finite. Lower "
-                f"--learning-rate or pass --precision fp32; {kept}"
-            )
+    def _advice(self) -> str:
+        last = self.place.out / LAST_NAME
+        kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
+        return f"Lower --learning-rate or pass --precision fp32; {kept}"
 
-    def _end_epoch(self, board: Any, steps_per_epoch: int) -> None:
+    def _end_epoch(self, board: Any) -> None:
         # First of all: whatever happens in validation, the epoch is not lost.
         self.save()
-        entry = {f"loss/{k}": float(v) / steps_per_epoch for k, v in self._epoch_sums.items()}
+        means = self.meter.means()
+        entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
+        entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.test_sets:
             entry |= self._validate()
-            for name in ("val/accuracy", "val/1-NED"):
-                board.add_scalar(name, entry[name], self.step)
+            if board is not None:
+                for name in ("val/accuracy", "val/1-NED"):
+                    board.add_scalar(name, entry[name], self.step)
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
-        self._epoch_sums = {}
+        self.meter = self._new_meter()
         self.save()
-        self._write_run_json()
+        self._write_record()
 
     def _validate(self) -> dict[str, float]:
-        from .evaluate import evaluate, total
+        """Read the validation sets, each process its share of every one."""
+        from .evaluate import evaluate, share_of, total
+        from .metrics import WordCounts
 
         self.student.eval()
-        counts = total(evaluate(self.student, self.test_sets, precision=self.config.precision))
+        rank, world_size = self.processes.rank, self.processes.world_size
+        own = [share_of(test_set, rank, world_size) for test_set in self.test_sets]
+        results = evaluate(self.student, own, precision=self.config.precision)
+        counts = sum(self.processes.gather(total(results)), WordCounts())
         if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
             self.best_accuracy = counts.accuracy
-            save_checkpoint(self.place.out / BEST_NAME, self.student)
+            if self.processes.is_first:
+                save_checkpoint(self.place.out / BEST_NAME, self.student)
         return {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
 
     # -- the record --------------------------------------------------------------------------
@@ -350,43 +428,28 @@ class _Run:
             checkpoint=self.place.out
             / (BEST_NAME if self.best_accuracy is not None else LAST_NAME),
             num_steps=self.step,
-            first_loss=self.history[0]["loss/total"],
-            last_loss=self.history[-1]["loss/total"],
-            samples_per_second=clock.samples_per_second,
+            first_loss=self.history[0].get("loss/total", float("nan")),
+            last_loss=self.history[-1].get("loss/total", float("nan")),
+            samples_per_second=clock.samples_per_second * self.processes.world_size,
             data_wait_fraction=clock.wait_fraction,
+            num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
             best_accuracy=self.best_accuracy,
             teacher_is_random=self.cache.spec.teacher.is_random,
         )
 
-    def _write_run_json(self) -> None:
-        spec = self.cache.spec
-        record = {
-            "commands": self._commands,
-            "config": self.config.to_json(),
-            "cache": {
-                "path": str(self.place.cache),
-                "id": self.cache.manifest.cache_id,
-                "teacher": spec.teacher.name,
-                "teacher_is_random": spec.teacher.is_random,
-                "units": list(self.units),
-                "num_views": self.num_views,
-                "sources": [source.name for source in spec.sources],
-            },
-            "validation": [str(root) for root in self.place.val_data],
-            "versions": {
-                package: importlib.metadata.version(package)
-                for package in ("clipocr", "torch", "timm", "numpy")
-            },
-            "device": str(self.place.device),
-            "student_parameters": sum(p.numel() for p in self.student.parameters()),
-            "steps": self.step,
-            "history": self.history,
-            "best_accuracy": self.best_accuracy,
-        }
-        partial = self.place.out / f".{RUN_NAME}.partial"
-        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(self.place.out / RUN_NAME)
-
-
-def _cuda_random_state(device: torch.device) -> torch.Tensor | None:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    def _write_record(self) -> None:
+        if self.processes.is_first:
+            write_record(
+                self.place,
+                self.config,
+                self.cache,
+                {
+                    "commands": self._commands,
+                    "units": list(self.units),
+                    "num_views": self.num_views,
+                    "student_parameters": sum(p.numel() for p in self.student.parameters()),
+                    "steps": self.step,
+                    "history": self.history,
+                    "best_accuracy": self.best_accuracy,
+                },
+            )
