@@ -26,7 +26,7 @@ from ..shared.cache import (
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import feature_codec
 from ..shared.errors import UsageError
-from ..shared.records import require_equal
+from ..shared.records import differing_fields, require_equal
 from ..shared.schema import (
     AUGMENTATIONS,
     COMMITS_FOLDER,
@@ -259,12 +259,43 @@ def _require_same_request(
 
 
 def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
+    fields = differing_fields(have, want)
+    options = " ".join(dict.fromkeys(_option(have, field) for field in fields))
     require_equal(
         have,
         want,
         f"{out} holds another cache",
-        "Pass what it was begun with, or build into another folder with --out",
+        f"Go on with that one by: clipocr cache build --out {out} {options} ...; or build this "
+        "one into another folder with --out",
     )
+
+
+def _option(have: CacheSpec, field: str) -> str:
+    """Return the option of the build command that sets a field to what the cache has."""
+    teacher, labels = have.teacher, have.labels
+    options = {
+        "teacher.image_taps": f"--image-taps {','.join(map(str, teacher.image_taps))}",
+        "teacher.text_taps": f"--text-taps {','.join(map(str, teacher.text_taps))}",
+        "teacher.precision": f"--precision {teacher.precision}",
+        "teacher.activation": f"--activation {teacher.activation}",
+        "view.augment": f"--augment {have.view.augment}",
+        "labels.max_label_length": f"--max-label-length {labels.max_label_length}",
+        "labels.normalize_unicode": "(without --keep-unicode)"
+        if labels.normalize_unicode
+        else "--keep-unicode",
+        "codec": f"--codec {have.codec}",
+        "seed": f"--seed {have.seed}",
+        "unit_rows": f"--unit-rows {have.unit_rows}",
+        "chunk_rows": f"--chunk-rows {have.chunk_rows}",
+    }
+    if field in options:
+        return options[field]
+    if field.startswith("teacher."):
+        # Of a weights file the cache knows the name, not the place.
+        return f"--teacher {teacher.name.replace('/file:', '/PATH/')}"
+    if field.startswith("sources") or field == "num_rows":
+        return "--data ROOT (with the sources as they were)"
+    return "(with the clipocr that began it)"
 
 
 def _require_free(out: Path) -> None:

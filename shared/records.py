@@ -50,16 +50,27 @@ def require_equal(have: object, want: object, what: str, remedy: str) -> None:
         raise CacheMismatchError(f"{what}: {listed}. {remedy}")
 
 
+def differing_fields(have: object, want: object) -> list[str]:
+    """Return the path of every field that differs between two specs."""
+    return [path for path, _, _ in _differences(asdict(have), asdict(want), "")]  # type: ignore[call-overload]
+
+
 def _differences(have: object, want: object, path: str) -> Iterator[tuple[str, object, object]]:
     if isinstance(have, dict) and isinstance(want, dict):
         for key in have:
             yield from _differences(have[key], want[key], f"{path}.{key}" if path else key)
     elif isinstance(have, tuple) and isinstance(want, tuple) and len(have) == len(want):
         for idx, (a, b) in enumerate(zip(have, want, strict=True)):
-            named = f"{path}[{idx}]" if isinstance(a, dict) else path
+            named = f"{path}[{a.get('name', idx)}]" if isinstance(a, dict) else path
             if not isinstance(a, dict) and have != want:
                 yield path, have, want
                 return
             yield from _differences(a, b, named)
     elif have != want:
-        yield path, have, want
+        yield path, _short(have), _short(want)
+
+
+def _short(value: object) -> object:
+    """Return a list of named things by their names."""
+    is_list = isinstance(value, tuple) and all(isinstance(item, dict) for item in value)
+    return tuple(item.get("name", item) for item in value) if is_list else value  # type: ignore[attr-defined]

@@ -170,6 +170,18 @@ def test_bytes_do_not_depend_on_where_it_was_interrupted(
     assert files_of(out) == files_of(cache_path)
 
 
+def test_features_do_not_depend_on_unit_boundaries(
+    cache: FeatureCache, data_root: Path, tmp_path: Path
+) -> None:
+    for unit_rows in (8, 64):
+        build_cache(tiny_build(data_root, tmp_path / str(unit_rows), unit_rows=unit_rows))
+        other = FeatureCache.open(tmp_path / str(unit_rows))
+        for key in cache.spec.image_layouts(0):
+            stored = (c.view_reader(0, key).all().tobytes() for c in (cache, other))
+            assert len(set(stored)) == 1, (unit_rows, key)
+        assert other.commits["text/char-36"].files == cache.commits["text/char-36"].files
+
+
 def test_bytes_do_not_depend_on_workers(cache_path: Path, data_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     build_cache(tiny_build(data_root, out, num_workers=2))
@@ -230,25 +242,35 @@ def test_processes_share_the_work_and_make_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "option"),
     [
-        ({"seed": 1}, "seed is 0, wanted 1"),
-        ({"image_taps": (1, 2)}, r"teacher.image_taps is \(1, 2, 3\), wanted \(1, 2\)"),
-        ({"text_taps": (2,)}, r"teacher.text_taps is \(1, 2, 3\), wanted \(2,\)"),
-        ({"teacher": "ViT-tiny-test/random:1"}, "weights is 'random:0', wanted 'random:1'"),
-        ({"teacher": "ViT-B-16/openai"}, "model is 'ViT-tiny-test', wanted 'ViT-B-16'"),
-        ({"precision": "bf16"}, "precision is 'fp32', wanted 'bf16'"),
-        ({"unit_rows": 64}, "unit_rows is 32, wanted 64"),
-        ({"chunk_rows": 16}, "chunk_rows is 8, wanted 16"),
-        ({"labels": LabelRules(max_label_length=20)}, "max_label_length is 25, wanted 20"),
-        ({"labels": LabelRules(normalize_unicode=False)}, "normalize_unicode is True"),
-        ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'"),
+        ({"seed": 1}, "seed is 0, wanted 1", "--seed 0"),
+        ({"image_taps": (1, 2)}, r"teacher.image_taps is \(1, 2, 3\), wanted \(1, 2\)",
+         "--image-taps 1,2,3"),
+        ({"text_taps": (2,)}, r"teacher.text_taps is \(1, 2, 3\), wanted \(2,\)",
+         "--text-taps 1,2,3"),
+        ({"teacher": "ViT-tiny-test/random:1"}, "weights is 'random:0', wanted 'random:1'",
+         "--teacher ViT-tiny-test/random:0"),
+        ({"teacher": "ViT-B-16/openai"}, "model is 'ViT-tiny-test', wanted 'ViT-B-16'",
+         "--teacher ViT-tiny-test/random:0"),
+        ({"activation": "quickgelu"}, "activation is 'gelu', wanted 'quickgelu'",
+         "--activation gelu"),
+        ({"precision": "bf16"}, "precision is 'fp32', wanted 'bf16'", "--precision fp32"),
+        ({"unit_rows": 64}, "unit_rows is 32, wanted 64", "--unit-rows 32"),
+        ({"chunk_rows": 16}, "chunk_rows is 8, wanted 16", "--chunk-rows 8"),
+        ({"labels": LabelRules(max_label_length=20)}, "max_label_length is 25, wanted 20",
+         "--max-label-length 25"),
+        ({"labels": LabelRules(normalize_unicode=False)}, "normalize_unicode is True",
+         r"\(without --keep-unicode\)"),
+        ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'",
+         "--augment clean"),
     ],
-)
-def test_another_request_is_refused_by_field(
-    cache_path: Path, data_root: Path, changes: dict[str, object], said: str
+)  # fmt: skip
+def test_another_request_is_refused_by_field_with_the_command_that_goes_on(
+    cache_path: Path, data_root: Path, changes: dict[str, object], said: str, option: str
 ) -> None:
-    with pytest.raises(CacheMismatchError, match=f"{said}.*--out"):
+    command = rf"clipocr cache build --out {cache_path} {option} \.\.\.;"
+    with pytest.raises(CacheMismatchError, match=rf"{said}.* {command} .* another folder .*--out"):
         build_cache(tiny_build(data_root, cache_path, **changes))
 
 
@@ -257,14 +279,18 @@ def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
     path = write_words(root / "set", WORDS)
     build_cache(tiny_build(root, out))
     write_words(root / "more", ["extra"])
-    with pytest.raises(CacheMismatchError, match="sources is "):
+    with pytest.raises(
+        CacheMismatchError, match=r"sources is \('set',\), wanted \('more', 'set'\)"
+    ):
         build_cache(tiny_build(root, out))
     shutil.rmtree(root / "more")
     (out / "commits/view0/unit-00000.json").unlink()
     (out / "sealed.json").unlink()
     with lmdb.open(str(path), map_size=1 << 26) as env, env.begin(write=True) as txn:
         txn.put(b"label-000000005", b"changed")
-    with pytest.raises(CacheMismatchError, match=r"sources\[0\].digest is "):
+    with pytest.raises(
+        CacheMismatchError, match=r"sources\[set\].digest is '\w+', wanted .*--data"
+    ):
         build_cache(tiny_build(root, out))
 
 

@@ -60,7 +60,7 @@ def changed(spec: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
                 yield inner_path, a, b, replace(spec, **{field.name: inner})
         elif isinstance(value, tuple) and is_dataclass(value[0]):
             for idx, item in enumerate(value):
-                for inner_path, a, b, inner in changed(item, f"{name}[{idx}]."):
+                for inner_path, a, b, inner in changed(item, f"{name}[{item.name}]."):
                     items = (*value[:idx], inner, *value[idx + 1 :])
                     yield inner_path, a, b, replace(spec, **{field.name: items})
         else:
@@ -74,7 +74,7 @@ CHANGES = list(changed(SPEC))
 def test_no_field_is_forgotten() -> None:
     names = {name for name, *_ in CHANGES}
     assert {"teacher.weights_sha256", "view.resize", "labels.normalize_unicode"} <= names
-    assert {"sources[1].digest", "seed", "format_version", "teacher.positions"} <= names
+    assert {"sources[ST].digest", "seed", "format_version", "teacher.positions"} <= names
     assert len(CHANGES) == 12 + 4 + 2 + 2 * 3 + 6
 
 
