@@ -1,10 +1,11 @@
 """The builder against the bare teacher, on the same rows, in one run.
 
 Bare is the teacher's forward over views that are already tensors, in the builder's own batches.
-The builder decodes, teaches, encodes, checks, writes and syncs the same rows. Rounds alternate, so
-that a machine whose speed drifts does so for both. Prints images/s and the ratio.
+The builder decodes, teaches, encodes, checks, writes and syncs the same rows, one unit a round.
+Each round stands between two bare ones and is compared with their mean, so that a machine whose
+speed drifts does so for both. Prints images/s and the median ratio.
 
-    python benchmarks/build_speed.py DATA [--teacher MODEL/WEIGHTS] [--unit-rows 512] [--rounds 3]
+    OMP_WAIT_POLICY=passive python benchmarks/build_speed.py DATA [--unit-rows 1024] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,10 +22,12 @@ from tabulate import tabulate
 
 from clipocr.precompute.build import BuildConfig, build_cache
 from clipocr.precompute.teacher import Teacher, load_teacher
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.units import UnitBuilder
+from clipocr.shared.cache import FeatureCache, unit_name
 from clipocr.shared.charset import Charset
 from clipocr.shared.codecs import unfilter_pixels
 from clipocr.shared.device import choose_device
+from clipocr.shared.words import find_named_lmdbs
 
 TAPS = (3, 6, 9)
 
@@ -34,8 +37,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--teacher", default="ViT-B-16/random:0")
     parser.add_argument("--augment", default="clean")
-    parser.add_argument("--unit-rows", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--unit-rows", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     device = choose_device("auto")
@@ -45,54 +48,63 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         config = BuildConfig(
-            data=(args.data,), out=Path(folder) / "first", teacher=args.teacher, device=device,
+            data=(args.data,), out=Path(folder) / "cache", teacher=args.teacher, device=device,
             precision=precision, charset=Charset.load("36"), augment=args.augment,
             unit_rows=args.unit_rows, num_workers=args.workers,
         )  # fmt: skip
-        first = build_cache(config).cache
-        bare, built = [], []
+        cache = build_cache(config).cache
+        views = unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all()))
+        sources = tuple(find_named_lmdbs(config.data).values())
+        bare, built = [bare_rate(teacher, unit_views(cache, views, 0))], []
         for i in range(args.rounds):
-            bare.append(bare_rate(teacher, first))
-            again = replace(config, out=Path(folder) / "again")
-            built.append(builder_rate(again, first, i))
-    ratio = statistics.median(b / a for a, b in zip(bare, built, strict=True))
+            unit_idx = i % cache.spec.num_units
+            built.append(builder_rate(cache, teacher, sources, args.workers, unit_idx))
+            bare.append(bare_rate(teacher, unit_views(cache, views, unit_idx)))
+    around = pairwise(bare)
+    ratios = [2 * b / (x + y) for b, (x, y) in zip(built, around, strict=True)]
     rows = [
         ("bare teacher", f"{statistics.median(bare):.1f}", "1"),
-        ("builder", f"{statistics.median(built):.1f}", f"{ratio:.3f}"),
+        ("builder", f"{statistics.median(built):.1f}", f"{statistics.median(ratios):.3f}"),
     ]
-    print(f"{first.spec.num_rows} rows on {device}, {precision}, {args.augment} views")
+    print(f"units of {args.unit_rows} rows on {device}, {precision}, {args.augment} views")
     print(tabulate(rows, headers=["", "images/s", "of bare"], tablefmt="github"))
+    print("ratios of the rounds:", *(f"{ratio:.3f}" for ratio in ratios))
 
 
-def bare_rate(teacher: Teacher, cache: FeatureCache) -> float:
-    """Return images/s of the forward alone, on the views of the cache."""
-    chunk_rows, reader = cache.spec.chunk_rows, cache.view_reader(0, "pixels")
-    views = unfilter_pixels(torch.from_numpy(reader.all())).to(teacher.device)
-    views = views[: len(views) - len(views) % chunk_rows]
+def unit_views(cache: FeatureCache, views: torch.Tensor, unit_idx: int) -> torch.Tensor:
+    """Return the views of a unit, the last chunk padded as the builder pads it."""
+    start, stop = cache.spec.unit_range(unit_idx)
+    part = views[start:stop]
+    missing = -len(part) % cache.spec.chunk_rows
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+
+
+def bare_rate(teacher: Teacher, views: torch.Tensor) -> float:
+    """Return images/s of the forward alone."""
+    views = views.to(teacher.device)
     started = time.perf_counter()
-    for start in range(0, len(views), chunk_rows):
-        teacher.image_taps(views[start : start + chunk_rows])
+    for chunk in views.split(256):
+        teacher.image_taps(chunk)
     if teacher.device.type == "cuda":
         torch.cuda.synchronize(teacher.device)
     return len(views) / (time.perf_counter() - started)
 
 
-def builder_rate(config: BuildConfig, cache: FeatureCache, round_idx: int) -> float:
-    """Return images/s of building the units of a cache whose index and text are there."""
-    out = config.out.with_name(f"{config.out.name}-{round_idx}")
-    units = [commit for commit in cache.commits.values() if commit.text is None]
-    left_out = {
-        "sealed.json",
-        *(name for unit in units for name in (unit.record_name, *unit.files)),
-    }
-    source = Path(str(cache.storage))
-    for path in source.rglob("*"):
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and name not in left_out:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_bytes(path.read_bytes())
-    summary = build_cache(replace(config, out=out))
-    return summary.num_rows_built / summary.image_seconds
+def builder_rate(
+    cache: FeatureCache,
+    teacher: Teacher,
+    sources: tuple[Path, ...],
+    num_workers: int,
+    unit_idx: int,
+) -> float:
+    """Return images/s of building a unit anew, padding counted as the bare teacher counts it."""
+    name = unit_name(0, unit_idx)
+    (cache.folder.root / cache.commits[name].record_name).unlink()
+    others = {n: commit for n, commit in cache.commits.items() if n != name}
+    without = FeatureCache(cache.storage, cache.manifest, others)
+    started = time.perf_counter()
+    num_rows = UnitBuilder(without, teacher, sources, num_workers).build([(0, unit_idx)])
+    return (num_rows + -num_rows % 256) / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
