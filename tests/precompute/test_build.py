@@ -19,7 +19,7 @@ from clipocr.precompute import units
 from clipocr.precompute.augment import augment, view_draws
 from clipocr.precompute.build import build_cache
 from clipocr.precompute.scan import sample_hashes
-from clipocr.precompute.teacher import load_teacher
+from clipocr.precompute.teacher import Teacher, load_teacher
 from clipocr.precompute.tokens import CharacterTokenizer
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
@@ -168,6 +168,30 @@ def test_bytes_do_not_depend_on_where_it_was_interrupted(
     monkeypatch.setattr(units, "filter_pixels", real)
     assert build_cache(tiny_build(data_root, out)).num_rows_built == 73 - 64
     assert files_of(out) == files_of(cache_path)
+
+
+def test_the_teacher_only_ever_sees_batches_of_one_shape(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the shape of a batch decides the last bits, so no number of rows may change it."""
+    shapes: dict[str, set[tuple[int, ...]]] = {"image_taps": set(), "text_taps": set()}
+    for name, seen in shapes.items():
+        real = getattr(Teacher, name)
+
+        def watched(
+            self: Teacher,
+            batch: torch.Tensor,
+            *rest: torch.Tensor,
+            real: Callable[..., object] = real,
+            seen: set[tuple[int, ...]] = seen,
+        ) -> object:
+            seen.add(tuple(batch.shape))
+            return real(self, batch, *rest)
+
+        monkeypatch.setattr(Teacher, name, watched)
+    # 73 rows and 30 labels in chunks of 8: neither comes out even.
+    build_cache(tiny_build(data_root, tmp_path / "cache"))
+    assert shapes == {"image_taps": {(8, 32, 128, 3)}, "text_taps": {(8, 27)}}
 
 
 def test_features_do_not_depend_on_unit_boundaries(
