@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from samples import WORDS, draw_word, write_words
 
 from clipocr.cli import main
+from clipocr.train.checkpoint import load_checkpoint
 
 TAPS = ["--image-taps", "1,2,3", "--text-taps", "1,2,3"]
 SMALL_UNITS = ["--unit-rows", "32", "--chunk-rows", "8"]
@@ -201,3 +202,63 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
         if path.is_file():
             other = tmp_path / "cache" / path.relative_to(tmp_path / "whole")
             assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_another_script_and_longer_labels_go_the_whole_way(tmp_path: Path) -> None:
+    words = ["άλφα", "βήτα", "γάμμα", "δέλτα", "έψιλον", "ζήτα" * 8, "ήτα", "θήτα"]
+    write_words(tmp_path / "data" / "greek", words)
+    charset = tmp_path / "greek.txt"
+    charset.write_text("".join(sorted(set("".join(words)))), encoding="utf-8")
+    cache, run, data = tmp_path / "greek.cache", tmp_path / "run", tmp_path / "data"
+    same = ("--charset", charset, "--max-label-length", 32)
+    result = build(data, cache, *same, "--keep-unicode")
+    assert result.exit_code == 0, result.stderr
+    result = invoke("train", "--cache", cache, "--out", run, "--student", "tiny", *TAPS, *same,
+                    "--epochs", 2, "--batch-size", 8)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    result = invoke("eval", run, "--data", data, "--charset", charset)
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads((run / "eval.json").read_text())["sets"]["greek"]
+    # All eight count, the one of 32 characters and those with accents too.
+    assert (figures["num_samples"], figures["num_unlabelled"]) == (8, 0)
+    checkpoint = load_checkpoint(run / "last.pt")["student"]
+    assert checkpoint["weights"]["positions"].shape[1] == 33
+    assert checkpoint["weights"]["head.weight"].shape[0] == len(charset.read_text("utf-8")) + 1
+    result = invoke("train", "--cache", cache, "--out", tmp_path / "other", *TAPS,
+                    "--charset", charset, "--max-label-length", 40)  # fmt: skip
+    assert result.exit_code == 1
+    assert "holds labels of up to 32 characters, this run needs 40" in result.stderr
+
+
+def test_a_table_of_one_s_own(cache_path: Path, data_root: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mine.toml"
+    table.write_text(
+        'title = "Learning rates"\ncolumns = ["peak"]\n'
+        "[settings]\nimage_taps = [1, 2, 3]\ntext_taps = [1, 2, 3]\nbatch_size = 36\n"
+        '[[variants]]\nname = "low"\ncells = ["1e-4"]\nsettings = { learning_rate = 1e-4 }\n'
+        '[[variants]]\nname = "high"\ncells = ["1e-3"]\nsettings = { learning_rate = 1e-3 }\n'
+    )
+    command = ("ablate", table, "--cache", cache_path, "--out", tmp_path / "out", "--data",
+               data_root, "--seeds", "0", "--set", "student=tiny", "--set", "epochs=1")  # fmt: skip
+    half = invoke(*command, "--only", "1/2")
+    assert half.exit_code == 0, half.stderr
+    assert half.stdout.splitlines()[-1].endswith("1 of 2 runs finished.")
+    done = invoke(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "run 2 of 2: high-seed0" in done.stderr + done.stdout
+    assert "**Learning rates**" in done.stdout
+    assert "| peak   |" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("2 of 2 runs finished.")
+    assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+    for wrong, said in (
+        (("--set", "epochs"), "'epochs' is not NAME=VALUE"),
+        (("--only", "3/2"), "'3/2' is not I/N with I from 1 to N"),
+        (("--only", "0/2"), "'0/2' is not I/N"),
+        (("--seeds", "a"), "'a' is not a list"),
+    ):
+        refused = invoke(*command, *wrong)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+    unknown = invoke(*command, "--set", "epoch=1")
+    assert unknown.exit_code == 1
+    assert "unknown training setting 'epoch'; expected some of accumulate" in unknown.stderr

@@ -255,8 +255,10 @@ def test_a_server_that_dies_in_mid_epoch_costs_no_step(
     address: str, proxy: FaultyProxy, s3: int, cache_path: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    # Windows of two chunks, so that reading goes on while steps are taken.
-    monkeypatch.setattr("clipocr.train.loader._WINDOW_CHUNKS", 2)
+    # Two lanes and little read ahead, so that reading goes on while steps are taken.
+    monkeypatch.setattr("clipocr.train.order.NUM_LANES", 2)
+    for name in ("_CHUNKS_AHEAD", "_BATCHES_AHEAD"):
+        monkeypatch.setattr(f"clipocr.train.loader.{name}", 1)
     monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", "2")
     monkeypatch.setenv("CLIPOCR_REMOTE_TIMEOUT_S", "1")
     features = [0]

@@ -256,7 +256,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
     assert "head.weight" in {names[id(p)] for p in decayed["params"]}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_precisions(place: TrainPlace, precision: str) -> None:
     summary = train(replace(CONFIG, epochs=1, precision=precision), place)
     assert math.isfinite(summary.last_loss)
