@@ -294,8 +294,7 @@ def read_manifest(storage: ReadStorage) -> Manifest | None:
     data = decode_record(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
     if data.get("format") != "clipocr-cache":
         raise CacheCorruptError(
-            f"{storage}/{MANIFEST_NAME} is another record, not a manifest; "
-            "put it there again from a copy of the cache"
+            f"{storage}/{MANIFEST_NAME} is another record, not a manifest. {MEND}"
         )
     version = data["spec"].get("format_version")
     if version != FORMAT_VERSION:
