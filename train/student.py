@@ -6,7 +6,7 @@ never updated. *Queries* are one learned vector per label position; layer by lay
 content before their position, then the image. As queries never attend to one another, decoding
 one more character costs one query, and the keys and values of content and image can be kept.
 
-Shapes: B batch, S student image tokens (class token first), D student width, H heads, L label
+Shapes: B batch, S student image tokens (class token first), D student width, L label
 positions (characters of the longest label, plus EOS), C characters.
 """
 

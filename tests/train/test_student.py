@@ -142,11 +142,13 @@ def test_encoder_with_timms_weights_computes_timms_stages_and_gradients(preset):
     stages = ours(images)
     for stage, wanted in zip(stages, expected, strict=True):
         torch.testing.assert_close(stage, wanted, rtol=1e-5, atol=1e-5)
+    slope = torch.randn_like(stages[0])  # the sum alone of what a LayerNorm yields says little
     for outputs in (stages, expected):
-        sum(output.square().mean() for output in outputs).backward()
+        sum((output * slope).sum() for output in outputs).backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+        error = (parameter.grad - gradients[name]).norm()
+        assert error < 1e-5 * gradients[name].norm(), name
 
 
 def test_encoder_starts_as_timms_does():
