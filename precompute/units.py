@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..shared.ahead import map_ahead, process_pool
+from ..shared.ahead import map_ahead, process_pool, take_idle_time_only
 from ..shared.arrays import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..shared.cache import FeatureCache, unit_name
 from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
@@ -62,11 +62,18 @@ class UnitBuilder:
         ranges = [self._spec.unit_range(unit_idx) for _, unit_idx in units]
         num_rows = sum(stop - start for start, stop in ranges)
         num_built, num_workers = 0, self._num_workers
+        # A teacher on the CPU wants every core all the time: a decoder on one of them holds up its
+        # whole team of threads. What it leaves idle between two kernels is enough.
+        on_start = take_idle_time_only if self._teacher.device.type == "cpu" else None
         progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
         with (
             progress,
-            process_pool(num_workers) if num_workers else ThreadPoolExecutor(1) as decoders,
-            _Behind() as behind,
+            (
+                process_pool(num_workers)
+                if num_workers
+                else ThreadPoolExecutor(1, initializer=on_start)
+            ) as decoders,
+            _Behind(on_start) as behind,
         ):
             chunks, to_make = itertools.tee(self._chunks(units, progress))
             rows = (chunk.rows for chunk in to_make)
@@ -195,8 +202,8 @@ class _Behind:
     never reach its `publish`.
     """
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1)
+    def __init__(self, on_start: Callable[[], None] | None) -> None:
+        self._executor = ThreadPoolExecutor(1, initializer=on_start)
         self._futures: deque[Future[None]] = deque()
         self._clean_ups: list[Callable[[], None]] = []
         self._has_failed = False

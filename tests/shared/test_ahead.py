@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from clipocr.shared.ahead import iterate_ahead, map_ahead, take_idle_time_only
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_only_the_thread_that_asks_gives_way() -> None:
+    before = priority()
+    with ThreadPoolExecutor(1, initializer=take_idle_time_only) as patient:
+        # Only Linux has priorities per thread.
+        assert patient.submit(priority).result() == (19 if sys.platform == "linux" else before)
+    with ThreadPoolExecutor(1) as plain:
+        assert plain.submit(priority).result() == before
+    assert priority() == before
+
+
+def test_map_ahead_keeps_the_order_and_the_depth() -> None:
+    drawn: list[int] = []
+
+    def items() -> object:
+        for item in range(6):
+            drawn.append(item)
+            yield item
+
+    with ThreadPoolExecutor(3) as executor:
+        results = map_ahead(executor, lambda item: item * item, items(), depth=2)
+        assert next(results) == 0
+        assert drawn == [0, 1, 2]
+        assert list(results) == [1, 4, 9, 16, 25]
+
+
+def test_iterate_ahead_passes_on_what_went_wrong() -> None:
+    def items() -> object:
+        yield 1
+        raise LookupError("gone")
+
+    ahead = iterate_ahead(items(), depth=1)
+    assert next(ahead) == 1
+    with pytest.raises(LookupError, match="gone"):
+        next(ahead)
