@@ -98,3 +98,13 @@ def test_the_commands_take_a_hub(hub: Hub, cache_path: Path, tmp_path: Path) -> 
     done = on_hub(hub, "-m", "clipocr", "cache", "info", f"hf://{REPO}/none")
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: hf://{REPO}/none is not a feature cache")
+
+
+def test_a_student_trains_from_a_hub(hub: Hub, tmp_path: Path) -> None:
+    done = on_hub(
+        hub, "-m", "clipocr", "train", "--cache", ADDRESS, "--out", tmp_path / "run",
+        "--cache-dir", tmp_path / "copies", "--student", "tiny", "--epochs", "1", "--batch-size",
+        "24", "--image-taps", "1,2,3", "--text-taps", "1,2,3", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 steps" in done.stdout
