@@ -376,7 +376,10 @@ def _parse_settings(
 def _parse_seeds(
     ctx: click.Context, option: click.Parameter, value: str | None
 ) -> tuple[int, ...] | None:
-    return _parse_taps(ctx, option, value)
+    try:
+        return _parse_taps(ctx, option, value)
+    except click.BadParameter:
+        raise click.BadParameter(f"{value!r} is not a list of seeds such as 0,1,2") from None
 
 
 def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
@@ -385,6 +388,22 @@ def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> t
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, such as 1/4")
     return int(index) - 1, int(count)
+
+
+def _copies_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option(
+        "--cache-bytes",
+        type=click.IntRange(min=0),
+        default=20_000_000_000,
+        show_default=True,
+        help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
+    )(command)
+    return click.option(
+        "--cache-dir",
+        type=_NEW_PATH,
+        show_default="~/.cache/clipocr",
+        help="Where copies of what is read from an address are kept.",
+    )(command)
 
 
 def _device_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -1231,19 +1250,7 @@ def _print_plan(plan: Plan) -> None:
     help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.",
 )
 @click.option("--out", type=_NEW_PATH, required=True, help="Folder of the run.")
-@click.option(
-    "--cache-dir",
-    type=_NEW_PATH,
-    show_default="~/.cache/clipocr",
-    help="Where copies of what is read from an address are kept.",
-)
-@click.option(
-    "--cache-bytes",
-    type=click.IntRange(min=0),
-    default=20_000_000_000,
-    show_default=True,
-    help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
-)
+@_copies_options
 @_setting(
     "--recipe",
     type=click.Choice(["paper", "small-gpu"]),
@@ -1397,12 +1404,17 @@ def train(
     from .train.config import TrainPlace
     from .train.distributed import Processes
     from .train.run import train as train_run
-    from .train.settings import train_config
+    from .train.settings import asked_precision, train_config
     from .train.stopping import StopRequestedError
 
     processes = Processes.from_environment()
     device = choose_device(device_name)
-    if device.type == "cuda" and device.index is None and processes.world_size > 1:
+    if device.type == "cuda" and processes.world_size > 1:
+        if device.index is not None:
+            raise click.UsageError(
+                f"--device {device_name} would put all {processes.world_size} processes on one "
+                "GPU; pass --device cuda"
+            )
         device = choose_device(f"cuda:{processes.local_rank}")
     given = {name: value for name, value in settings.items() if _is_given(name)}
     config = train_config(given, device)
@@ -1419,7 +1431,7 @@ def train(
         checkpoint_every_steps=checkpoint_every_steps,
     )
     if processes.is_first:
-        _, reason = choose_precision(given.get("precision", "auto"), device)
+        _, reason = choose_precision(asked_precision(given), device)
         click.echo(f"Training on {device} in {config.precision} ({reason}).", err=True)
     try:
         summary = train_run(config, place, resume=resume)
@@ -1467,6 +1479,7 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
 @click.option(
     "--cache", "cache_path", type=_CACHE, required=True, help="Feature cache of all runs."
 )
+@_copies_options
 @click.option("--out", type=_NEW_PATH, required=True, help="Folder of the runs and of the table.")
 @click.option(
     "--data",
@@ -1508,6 +1521,8 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
 def ablate(
     table_name: str,
     cache_path: str | Path,
+    cache_dir: Path | None,
+    cache_bytes: int,
     out: Path,
     roots: tuple[Path, ...],
     overrides: Mapping[str, Any],
@@ -1534,12 +1549,17 @@ def ablate(
     from .train.ablate import ablate as ablate_table
     from .train.ablate import load_table
     from .train.config import TrainPlace
+    from .train.distributed import Processes
     from .train.stopping import StopRequestedError
 
+    if Processes.from_environment().world_size > 1:
+        raise click.UsageError("ablate is one process per GPU, each with its share: --only I/N")
     table = load_table(table_name)
     table = replace(table, settings={**table.settings, **overrides}, seeds=seeds or table.seeds)
     place = TrainPlace(
         cache=cache_path,
+        cache_dir=cache_dir,
+        max_cache_bytes=cache_bytes,
         out=out,
         device=choose_device(device_name),
         val_data=val_roots,
@@ -1621,7 +1641,8 @@ def eval_command(
 
     from .shared.charset import Charset
     from .shared.device import choose_device
-    from .train.checkpoint import find_checkpoint, load_student
+    from .shared.schema import TeacherSpec
+    from .train.checkpoint import find_checkpoint, load_checkpoint, load_student
     from .train.evaluate import evaluate, open_test_sets, results_as_table, write_results
 
     checkpoint = find_checkpoint(run_or_checkpoint)
@@ -1629,6 +1650,8 @@ def eval_command(
     if not os.access(json_path.parent, os.W_OK):
         raise click.ClickException(f"{json_path} cannot be written; choose a place by --json")
     student = load_student(checkpoint, choose_device(device_name))
+    teacher = str(load_checkpoint(checkpoint)["teacher"])
+    _warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")
     charset = Charset.load(charset_name)
     test_sets = open_test_sets(roots, charset, student.config.max_label_length)
     results = evaluate(student, test_sets, precision=precision, batch_size=batch_size)

@@ -247,8 +247,13 @@ class FeatureCache:
                 f"clipocr cache build --{kind}-taps {','.join(map(str, wanted))} ..."
             )
 
-    def text_table(self, name: str) -> TextTable:
-        """Read a text table into memory, every chunk checked."""
+    def text_table(self, name: str, taps: Sequence[int] | None = None) -> TextTable:
+        """Read a text table into memory, every chunk checked.
+
+        Args:
+            name: Of the table, e.g. ``char-36``.
+            taps: Text blocks to read; None: all there are.
+        """
         commit = self.commits[f"text/{name}"]
         spec = commit.text
         assert spec is not None, commit
@@ -257,7 +262,7 @@ class FeatureCache:
             return ArrayReader(self.storage, layout, commit.files).all()
 
         layouts = spec.layouts(self.spec.teacher, self.manifest.num_labels)
-        taps = self.spec.teacher.text_taps
+        taps = self.spec.teacher.text_taps if taps is None else taps
         return TextTable(
             spec=spec,
             of_label=read(layouts["of_label"]),

@@ -36,9 +36,19 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
         return name, "as asked"
     if device.type != "cuda":
         return "fp32", f"{device.type} gains nothing from less"
-    if torch.cuda.is_bf16_supported():
+    # PyTorch's own question is also answered yes by GPUs that only emulate it.
+    if torch.cuda.get_device_capability(device) >= (8, 0):
         return "bf16", "the device has it, and it needs no loss scaling"
     return "fp16", "the device has no bf16"
+
+
+def allow_fast_products(precision: str) -> None:
+    """Let float32 matrix products of a mixed-precision run use TF32, and those of no other.
+
+    TF32 keeps as many bits of a product's inputs as the official run's fp16. For the whole process,
+    so whatever computes says it anew.
+    """
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

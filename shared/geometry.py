@@ -8,6 +8,7 @@ imported here.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,4 +30,12 @@ def normalize(
     Shape: (B, 32, 128, 3) uint8 -> (B, 3, 32, 128) float32.
     """
     pixels = views.permute(0, 3, 1, 2).float() / 255
-    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
+    return (pixels - _per_channel(mean, views.device)) / _per_channel(std, views.device)
+
+
+@lru_cache(maxsize=8)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """Return one value per channel, made once: a copy to a GPU would wait for all its work."""
+    import torch
+
+    return torch.tensor(values, device=device).view(3, 1, 1)

@@ -75,7 +75,12 @@ class TeacherSpec:
     @property
     def is_random(self) -> bool:
         """Whether these weights were never trained; everything that shows a cache says so."""
-        return self.weights.startswith("random:")
+        return self.has_random_weights(self.name)
+
+    @staticmethod
+    def has_random_weights(name: str) -> bool:
+        """Whether a teacher of that name, ``MODEL/WEIGHTS``, was never trained."""
+        return name.partition("/")[2].startswith("random:")
 
 
 @dataclass(frozen=True, kw_only=True)

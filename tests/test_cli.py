@@ -254,7 +254,7 @@ def test_a_table_of_one_s_own(cache_path: Path, data_root: Path, tmp_path: Path)
         (("--set", "epochs"), "'epochs' is not NAME=VALUE"),
         (("--only", "3/2"), "'3/2' is not I/N with I from 1 to N"),
         (("--only", "0/2"), "'0/2' is not I/N"),
-        (("--seeds", "a"), "'a' is not a list"),
+        (("--seeds", "a"), "'a' is not a list of seeds such as 0,1,2"),
     ):
         refused = invoke(*command, *wrong)
         assert refused.exit_code == 2

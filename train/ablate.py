@@ -1,18 +1,24 @@
 """`clipocr ablate`: a table of runs over one cache, trained, evaluated and set side by side.
 
-    table ──► one run per variant and seed ──► eval.json of each ──► table.md, .csv, .png
+    table ──► one run per variant and seed ──► ablation.json of each ──► table.md, .csv, .png
 
 Every run is an ordinary run folder below the output, so it can be resumed, evaluated and read from
-like any other. Runs that are finished are left alone.
+like any other. Runs that are finished are left alone, and so are results that are still of the
+checkpoint, the test sets and the charset that count.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
+import re
 import statistics
+import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -21,18 +27,22 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..shared.cache import FeatureCache
 from ..shared.errors import TrainingError, UsageError
+from ..shared.schema import TeacherSpec
 from .checkpoint import find_checkpoint, load_student
 from .config import TrainConfig, TrainPlace
 from .evaluate import TestSet, evaluate, open_test_sets, write_results
-from .record import RUN_NAME, read_record
-from .run import train
+from .record import RUN_NAME, read_record, require_same_run
+from .run import open_cache, require_targets, train
 from .settings import train_config
 
 TABLE_NAMES = ("table.md", "table.csv", "table.png")
 """What an ablation ends with."""
 
-_EVAL_NAME = "eval.json"
+_RESULTS_NAME = "ablation.json"
+"""In each run's folder. Not eval.json, which people write as they like."""
+_NAME = re.compile(r"[\w.+-]*\w")
 _PAPER_SETS = ("IIIT5k", "SVT", "IC13_857", "IC15_1811", "SVTP", "CUTE80")
 """Order of the paper's columns, by folder name; other sets follow by theirs."""
 
@@ -59,6 +69,12 @@ class AblationTable:
     """Of every run, by the names of `train_config`."""
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UsageError(f"seeds are {self.seeds}, expected different whole numbers")
+        if any("seed" in s for s in (self.settings, *(v.settings for v in self.variants))):
+            raise UsageError("seed is no setting of a table; its runs take each of its seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,33 +122,49 @@ def load_table(name_or_file: str) -> AblationTable:
 
 def _parse_table(data: Mapping[str, Any]) -> AblationTable:
     _require_keys("the table", data, {"title", "columns", "variants"}, {"settings", "seeds"})
-    columns = tuple(str(column) for column in data["columns"])
-    variants: list[Variant] = []
-    for entry in data["variants"]:
-        where = f"variant {entry.get('name', len(variants) + 1)!r}"
+    columns = tuple(str(column) for column in _listed("columns", data["columns"]))
+    variants = []
+    for number, entry in enumerate(_listed("variants", data["variants"]), start=1):
+        where = f"variant {number}"
         _require_keys(where, entry, {"name", "cells"}, {"settings"})
-        cells = tuple(str(cell) for cell in entry["cells"])
+        cells = tuple(str(cell) for cell in _listed(f"{where}: cells", entry["cells"]))
         if len(cells) != len(columns):
             raise UsageError(f"{where} has {len(cells)} cells for {len(columns)} columns")
-        variants.append(
-            Variant(name=entry["name"], cells=cells, settings=entry.get("settings", {}))
-        )
+        name = str(entry["name"])
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{where} is named {name!r}, expected letters, digits, '.', '_', '+', '-': "
+                "it names a folder"
+            )
+        variants.append(Variant(name=name, cells=cells, settings=_settings(where, entry)))
     names = [variant.name for variant in variants]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"variants are named {', '.join(names) or 'nothing'}; names must differ")
-    seeds = tuple(data.get("seeds", (0, 1, 2)))
     return AblationTable(
-        title=data["title"],
+        title=str(data["title"]),
         columns=columns,
-        settings=data.get("settings", {}),
-        seeds=seeds,
+        settings=_settings("the table", data),
+        seeds=tuple(_listed("seeds", data.get("seeds", [0, 1, 2]))),
         variants=tuple(variants),
     )
 
 
-def _require_keys(
-    where: str, data: Mapping[str, Any], needed: set[str], optional: set[str]
-) -> None:
+def _listed(where: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise UsageError(f"{where} is {value!r}, expected a list")
+    return value
+
+
+def _settings(where: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = entry.get("settings", {})
+    if not isinstance(settings, dict):
+        raise UsageError(f"{where}: settings is {settings!r}, expected NAME = VALUE pairs")
+    return settings
+
+
+def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -> None:
+    if not isinstance(data, dict):
+        raise UsageError(f"{where} is {data!r}, expected {', '.join(sorted(needed))}")
     missing, unknown = sorted(needed - set(data)), sorted(set(data) - needed - optional)
     if missing or unknown:
         raise UsageError(
@@ -159,31 +191,38 @@ def ablate(
 
     Raises:
         UsageError: a setting is not possible, or a run was begun with others.
+        CacheError: the cache lacks what a variant follows.
+        DataError: the test data cannot be used.
         StopRequestedError: a signal ended it; the same call goes on.
     """
-    # Every config first: a wrong setting in the last row must not wait for the first run's end.
-    runs = {
-        f"{variant.name}-seed{seed}": train_config(
-            {**table.settings, **variant.settings, "seed": seed}, place.device
-        )
-        for variant in table.variants
-        for seed in table.seeds
-    }
+    cache = open_cache(place)
+    # Everything first: what is wrong in the last row must not wait for the first run's end.
+    runs, test_sets = {}, {}
+    for variant in table.variants:
+        for seed in table.seeds:
+            settings = {**table.settings, **variant.settings, "seed": seed}
+            config = runs[f"{variant.name}-seed{seed}"] = train_config(settings, place.device)
+            require_targets(config, cache)
+            reads = (config.charset, config.student.max_label_length)
+            if reads not in test_sets:
+                test_sets[reads] = open_test_sets(test_roots, *reads)
     failed: dict[str, str] = {}
     mine = [name for i, name in enumerate(runs) if i % only[1] == only[0]]
-    for number, name in enumerate(mine, start=1):
-        tqdm.write(f"run {number} of {len(mine)}: {name}")
-        config = runs[name]
-        test_sets = open_test_sets(test_roots, config.charset, config.student.max_label_length)
-        run_place = replace(place, out=place.out / name, val_charset=config.charset)
-        try:
-            _train_if_unfinished(config, run_place)
-        except TrainingError as e:
-            failed[name] = str(e)
-            continue
-        _evaluate_if_needed(run_place, test_sets)
-    results = {name: _read_results(place.out / name) for name in runs}
-    _write_table(table, results, place.out)
+    try:
+        for number, name in enumerate(mine, start=1):
+            tqdm.write(f"run {number} of {len(mine)}: {name}", file=sys.stderr)
+            config = runs[name]
+            run_place = replace(place, out=place.out / name, val_charset=config.charset)
+            try:
+                _train_if_unfinished(config, run_place, cache)
+            except TrainingError as e:
+                failed[name] = f"{e}. To try it again remove {run_place.out}"
+                continue
+            reads = (config.charset, config.student.max_label_length)
+            _evaluate_if_needed(run_place, test_sets[reads])
+    finally:
+        results = {name: _read_results(place.out / name) for name in runs}
+        _write_table(table, results, place.out, cache.spec.teacher)
     return AblationResult(
         num_runs=len(runs),
         num_finished=sum(result is not None for result in results.values()),
@@ -191,37 +230,59 @@ def ablate(
     )
 
 
-def _train_if_unfinished(config: TrainConfig, place: TrainPlace) -> None:
-    record_path = place.out / RUN_NAME
-    if record_path.exists():
+def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
+    has_begun = (place.out / RUN_NAME).exists()
+    if has_begun:
         record = read_record(place.out)
-        if len(record["history"]) == config.epochs and record["config"] == config.to_json():
+        require_same_run(
+            place.out,
+            had={k: record[k] for k in ("config", "validation")} | {"cache": record["cache"]["id"]},
+            wanted={
+                "config": config.to_json(),
+                "validation": [str(root) for root in place.val_data],
+                "cache": cache.manifest.cache_id,
+            },
+        )
+        if len(record["history"]) == config.epochs:
             return
-    # A run with another config is refused by name when it is resumed.
-    train(config, place, resume=record_path.exists())
+    train(config, place, resume=has_begun)
 
 
 def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None:
-    sizes = {test_set.name: len(test_set.labels) for test_set in test_sets}
-    known = _read_results(place.out)
     checkpoint = find_checkpoint(place.out)
-    path = place.out / _EVAL_NAME
-    if known is not None and path.stat().st_mtime >= checkpoint.stat().st_mtime:
-        had = {name: figures["num_samples"] for name, figures in known["sets"].items()}
-        if had == sizes:
-            return
+    # What the results are of: another checkpoint, label, picture size or charset changes it.
+    of = {
+        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "charset": place.val_charset.characters,
+        "sets": {
+            test_set.name: hashlib.sha256(
+                repr((test_set.labels, _num_bytes(test_set))).encode()
+            ).hexdigest()
+            for test_set in test_sets
+        },
+    }
+    path = place.out / _RESULTS_NAME
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
+        return
     student = load_student(checkpoint, place.device)
     results = evaluate(student, test_sets)
-    write_results(path, results, checkpoint=checkpoint, charset=place.val_charset)
+    write_results(path, results, checkpoint=checkpoint, charset=place.val_charset, of=of)
+
+
+def _num_bytes(test_set: TestSet) -> int:
+    return (test_set.lmdb.path / "data.mdb").stat().st_size
 
 
 def _read_results(run: Path) -> dict[str, Any] | None:
-    path = run / _EVAL_NAME
+    path = run / _RESULTS_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _write_table(
-    table: AblationTable, results: Mapping[str, dict[str, Any] | None], out: Path
+    table: AblationTable,
+    results: Mapping[str, dict[str, Any] | None],
+    out: Path,
+    teacher: TeacherSpec,
 ) -> None:
     sets = sorted(
         {name for result in results.values() if result for name in result["sets"]}, key=_set_order
@@ -242,10 +303,12 @@ def _write_table(
         rows.append([*variant.cells, *map(_mean_and_spread, accuracies), counted])
         figures.append([variant.name, *variant.cells, *_plain_figures(accuracies), len(done)])
     out.mkdir(parents=True, exist_ok=True)
-    caption = (
+    untrained = " (RANDOM weights: this tries out the pipeline, not CLIP)" * teacher.is_random
+    caption = [
         "Word accuracy in percent: mean and standard deviation over seeds "
-        f"{', '.join(map(str, table.seeds))}. Avg is weighted by samples."
-    )
+        f"{', '.join(map(str, table.seeds))}. Avg is weighted by samples.",
+        f"Teacher {teacher.name}{untrained}.",
+    ]
     markdown = tabulate(
         rows,
         headers=headers,
@@ -253,15 +316,30 @@ def _write_table(
         colalign=[*["left"] * len(table.columns), *["right"] * (len(headers) - len(table.columns))],
         disable_numparse=True,
     )
-    (out / "table.md").write_text(
-        f"**{table.title}**\n\n{markdown}\n\n{caption}\n", encoding="utf-8"
-    )
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
+    text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
+    with _replacing(out / "table.md") as path:
+        path.write_text(text, encoding="utf-8")
+    with (
+        _replacing(out / "table.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         spread = [f"{name} {what}" for name in [*sets, "Avg"] for what in ("mean", "std")]
         writer.writerow(["variant", *table.columns, *spread, "runs"])
         writer.writerows(figures)
-    _draw_table(table.title, caption, headers, rows, len(table.columns), out / "table.png")
+    with _replacing(out / "table.png") as path:
+        _draw_table(table.title, caption, headers, rows, len(table.columns), path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a name to write that then takes the place of `path`: shares may end together."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _set_order(name: str) -> tuple[int, str]:
@@ -287,7 +365,7 @@ def _plain_figures(accuracies: Sequence[Sequence[float]]) -> list[str]:
 
 def _draw_table(
     title: str,
-    caption: str,
+    caption: Sequence[str],
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     num_leading: int,
@@ -299,12 +377,12 @@ def _draw_table(
     widths = [
         max(len(str(row[column])) for row in [headers, *rows]) + 2 for column in range(len(headers))
     ]
-    figure = Figure(figsize=(0.1 * sum(widths) + 0.6, 0.32 * len(rows) + 1.3))
+    figure = Figure(figsize=(0.1 * sum(widths) + 0.6, 0.32 * len(rows) + 1.5))
     FigureCanvasAgg(figure)
     axis = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     axis.set_axis_off()
     axis.set_xlim(0, sum(widths))
-    axis.set_ylim(len(rows) + 2.2, -1.4)
+    axis.set_ylim(len(rows) + 2.6, -1.4)
     axis.text(0, -0.9, title, weight="bold", fontsize=11)
     starts = [sum(widths[:column]) for column in range(len(headers))]
     for y, row in enumerate([headers, *rows]):
@@ -321,5 +399,6 @@ def _draw_table(
             )
     for line_y, width in ((-0.5, 1.2), (0.5, 0.7), (len(rows) + 0.65, 1.2)):
         axis.axhline(line_y, color="black", linewidth=width)
-    axis.text(0, len(rows) + 1.4, caption, fontsize=7.5, color="0.35")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    for i, line in enumerate(caption):
+        axis.text(0, len(rows) + 1.3 + 0.6 * i, line, fontsize=7.5, color="0.35")
+    figure.savefig(path, dpi=150, bbox_inches="tight", format="png")

@@ -1,6 +1,7 @@
 """Checkpoints: a student with what is needed to rebuild it, and apart from it the training state.
 
     student    weights, its config, its charset            always
+    teacher    name of the CLIP behind the cache           always
     training   step, heads, optimizer, scheduler, ...      only in last.pt
 
 They load with ``weights_only=True``, are written under a temporary name and then renamed, and never
@@ -29,9 +30,20 @@ _FORMAT = "clipocr-checkpoint-1"
 
 
 def save_checkpoint(
-    path: Path, student: Student, training: Mapping[str, Any] | None = None
+    path: Path,
+    student: Student,
+    training: Mapping[str, Any] | None = None,
+    *,
+    teacher: str | None = None,
 ) -> None:
-    """Write a checkpoint so that `path` is always a whole one, the old or the new."""
+    """Write a checkpoint so that `path` is always a whole one, the old or the new.
+
+    Args:
+        path: Of the file.
+        student: What it is of.
+        training: All that resuming needs; None for a student to use.
+        teacher: ``MODEL/WEIGHTS`` of the cache the student was trained from.
+    """
     checkpoint = {
         "format": _FORMAT,
         "student": {
@@ -39,6 +51,7 @@ def save_checkpoint(
             "charset": asdict(student.tokenizer.charset),
             "weights": student.state_dict(),
         },
+        "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
     partial = path.with_name(f".{path.name}.partial")

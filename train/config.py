@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ class TrainConfig:
         if not 0 < self.warmup_fraction < 1:
             raise UsageError(f"warmup fraction is {self.warmup_fraction}, expected between 0 and 1")
         for name in ("learning_rate", "grad_clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay is {self.weight_decay}, expected 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         """Return the config as JSON would give it back, so that stored and present ones compare."""

@@ -7,7 +7,7 @@ positions, never just as many as the label has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..shared.ahead import map_ahead
 from ..shared.charset import Charset, LabelProblem, LabelRules
-from ..shared.device import autocast
+from ..shared.device import allow_fast_products, autocast
 from ..shared.errors import DataError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
 from ..shared.images import ImageProblemError, decode_image, stretch
@@ -117,6 +117,7 @@ def evaluate(
         precision: Autocast type.
         batch_size: Pictures read at once.
     """
+    allow_fast_products(precision)
     return [_evaluate_set(student, some, precision, batch_size) for some in test_sets]
 
 
@@ -172,10 +173,17 @@ def results_as_json(
 
 
 def write_results(
-    path: Path, results: Sequence[SetResult], *, checkpoint: Path, charset: Charset
+    path: Path,
+    results: Sequence[SetResult],
+    *,
+    checkpoint: Path,
+    charset: Charset,
+    of: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the figures of one checkpoint as JSON."""
+    """Write the figures of one checkpoint as JSON, and perhaps digests of what they are of."""
     record = results_as_json(results, checkpoint=checkpoint, charset_name=charset.name)
+    if of is not None:
+        record["of"] = dict(of)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -43,6 +43,12 @@ class Meter:
         self._num_counted, self._num_skipped, self._in_a_row = zero.clone(), zero.clone(), zero
         self._latest = self._last_skipped = self._sums
 
+    def begin_epoch(self) -> None:
+        """Forget the sums, but not how many steps in a row were skipped."""
+        self._sums = torch.zeros_like(self._sums)
+        self._num_counted = torch.zeros_like(self._num_counted)
+        self._num_skipped = torch.zeros_like(self._num_skipped)
+
     def add(self, values: torch.Tensor) -> None:
         """Count one step. Shape: (V,)."""
         values = values.double()

@@ -38,7 +38,7 @@ def one_cycle(step: int, num_steps: int, peak: float, warmup_fraction: float) ->
     start, end = peak / 25, peak / 25 / 1e4
     top = warmup_fraction * num_steps - 1
     if step <= top:
-        return _cosine(start, peak, step / top)
+        return _cosine(start, peak, step / top if top else 1.0)
     return _cosine(peak, end, (step - top) / max(num_steps - 1 - top, 1e-9))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..shared.cache import FeatureCache
+from ..shared.errors import CheckpointError, UsageError
 from .config import TrainConfig, TrainPlace
 
 RUN_NAME = "run.json"
@@ -45,11 +47,56 @@ def write_record(
         **state,
     }
     partial = place.out / f".{RUN_NAME}.partial"
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(place.out / RUN_NAME)
 
 
+def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Check that what is in a run folder was begun as it is to go on.
+
+    Raises:
+        UsageError: it was not; names every value that differs.
+    """
+    before, now = _flat(had), _flat(wanted)
+    differ = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise UsageError(
+            f"{path} was begun differently: {'; '.join(differ)}. Go on with the same options, or "
+            "begin another run with another --out"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested values by their path, as options name them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, "" if name == "config" else f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def read_record(run: Path) -> dict[str, Any]:
-    """Return the record of a run."""
-    record: dict[str, Any] = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))
+    """Return the record of a run.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = run / RUN_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["commands"], record["config"], record["history"], record["cache"]["id"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"{path} is not the record of a run ({e.__class__.__name__}: {e}); remove it, and go "
+            f"on with: clipocr train --cache CACHE --out {run} --resume"
+        ) from None
     return record

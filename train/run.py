@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
-from ..shared.device import autocast
+from ..shared.device import allow_fast_products, autocast
 from ..shared.errors import CacheError, CheckpointError, UsageError
 from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..shared.hashing import mix
-from ..shared.schema import MANIFEST_NAME
+from ..shared.schema import MANIFEST_NAME, TextSpec
 from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
@@ -35,7 +35,7 @@ from .config import TrainConfig, TrainPlace
 from .loader import CacheLoader, choose_num_views, choose_units
 from .meter import Meter
 from .optimizer import one_cycle, parameter_groups
-from .record import RUN_NAME, read_record, write_record
+from .record import RUN_NAME, read_record, require_same_run, write_record
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
 from .tokenizer import LabelTokenizer
@@ -78,23 +78,18 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         TrainingError: too many steps in a row were not finite.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
-    cache = FeatureCache.open(
-        place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.max_cache_bytes
-    )
+    cache = open_cache(place)
+    text_spec = require_targets(config, cache)
     method = config.method
-    max_label_length = config.student.max_label_length
-    text_spec = cache.require_text(config.charset, max_label_length, method.tokens)
-    cache.require_taps("image", method.needed_image_taps)
-    cache.require_taps("text", method.needed_text_taps)
     with place.processes.joined(place.device):
         run = _Run(config, place, cache)
         run.take_state(resume=resume)
         loader = CacheLoader(
             cache,
-            cache.text_table(text_spec.name),
+            cache.text_table(text_spec.name, method.needed_text_taps),
             image_taps=method.needed_image_taps,
             text_taps=method.needed_text_taps,
-            max_label_length=max_label_length,
+            max_label_length=config.student.max_label_length,
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
             device=place.device,
@@ -113,6 +108,27 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
             raise
 
 
+def open_cache(place: TrainPlace) -> FeatureCache:
+    """Open the cache that runs at `place` train on."""
+    return FeatureCache.open(
+        place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.max_cache_bytes
+    )
+
+
+def require_targets(config: TrainConfig, cache: FeatureCache) -> TextSpec:
+    """Check that a cache has everything a run follows; return the text table it needs.
+
+    Raises:
+        CacheError: it has not.
+    """
+    method = config.method
+    text = cache.require_text(config.charset, config.student.max_label_length, method.tokens)
+    cache.require_taps("image", method.needed_image_taps)
+    cache.require_taps("text", method.needed_text_taps)
+    choose_num_views(cache, choose_units(cache, config.fraction), config.num_views)
+    return text
+
+
 class _Objective(nn.Module):
     """Student and method as the one module that processes share gradients of."""
 
@@ -124,7 +140,10 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the loss terms of a batch."""
         device = batch.views.device
-        token_ids = self.student.tokenizer.encode(batch.labels, batch.num_positions).to(device)
+        token_ids = self.student.tokenizer.encode(batch.labels, batch.num_positions)
+        if device.type == "cuda":
+            # A copy of pageable memory would wait for all the work that is under way.
+            token_ids = token_ids.pin_memory().to(device, non_blocking=True)
         images = normalize(batch.views, STUDENT_MEAN, STUDENT_STD)
         with autocast(device, self._precision):
             output = self.student(images, token_ids)
@@ -153,9 +172,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             place.device.type, init_scale=2.0**16 if config.precision == "fp16" else 1.0
         )
-        if config.precision != "fp32":
-            # TF32 keeps as many bits of the losses' products as the official run's fp16.
-            torch.set_float32_matmul_precision("high")
+        allow_fast_products(config.precision)
         if config.compile:
             self.student.encoder.compile()
         self.units = choose_units(cache, config.fraction)
@@ -164,12 +181,9 @@ class _Run:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
-        self.meter = self._new_meter()
-        self._commands: list[list[str]] = []
-
-    def _new_meter(self) -> Meter:
         names = (*self.method.term_names, "total", "grad_norm")
-        return Meter(names, self.place.device, self.processes, self.config.max_skipped_steps)
+        self.meter = Meter(names, place.device, self.processes, config.max_skipped_steps)
+        self._commands: list[list[str]] = []
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
@@ -205,7 +219,11 @@ class _Run:
         return open_test_sets(self.place.val_data, self.place.val_charset, longest)
 
     def save(self) -> None:
-        """Write last.pt: the student and all that resuming needs. For all processes together."""
+        """Write last.pt: the student and all that resuming needs. For all processes together.
+
+        Random numbers are functions of the step, and the order of rows is one of the epoch, so
+        neither has a state.
+        """
         sums = self.meter.state()
         if not self.processes.is_first:
             return
@@ -217,6 +235,7 @@ class _Run:
                 "cache_id": self.cache.manifest.cache_id,
                 "units": list(self.units),
                 "num_views": self.num_views,
+                "validation": self._validation(),
                 "step": self.step,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -225,27 +244,35 @@ class _Run:
                 "epoch_sums": sums,
                 "best_accuracy": self.best_accuracy,
             },
+            teacher=self.cache.spec.teacher.name,
         )
+
+    def _validation(self) -> dict[str, int]:
+        """Return how many samples of each validation set count; best.pt hangs on them."""
+        return {test_set.name: len(test_set.labels) for test_set in self.test_sets}
 
     def _restore(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
-        wanted, had = self.config.to_json(), training["config"]
-        differ = [
-            f"{key} was {had.get(key)!r}, now {wanted[key]!r}"
-            for key in wanted
-            if wanted[key] != had.get(key)
-        ]
-        if training["cache_id"] != self.cache.manifest.cache_id:
-            differ.append(f"the cache was {training['cache_id']}")
-        if differ:
-            raise UsageError(
-                f"{path} was begun differently: {'; '.join(differ)}. Resume with the same "
-                "options, or begin another run with another --out"
-            )
+        require_same_run(
+            path,
+            had={
+                "config": training["config"],
+                "cache": training["cache_id"],
+                "validation samples": training["validation"],
+            },
+            wanted={
+                "config": self.config.to_json(),
+                "cache": self.cache.manifest.cache_id,
+                "validation samples": self._validation(),
+            },
+        )
         self.student.load_state_dict(checkpoint["student"]["weights"])
         self.method.load_state_dict(training["method"])
         self.optimizer.load_state_dict(training["optimizer"])
+        for group in self.optimizer.param_groups:
+            # The run may have begun on another kind of device.
+            group["fused"] = self.place.device.type == "cuda"
         self.scaler.load_state_dict(training["scaler"])
         # The cache may have grown since; this run goes on with the rows it began with.
         self.units, self.num_views = training["units"], training["num_views"]
@@ -308,8 +335,7 @@ class _Run:
         # Imported here: TensorBoard takes a second that other commands need not spend.
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = self.step + 1 if self.step else None
-        with SummaryWriter(str(self.place.out), purge_step=purge_step) as board:
+        with SummaryWriter(str(self.place.out), purge_step=self.step + 1) as board:
             yield board
 
     def _take_step(
@@ -354,16 +380,17 @@ class _Run:
         is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
         if is_logged:
             self._log(board, bar, clock)
-        # One process alone stops at once; several have to agree, and do so when they log.
+        # One process alone stops at once. Several have to agree: on GPUs, where that waits for the
+        # device, when they log.
         asked = bool(stop)
-        if is_logged or self.processes.world_size == 1:
+        if is_logged or self.processes.world_size == 1 or self.place.device.type == "cpu":
             asked = self.processes.any(asked, self.place.device)
             if asked:
                 self.save()
                 # torchrun ends every process as soon as one of them is gone.
                 self.processes.wait()
                 raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
-        if self.step % self.place.checkpoint_every_steps == 0:
+        if not is_last and self.step % self.place.checkpoint_every_steps == 0:
             self.save()
 
     def _log(self, board: Any, bar: tqdm[Any], clock: Clock) -> None:
@@ -387,11 +414,15 @@ class _Run:
     def _advice(self) -> str:
         last = self.place.out / LAST_NAME
         kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
-        return f"Lower --learning-rate or pass --precision fp32; {kept}"
+        return (
+            "Begin again in another --out with a lower --learning-rate or with --precision fp32; "
+            f"{kept}"
+        )
 
     def _end_epoch(self, board: Any) -> None:
-        # First of all: whatever happens in validation, the epoch is not lost.
-        self.save()
+        if self.test_sets:
+            # First of all: whatever happens in validation, the epoch is not lost.
+            self.save()
         means = self.meter.means()
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
@@ -401,7 +432,7 @@ class _Run:
                 for name in ("val/accuracy", "val/1-NED"):
                     board.add_scalar(name, entry[name], self.step)
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
-        self.meter = self._new_meter()
+        self.meter.begin_epoch()
         self.save()
         self._write_record()
 
@@ -418,7 +449,11 @@ class _Run:
         if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
             self.best_accuracy = counts.accuracy
             if self.processes.is_first:
-                save_checkpoint(self.place.out / BEST_NAME, self.student)
+                save_checkpoint(
+                    self.place.out / BEST_NAME,
+                    self.student,
+                    teacher=self.cache.spec.teacher.name,
+                )
         return {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
 
     # -- the record --------------------------------------------------------------------------

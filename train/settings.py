@@ -18,7 +18,7 @@ from ..shared.errors import UsageError
 from .clip_ocr import ClipOcrConfig
 from .config import TrainConfig
 from .losses import AlignmentLoss
-from .student import STUDENT_PRESETS
+from .student import STUDENT_PRESETS, StudentConfig
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
@@ -36,6 +36,16 @@ _OWN = {"recipe", "student", "charset", "max_label_length", "precision"}
 
 SETTING_NAMES = tuple(sorted({*_METHOD, *_LOSS, *_RUN, *_OWN}))
 """Every name `train_config` understands."""
+
+_EXPECTED = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "int | None": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "tuple[int, ...]": "a list of whole numbers",
+}
+"""What a table may say for a field, by the field's type."""
 
 
 def train_config(settings: Mapping[str, Any], device: torch.device) -> TrainConfig:
@@ -59,44 +69,62 @@ def train_config(settings: Mapping[str, Any], device: torch.device) -> TrainConf
     recipe = settings.get("recipe", "paper")
     settings = {**_chosen("recipe", recipe, RECIPES), **settings}
     student = _chosen("student", settings.get("student", "small"), STUDENT_PRESETS)
-    if "max_label_length" in settings:
-        student = replace(student, max_label_length=settings["max_label_length"])
-    loss = _typed(AlignmentLoss, {_LOSS[k]: v for k, v in settings.items() if k in _LOSS})
-    method = _typed(
-        ClipOcrConfig, {**{k: v for k, v in settings.items() if k in _METHOD}, "loss": loss}
+    size = _values(settings, StudentConfig, {"max_label_length": "max_label_length"})
+    loss = AlignmentLoss(**_values(settings, AlignmentLoss, _LOSS))
+    method = ClipOcrConfig(
+        **_values(settings, ClipOcrConfig, {name: name for name in _METHOD}), loss=loss
     )
-    precision, _ = choose_precision(settings.get("precision", "auto"), device)
-    run = {_RUN[k]: v for k, v in settings.items() if k in _RUN}
-    charset = Charset.load(settings.get("charset", "36"))
-    config: TrainConfig = _typed(
-        TrainConfig,
-        {**run, "student": student, "charset": charset, "method": method, "precision": precision},
+    return TrainConfig(
+        **_values(settings, TrainConfig, _RUN),
+        student=replace(student, **size),
+        # TOML and --set read 36 as a number.
+        charset=Charset.load(str(settings.get("charset", "36"))),
+        method=method,
+        precision=choose_precision(asked_precision(settings), device)[0],
     )
-    return config
+
+
+def asked_precision(settings: Mapping[str, Any]) -> str:
+    """Return the precision that settings ask for, through their recipe or ``auto``."""
+    recipe = _chosen("recipe", settings.get("recipe", "paper"), RECIPES)
+    return str({"precision": "auto", **recipe, **settings}["precision"])
 
 
 def _chosen(kind: str, name: Any, choices: Mapping[str, Any]) -> Any:
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise UsageError(f"{kind} is {name!r}, expected one of {', '.join(choices)}")
     return choices[name]
 
 
-def _typed(config: Any, values: Mapping[str, Any]) -> Any:
-    """Build a config, checking that numbers are numbers: tables are written by hand."""
-    defaults = {f.name: f.default for f in fields(config)}
-    for name, value in values.items():
-        default = defaults[name]
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = {
-            bool: isinstance(value, bool),
-            int: is_whole,
-            float: is_whole or isinstance(value, float),
-            str: isinstance(value, str),
-            tuple: isinstance(value, list | tuple) and all(isinstance(v, int) for v in value),
-        }
-        if not fits.get(type(default), True):
-            expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(
-                type(default), "a text" if isinstance(default, str) else "a list of whole numbers"
-            )
-            raise UsageError(f"{name} is {value!r}, expected {expected}")
-    return config(**values)
+def _values(
+    settings: Mapping[str, Any], config: type[Any], fields_of: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the settings that belong to a config, by field, their types checked.
+
+    Tables are written by hand, and a text where a number belongs would fail far from here.
+    """
+    types = {f.name: str(f.type) for f in fields(config)}
+    values = {}
+    for name, field in fields_of.items():
+        if name not in settings:
+            continue
+        value, expected = settings[name], types[field]
+        if not _fits(value, expected):
+            raise UsageError(f"{name} is {value!r}, expected {_EXPECTED[expected]}")
+        values[field] = value
+    return values
+
+
+def _fits(value: Any, expected: str) -> bool:
+    if isinstance(value, bool) or expected == "bool":
+        return isinstance(value, bool) and expected == "bool"
+    match expected:
+        case "int":
+            return isinstance(value, int)
+        case "int | None":
+            return value is None or isinstance(value, int)
+        case "float":
+            return isinstance(value, int | float)
+        case "str":
+            return isinstance(value, str)
+    return isinstance(value, list | tuple) and all(_fits(v, "int") for v in value)

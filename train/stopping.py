@@ -18,12 +18,17 @@ class StopRequestedError(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one does kill."""
+    """Collect SIGINT and SIGTERM in a list instead of dying of them.
+
+    A second ctrl-C does kill. A second SIGTERM does not: under Slurm and torchrun both the
+    scheduler and the agent send one.
+    """
     stop: list[int] = []
 
     def request(signal_number: int, _: FrameType | None) -> None:
         stop.append(signal_number)
-        signal.signal(signal_number, previous[signal_number])
+        if signal_number == signal.SIGINT:
+            signal.signal(signal_number, previous[signal_number])
 
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in numbers}

@@ -18,7 +18,7 @@ from samples import tiny_build, write_words
 from clipocr.precompute.build import build_cache
 from clipocr.precompute.text import TextConfig, add_text_table
 from clipocr.shared.charset import Charset
-from clipocr.shared.errors import TrainingError, UsageError
+from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
 from clipocr.train import ablate as ablate_module
 from clipocr.train import run as run_module
 from clipocr.train.ablate import AblationTable, ablate, load_table, shipped_tables
@@ -126,7 +126,7 @@ def test_the_table_is_mean_and_spread_of_its_runs(
     ablate(table, place(ablation_cache, tmp_path), [test_root])
     for variant in table.variants:
         for seed, accuracy in ((0, 50.0), (1, 100.0)):
-            path = tmp_path / f"{variant.name}-seed{seed}" / "eval.json"
+            path = tmp_path / f"{variant.name}-seed{seed}" / "ablation.json"
             record = json.loads(path.read_text())
             record["sets"]["SVT"]["accuracy"] = accuracy
             path.write_text(json.dumps(record))
@@ -203,7 +203,8 @@ def test_a_failed_run_does_not_stop_the_others(
 
     monkeypatch.setattr(ablate_module, "train", train)
     result = ablate(table, place(ablation_cache, tmp_path), [test_root])
-    assert result.failed == {"char-seed0": "total is not finite"}
+    assert list(result.failed) == ["char-seed0"]
+    assert result.failed["char-seed0"].startswith("total is not finite. To try it again remove ")
     assert result.num_finished == 1
 
 
@@ -213,7 +214,9 @@ def test_another_setting_for_a_run_that_is_there_is_refused(
     table, here = miniature("table7"), place(ablation_cache, tmp_path)
     ablate(table, here, [test_root])
     other = replace(table, settings={**table.settings, "learning_rate": 2e-3})
-    with pytest.raises(UsageError, match=r"learning_rate was 0.001, now 0.002"):
+    with pytest.raises(
+        UsageError, match=r"begun differently: learning_rate was 0.001, now 0.002\. Go on"
+    ):
         ablate(other, here, [test_root])
 
 
@@ -223,10 +226,33 @@ def test_another_setting_for_a_run_that_is_there_is_refused(
         ("title = ", "table .*: Invalid value"),
         ('title = "x"', "lacks columns, variants and has unknown nothing"),
         ('title = "x"\ncolumns = []\nvariants = []\nsede = 1', "has unknown sede"),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = []}]\nseeds = 0',
+            "seeds is 0, expected a list",
+        ),
+        ('title = "x"\ncolumns = []\nvariants = {}', "variants is {}, expected a list"),
+        ('title = "x"\ncolumns = []\nvariants = [3]', "variant 1 is 3, expected cells, name"),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "../v", cells = []}]',
+            r"variant 1 is named '../v', expected letters",
+        ),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = [], settings = 3}]',
+            "variant 1: settings is 3, expected NAME = VALUE",
+        ),
+        (
+            'title = "x"\ncolumns = []\nseeds = [1, 1]\nvariants = [{name = "v", cells = []}]',
+            r"seeds are \(1, 1\), expected different",
+        ),
+        (
+            'title = "x"\ncolumns = []\nsettings = {seed = 1}\n'
+            'variants = [{name = "v", cells = []}]',
+            "seed is no setting of a table",
+        ),
         ('title = "x"\ncolumns = []\nvariants = []', "named nothing; names must differ"),
         (
             'title = "x"\ncolumns = ["a"]\nvariants = [{name = "v", cells = []}]',
-            "variant 'v' has 0 cells for 1 columns",
+            "variant 1 has 0 cells for 1 columns",
         ),
         (
             'title = "x"\ncolumns = []\n'
@@ -254,6 +280,49 @@ def test_a_wrong_setting_is_found_before_the_first_run(
             [test_root],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_cache_lacks_is_found_before_the_first_run(
+    cache_path: Path, test_root: Path, tmp_path: Path
+) -> None:
+    # Of table 7 the second variant needs word tokens, which this cache has not.
+    with pytest.raises(CacheMismatchError, match=r"cache text .* --tokens word"):
+        ablate(miniature("table7"), place(cache_path, tmp_path / "out"), [test_root])
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_another_cache_are_not_taken_for_this_one_s(
+    cache_path: Path, data_root: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = replace(miniature("table4"), variants=miniature("table4").variants[:1])
+    ablate(table, place(cache_path, tmp_path / "out"), [test_root])
+    build_cache(tiny_build(data_root, tmp_path / "other", seed=1))
+    with pytest.raises(UsageError, match=r"begun differently: cache was '\w+', now '\w+'"):
+        ablate(table, place(tmp_path / "other", tmp_path / "out"), [test_root])
+    with pytest.raises(UsageError, match=r"validation was \[\], now \["):
+        ablate(
+            table,
+            replace(place(cache_path, tmp_path / "out"), val_data=(test_root,)),
+            [test_root],
+        )
+
+
+def test_results_are_made_anew_when_what_they_are_of_changed(
+    cache_path: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = replace(miniature("table4"), variants=miniature("table4").variants[:1])
+    here, path = place(cache_path, tmp_path), tmp_path / "tau-0.01-seed0" / "ablation.json"
+    ablate(table, here, [test_root])
+    first = path.stat().st_mtime_ns
+    # What people write with clipocr eval is theirs.
+    (path.parent / "eval.json").write_text("{}")
+    ablate(table, here, [test_root])
+    assert path.stat().st_mtime_ns == first
+    more = tmp_path / "more"
+    write_words(more / "SVT", ["alpha", "tango", "yankee"])
+    ablate(table, here, [more])
+    assert list(json.loads(path.read_text())["sets"]) == ["SVT"]
+    assert "RANDOM weights" in (tmp_path / "table.md").read_text()
 
 
 def test_a_table_that_is_not_there_names_those_that_are() -> None:

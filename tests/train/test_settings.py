@@ -45,6 +45,10 @@ def test_each_name_reaches_its_place() -> None:
     assert (config.num_views, config.epochs, config.precision) == (2, 7, "bf16")
 
 
+def test_a_charset_may_be_written_as_the_number_it_is_named() -> None:
+    assert train_config({"charset": 94}, CPU).charset == Charset.load("94")
+
+
 def test_a_recipe_gives_way_to_what_is_said() -> None:
     small = train_config({"recipe": "small-gpu"}, CPU)
     assert (small.batch_size, small.accumulate, small.precision) == (320, 8, "fp16")
@@ -67,6 +71,13 @@ def test_a_recipe_gives_way_to_what_is_said() -> None:
         ({"image_stages": "1,2"}, "image_stages is '1,2', expected a list of whole numbers"),
         ({"image_stages": [2, 1]}, r"image_stages is \(2, 1\), expected some of \(1, 2, 3\)"),
         ({"text_stages": [4]}, r"text_stages is \(4,\), expected some of \(1, 2, 3\)"),
+        ({"views": "two"}, "views is 'two', expected a whole number"),
+        ({"views": 2.5}, "views is 2.5, expected a whole number"),
+        ({"max_label_length": "x"}, "max_label_length is 'x', expected a whole number"),
+        ({"student": ["tiny"]}, r"student is \['tiny'\], expected one of tiny"),
+        ({"image_taps": [3, 6, "9"]}, "expected a list of whole numbers"),
+        ({"weight_decay": -1}, "weight_decay is -1, expected 0 or more"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf, expected more than 0"),
         ({"student": "huge"}, "student is 'huge', expected one of tiny, small, base"),
         ({"recipe": "mine"}, "recipe is 'mine', expected one of paper, small-gpu"),
         ({"loss": "mse"}, "'mse'"),
