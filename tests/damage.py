@@ -13,7 +13,8 @@ from clipocr.shared.cache import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheError
 from clipocr.train.batch import Batch
-from clipocr.train.loader import CacheLoader, choose_num_views, choose_units
+from clipocr.train.loader import CacheLoader
+from clipocr.train.targets import choose_num_views, choose_units
 
 Damage = dict[str, bytes | None]
 """File -> what it holds instead; None: it is gone."""

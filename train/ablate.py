@@ -34,8 +34,9 @@ from .checkpoint import find_checkpoint, load_student
 from .config import TrainConfig, TrainPlace
 from .evaluate import TestSet, evaluate, open_test_sets, write_results
 from .record import RUN_NAME, read_record, require_same_run
-from .run import open_cache, require_targets, train
+from .run import train
 from .settings import train_config
+from .targets import open_cache, require_targets
 
 TABLE_NAMES = ("table.md", "table.csv", "table.png")
 """What an ablation ends with."""

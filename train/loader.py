@@ -25,44 +25,13 @@ from ..shared.ahead import iterate_ahead, map_ahead
 from ..shared.arrays import Array, ArrayReader
 from ..shared.cache import FeatureCache, TextTable
 from ..shared.codecs import feature_codec, unfilter_pixels
-from ..shared.errors import CacheMismatchError, CacheMissingError, UsageError
+from ..shared.errors import UsageError
 from .batch import Batch
 from .order import NUM_LANES, EpochOrder, lanes_of
 
 _READ_THREADS = 2
 _CHUNKS_AHEAD = 8
 _BATCHES_AHEAD = 2
-
-
-def choose_units(cache: FeatureCache, fraction: float) -> list[int]:
-    """Return the first `fraction` of the committed units, at least one.
-
-    Rows were permuted at build, so any units are a fair sample.
-
-    Raises:
-        CacheMissingError: nothing is built yet.
-    """
-    units = cache.units()
-    if not units:
-        raise CacheMissingError(
-            f"{cache.storage} has no finished unit yet; run its cache build command again"
-        )
-    return units[: max(1, round(fraction * len(units)))]
-
-
-def choose_num_views(cache: FeatureCache, units: Sequence[int], wanted: int | None) -> int:
-    """Return how many views of `units` to use: `wanted`, or all that are there.
-
-    Raises:
-        CacheMismatchError: there are fewer than wanted.
-    """
-    held = sum(set(units) <= set(cache.units(view_idx)) for view_idx in range(cache.num_views))
-    if wanted is not None and wanted > held:
-        raise CacheMismatchError(
-            f"{cache.storage} has {held} views of these units, this run needs {wanted}; pass "
-            f"--views {held}, or run its cache build command again with --views {wanted}"
-        )
-    return held if wanted is None else wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +99,7 @@ class CacheLoader:
             batch_size: B, of all processes together.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
-            units: Committed units to draw from; see `choose_units`.
+            units: Committed units to draw from; see `targets.choose_units`.
             num_views: K; epoch e reads view e mod K.
             rank: Which process this is; it serves the lanes that leave `rank` modulo `world_size`.
             world_size: Number of processes that share each batch.

@@ -23,21 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
-from ..shared.device import allow_fast_products, autocast
+from ..shared.device import allow_fast_products
 from ..shared.errors import CacheError, CheckpointError, UsageError
-from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..shared.hashing import mix
-from ..shared.schema import MANIFEST_NAME, TextSpec
+from ..shared.schema import MANIFEST_NAME
 from .batch import Batch
 from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .loader import CacheLoader, choose_num_views, choose_units
+from .loader import CacheLoader
+from .logbook import Logbook
 from .meter import Meter
+from .objective import Objective
 from .optimizer import one_cycle, parameter_groups
 from .record import RUN_NAME, read_record, require_same_run, write_record
 from .stopping import StopRequestedError, stop_signals
 from .student import Student
+from .targets import choose_num_views, choose_units, open_cache, require_targets
 from .tokenizer import LabelTokenizer
 
 if TYPE_CHECKING:
@@ -106,49 +108,6 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
             if run.step and place.processes.world_size == 1:
                 run.save()
             raise
-
-
-def open_cache(place: TrainPlace) -> FeatureCache:
-    """Open the cache that runs at `place` train on."""
-    return FeatureCache.open(
-        place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.max_cache_bytes
-    )
-
-
-def require_targets(config: TrainConfig, cache: FeatureCache) -> TextSpec:
-    """Check that a cache has everything a run follows; return the text table it needs.
-
-    Raises:
-        CacheError: it has not.
-    """
-    method = config.method
-    text = cache.require_text(config.charset, config.student.max_label_length, method.tokens)
-    cache.require_taps("image", method.needed_image_taps)
-    cache.require_taps("text", method.needed_text_taps)
-    choose_num_views(cache, choose_units(cache, config.fraction), config.num_views)
-    return text
-
-
-class _Objective(nn.Module):
-    """Student and method as the one module that processes share gradients of."""
-
-    def __init__(self, student: Student, method: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.student, self.method = student, method
-        self._precision = precision
-
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return the loss terms of a batch."""
-        device = batch.views.device
-        token_ids = self.student.tokenizer.encode(batch.labels, batch.num_positions)
-        if device.type == "cuda":
-            # A copy of pageable memory would wait for all the work that is under way.
-            token_ids = token_ids.pin_memory().to(device, non_blocking=True)
-        images = normalize(batch.views, STUDENT_MEAN, STUDENT_STD)
-        with autocast(device, self._precision):
-            output = self.student(images, token_ids)
-            terms: dict[str, torch.Tensor] = self.method(output, token_ids, batch)
-        return terms
 
 
 class _Run:
@@ -293,11 +252,11 @@ class _Run:
             self.place.out.mkdir(parents=True, exist_ok=True)
         self._commands.append(list(self.place.command))
         self._write_record()
-        with self._board() as board, stop_signals() as stop:
+        with self._logbook() as logbook, stop_signals() as stop:
             while True:
                 # Also after a resume: the signal may have come with an epoch's last step.
                 if len(self.history) < self.step // steps_per_epoch:
-                    self._end_epoch(board)
+                    self._end_epoch(logbook)
                 if self.step >= num_steps:
                     break
                 epoch, first_step = divmod(self.step, steps_per_epoch)
@@ -316,27 +275,18 @@ class _Run:
                         parts = min(self.config.accumulate, num_left)
                         self._take_step(objective, batches, parts, num_steps)
                         is_last = step + 1 == steps_per_epoch
-                        self._after_step(board, bar, clock, stop, is_last)
+                        self._after_step(logbook, bar, clock, stop, is_last)
                 clock.pause()
         return self._summary(clock)
 
     def _objective(self) -> nn.Module:
-        objective = _Objective(self.student, self.method, self.config.precision)
+        objective = Objective(self.student, self.method, self.config.precision)
         if self.processes.world_size == 1:
             return objective
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
-    @contextlib.contextmanager
-    def _board(self) -> Iterator[Any]:
-        """Yield the TensorBoard log of the first process, None to the others."""
-        if not self.processes.is_first:
-            yield None
-            return
-        # Imported here: TensorBoard takes a second that other commands need not spend.
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.place.out), purge_step=self.step + 1) as board:
-            yield board
+    def _logbook(self) -> Logbook:
+        return Logbook(self.place.out if self.processes.is_first else None, self.step)
 
     def _take_step(
         self, objective: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
@@ -373,13 +323,13 @@ class _Run:
         self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
     def _after_step(
-        self, board: Any, bar: tqdm[Any], clock: Clock, stop: list[int], is_last: bool
+        self, logbook: Logbook, bar: tqdm[Any], clock: Clock, stop: list[int], is_last: bool
     ) -> None:
         """Log, save and stop, each when it is due; every process decides alike."""
         bar.update(1)
         is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
         if is_logged:
-            self._log(board, bar, clock)
+            self._log(logbook, bar, clock)
         # One process alone stops at once. Several have to agree: on GPUs, where that waits for the
         # device, when they log.
         asked = bool(stop)
@@ -393,23 +343,17 @@ class _Run:
         if not is_last and self.step % self.place.checkpoint_every_steps == 0:
             self.save()
 
-    def _log(self, board: Any, bar: tqdm[Any], clock: Clock) -> None:
+    def _log(self, logbook: Logbook, bar: tqdm[Any], clock: Clock) -> None:
         self.meter.check(self.step, self._advice())
         values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
-        if board is None:
-            return
-        for name, value in values.items():
-            folder = "loss" if name != "grad_norm" else "train"
-            board.add_scalar(f"{folder}/{name}", value, self.step)
-        rate = clock.samples_per_second * self.processes.world_size
-        for name, value in (
-            ("learning_rate", self.optimizer.param_groups[0]["lr"]),
-            ("samples_per_second", rate),
-            ("data_wait_fraction", clock.wait_fraction),
-            ("skipped_steps", float(self.meter.num_skipped)),
-        ):
-            board.add_scalar(f"train/{name}", value, self.step)
+        speed = {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "samples_per_second": clock.samples_per_second * self.processes.world_size,
+            "data_wait_fraction": clock.wait_fraction,
+            "skipped_steps": float(self.meter.num_skipped),
+        }
+        logbook.write_step(self.step, values, speed)
 
     def _advice(self) -> str:
         last = self.place.out / LAST_NAME
@@ -419,7 +363,7 @@ class _Run:
             f"{kept}"
         )
 
-    def _end_epoch(self, board: Any) -> None:
+    def _end_epoch(self, logbook: Logbook) -> None:
         if self.test_sets:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
@@ -428,9 +372,7 @@ class _Run:
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.test_sets:
             entry |= self._validate()
-            if board is not None:
-                for name in ("val/accuracy", "val/1-NED"):
-                    board.add_scalar(name, entry[name], self.step)
+            logbook.write(self.step, {name: entry[name] for name in ("val/accuracy", "val/1-NED")})
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
         self.save()

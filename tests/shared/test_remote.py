@@ -31,9 +31,10 @@ from clipocr.train.batch import Batch
 from clipocr.train.checkpoint import load_checkpoint
 from clipocr.train.clip_ocr import ClipOcrConfig
 from clipocr.train.config import TrainConfig, TrainPlace
-from clipocr.train.loader import CacheLoader, choose_units
+from clipocr.train.loader import CacheLoader
 from clipocr.train.run import train
 from clipocr.train.student import StudentConfig
+from clipocr.train.targets import choose_units
 
 HASTY = Patience(tries=3, timeout_s=0.4, first_pause_s=0.01)
 CONFIG = TrainConfig(

@@ -14,7 +14,8 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.codecs import unfilter_pixels
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from clipocr.train.batch import Batch
-from clipocr.train.loader import CacheLoader, choose_num_views, choose_units
+from clipocr.train.loader import CacheLoader
+from clipocr.train.targets import choose_num_views, choose_units
 
 
 def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
