@@ -58,9 +58,9 @@ def test_two_processes_have_the_losses_and_weights_of_one(
     )
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(one) == len(two) == 2
-    for a, b in zip(one, two, strict=True):
+    for a, b, tolerance in zip(one, two, (1e-4, 1e-3), strict=True):
         assert a.keys() == b.keys()
-        assert {k: b[k] for k in a} == pytest.approx(a, rel=1e-4)
+        assert {k: b[k] for k in a} == pytest.approx(a, rel=tolerance)
     weights = [
         load_checkpoint(tmp_path / name / "last.pt")["student"]["weights"]
         for name in ("one", "two")
@@ -74,7 +74,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(
 def test_the_official_gathering_trains_too_and_stops_and_goes_on(
     cache_path: Path, tmp_path: Path
 ) -> None:
-    common = ("--cache", cache_path, "--batch-size", "8", "--epochs", "12")
+    common = ("--cache", cache_path, "--batch-size", "8", "--epochs", "8")
     stopped = start(2, *common, "--out", tmp_path / "stopped")
     deadline = time.monotonic() + 90
     while not list((tmp_path / "stopped").glob("events*")):
@@ -86,7 +86,7 @@ def test_the_official_gathering_trains_too_and_stops_and_goes_on(
     assert stopped.returncode != 0
     assert "last.pt holds the run" in errors
     taken = load_checkpoint(tmp_path / "stopped" / "last.pt")["training"]["step"]
-    assert 0 < taken < 12 * 9
+    assert 0 < taken < 8 * 9
     finish(
         start(2, *common, "--out", tmp_path / "stopped", "--resume"),
         start(2, *common, "--out", tmp_path / "whole"),
