@@ -33,6 +33,8 @@ def describe_cache(path: str | Path) -> CacheDescription:
     units = [cache.unit(0, unit_idx) for unit_idx in cache.units()]
     bad = Counter(reason for unit in units for reason in unit.bad_rows.values())
     rejected = Counter(reason for _, _, reason in cache.rejected())
+    # A unit of bad images only has none.
+    fidelity = [unit.fidelity for unit in units if unit.fidelity]
     random = " (RANDOM weights: for trying the pipeline only)" if teacher.is_random else ""
     tap_shape = f"{teacher.num_image_tokens} tokens of {teacher.image_width}"
     unicode = "NFKD to ASCII" if spec.labels.normalize_unicode else "Unicode kept"
@@ -68,10 +70,11 @@ def describe_cache(path: str | Path) -> CacheDescription:
         *(
             (
                 f"fidelity, {tap}",
-                f"centred cosine {min(u.fidelity[tap]['cosine_p50'] for u in units):.6f} (median), "
-                f"{min(u.fidelity[tap]['cosine_p01'] for u in units):.6f} (1st percentile)",
+                f"centred cosine {min(f[tap]['cosine_p50'] for f in fidelity):.6f} (median), "
+                f"{min(f[tap]['cosine_p01'] for f in fidelity):.6f} (1st percentile); "
+                f"Gram error {max(f[tap]['gram_l1'] for f in fidelity):.6f}",
             )
-            for tap in (units[0].fidelity if units else ())
+            for tap in (fidelity[0] if fidelity else ())
         ),
         ("built with", ", ".join(f"{k} {v}" for k, v in cache.manifest.built_with.items())),
     ]

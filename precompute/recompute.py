@@ -61,7 +61,7 @@ class TapReport:
     """How far one tap of the cache is from the teacher."""
 
     max_abs: float = 0.0
-    """Largest absolute difference."""
+    """Largest absolute difference, in the codec's terms: of standardised tokens but for fp16."""
     worst_share: float = 0.0
     """Largest difference as a share of what the codec promises; above 1 is a fault."""
     cosine_min: float = 1.0
@@ -132,8 +132,9 @@ def recompute_rows(config: RecomputeConfig) -> RecomputeReport:
             for key, features in _teach(cache, teacher, batch, views).items():
                 stored = _stored(cache, key, batch, config.device)
                 # The first batch is the largest.
-                mean = means.setdefault(key, features.mean(dim=0))
-                _compare(taps[key], features, stored, mean, feature_codec(cache.spec.codec))
+                codec = feature_codec(cache.spec.codec)
+                mean = means.setdefault(key, codec.target(features).mean(dim=0))
+                _compare(taps[key], features, stored, mean, codec)
             progress.update(len(batch.rows))
     return RecomputeReport(
         num_rows=len(rows),
@@ -273,15 +274,16 @@ def _compare(
     codec: FeatureCodec,
 ) -> None:
     """Add a batch to the report of a tap. Shape: (rows, T, D); mean (T, D)."""
-    decoded = codec.decode(stored).float()
-    difference = (decoded - features).abs()
+    target = codec.target(features)
+    decoded = codec.decode(stored).to(target.dtype)
+    difference = (decoded - target).abs()
     # Half precision promises half a unit in the last place. Any other codec promises what it does
     # to these very features.
-    promised = features.abs() * _HALF_ULP + _SMALLEST
-    own = (codec.decode(codec.encode(features)).float() - features).abs()
+    promised = target.abs() * _HALF_ULP + _SMALLEST
+    own = (codec.decode(codec.encode(features)).to(target.dtype) - target).abs()
     report.max_abs = max(report.max_abs, float(difference.amax()))
     share = float((difference / torch.maximum(promised, own)).nan_to_num(torch.inf).amax())
     report.worst_share = max(report.worst_share, share)
-    cosine = torch.nn.functional.cosine_similarity(decoded - mean, features - mean, dim=2, eps=0)
+    cosine = torch.nn.functional.cosine_similarity(decoded - mean, target - mean, dim=2, eps=0)
     # A token that is the mean has no direction; it counts as kept.
     report.cosine_min = min(report.cosine_min, float(cosine.nan_to_num(1.0).amin()))

@@ -146,16 +146,17 @@ class _PendingUnit:
 
     def encode(self, made: ViewChunk, features: Mapping[int, torch.Tensor]) -> dict[str, Array]:
         """Return the stored form of a chunk's features by array; of bad images it is zeros."""
+        bad = list(made.bad)
+        good = [idx for idx in range(len(made.views)) if idx not in made.bad][:_FIDELITY_ROWS]
         encoded = {}
         for tap, tap_features in features.items():
-            if made.bad:
-                tap_features[list(made.bad)] = 0
+            tap_features[bad] = 0
             stored = self._codec.encode(tap_features)
             key = f"block{tap}"
-            if key not in self._fidelity:
-                sample = slice(0, _FIDELITY_ROWS)
-                decoded = self._codec.decode(stored[sample])
-                self._fidelity[key] = measure_fidelity(tap_features[sample], decoded)
+            if key not in self._fidelity and good:
+                target = self._codec.target(tap_features[good])
+                self._fidelity[key] = measure_fidelity(target, self._codec.decode(stored[good]))
+            stored[bad] = 0
             encoded[key] = stored.cpu().numpy()
         return encoded
 

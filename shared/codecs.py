@@ -1,5 +1,13 @@
 """How pixels and teacher features become stored numbers, and back on the training device.
 
+    fp16     2 D bytes a token: the teacher's numbers as they are
+    int8     D + 18: the token standardised, 255 levels, its four largest values apart
+    int4     D / 2 + 18: the token standardised, sixteen levels, its four largest values apart
+
+Only ``fp16`` gives back the teacher's numbers. The others give back each token as a LayerNorm
+without gain and bias returns it; a second LayerNorm, which is what a student's heads begin with,
+makes the two the same but for rounding.
+
 Pixels are filtered in NumPy where views are made. All else is torch on whatever device the numbers
 are: features are encoded where the teacher ran and decoded where the student trains.
 
@@ -24,6 +32,11 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 _FP16_MAX = 65504.0
+_FP32_MAX = 3.4e38
+
+# Of `quantize`, which needs torch: who only wants a layout, or pixels, need not wait for it.
+_NUM_OUTLIERS = 4
+_HEAD_BYTES = 2 + 4 * _NUM_OUTLIERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +54,23 @@ class FeatureCodec(Protocol):
     name: str
 
     def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored."""
+        """Return how a (T, D) row is stored.
+
+        Raises:
+            UsageError: this codec cannot store rows of that shape.
+        """
+        ...
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `decode` would return if nothing were lost."""
         ...
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the stored form of float32 features."""
+        """Return the stored form of float32 features.
+
+        Raises:
+            TeacherError: a value is not finite, or beyond what the codec can hold.
+        """
         ...
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
@@ -65,18 +90,17 @@ class Fp16Codec:
         """Return how a (T, D) row is stored: 2 T D bytes, for entropy coding gains nothing."""
         return StoredRow(row_shape=tap_shape, dtype="float16", compressed=False)
 
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
+        return features
+
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Round to half precision.
 
         Raises:
             TeacherError: a value is not finite or beyond the range of fp16.
         """
-        worst = float(features.abs().amax()) if features.numel() else 0.0
-        if not worst <= _FP16_MAX:
-            raise TeacherError(
-                f"a teacher feature is {worst}, beyond what fp16 holds ({_FP16_MAX:.0f}); "
-                "check the teacher's weights and precision"
-            )
+        _require_at_most(features, _FP16_MAX, self.name)
         return features.half()
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
@@ -84,7 +108,102 @@ class Fp16Codec:
         return stored
 
 
-_FEATURE_CODECS: dict[str, FeatureCodec] = {codec.name: codec for codec in (Fp16Codec(),)}
+class Int8Codec:
+    """Standardised tokens, eight bits a value: cosine 0.9999 and more, in half of fp16's bytes."""
+
+    name = "int8"
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records of D + 18 bytes."""
+        num_tokens, width = tap_shape
+        return _records(num_tokens, width + _HEAD_BYTES)
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the standardised tokens."""
+        from .quantize import standardise
+
+        return standardise(features)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        from .quantize import encode_int8, standardise
+
+        _require_at_most(features, _FP32_MAX, self.name)
+        return encode_int8(standardise(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision.
+
+        Not in half: the LayerNorm that follows widens its input, so that half would be one more
+        pass over the batch, and one more rounding.
+        """
+        from .quantize import decode_int8
+
+        return decode_int8(stored)
+
+
+class Int4Codec:
+    """Standardised tokens, four bits a value: cosine 0.995, in a quarter of fp16's bytes."""
+
+    name = "int4"
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records of D / 2 + 18 bytes.
+
+        Raises:
+            UsageError: D is odd, or too small to leave anything beside the largest values.
+        """
+        num_tokens, width = tap_shape
+        if width % 2 or width <= _NUM_OUTLIERS:
+            raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
+        return _records(num_tokens, width // 2 + _HEAD_BYTES)
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the standardised tokens."""
+        from .quantize import standardise
+
+        return standardise(features)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        from .quantize import encode_int4, standardise
+
+        _require_at_most(features, _FP32_MAX, self.name)
+        return encode_int4(standardise(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        from .quantize import decode_int4
+
+        return decode_int4(stored)
+
+
+def _records(num_tokens: int, record_bytes: int) -> StoredRow:
+    # Not compressed: what an entropy coder finds in records is under a fifth, and records of one
+    # size are read without one.
+    return StoredRow(row_shape=(num_tokens, record_bytes), dtype="uint8", compressed=False)
+
+
+def _require_at_most(features: torch.Tensor, most: float, codec: str) -> None:
+    worst = float(features.abs().amax()) if features.numel() else 0.0
+    if not worst <= most:
+        raise TeacherError(
+            f"a teacher feature is {worst}, beyond what {codec} holds ({most:.5g}); "
+            "check the teacher's weights and precision"
+        )
+
+
+_FEATURE_CODECS: dict[str, FeatureCodec] = {
+    codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())
+}
 
 
 FEATURE_CODEC_NAMES = tuple(_FEATURE_CODECS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clipocr.shared.cache import FeatureCache
-from clipocr.shared.codecs import unfilter_pixels
+from clipocr.shared.codecs import feature_codec, unfilter_pixels
 from clipocr.shared.schema import REJECTION_REASONS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
@@ -38,6 +38,28 @@ def test_the_program_reads_what_clipocr_reads(cache_path: Path, cache: FeatureCa
         assert float(pixel_mean) == pixels[int(row)].numpy().mean()
         assert float(feature_mean) == features[int(row)].mean()
         assert float(text_mean) == text.taps[1][text.nodes[text_id, 0]].mean()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_its_lines_decode_records(name: str) -> None:
+    (lines,) = re.findall(r"```text\n(head = .*?)```", PAGE, flags=re.DOTALL)
+    other = {"int8": "int4:", "int4": "int8:"}[name]
+    code, is_other = [], False
+    for line in lines.splitlines():
+        is_other = line.startswith(other) or (is_other and line.startswith(" "))
+        if not is_other:
+            code.append(re.sub(r"^(int[84]:)? +", "", line))
+    positive = [
+        float(v) for v in re.findall(r"Gaussian: ([\d., \n]+?) for codes", PAGE)[0].split(",")
+    ]
+    codec = feature_codec(name)
+    features = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(0))
+    stored = codec.encode(features)
+    levels = np.asarray([-v for v in reversed(positive)] + positive, np.float32)
+    scope = {"np": np, "tokens": stored.numpy(), "levels": levels}
+    exec("\n".join(code), scope)
+    decoded = codec.decode(stored).numpy()
+    np.testing.assert_allclose(scope["features"], decoded, rtol=1e-6)
 
 
 @pytest.mark.parametrize("reason", REJECTION_REASONS)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from online import OnlineLoader, online_loader
-from samples import TINY_TEACHER
+from samples import TINY_TEACHER, tiny_build
 
+from clipocr.precompute.build import build_cache
 from clipocr.precompute.teacher import load_teacher
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.charset import Charset
@@ -38,8 +39,22 @@ FULL_CONTEXT = 27
 """SOT, 25 characters, EOT: what the text table is computed at."""
 
 
+@pytest.fixture(params=["fp16"])
+def codec(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def online(cache: FeatureCache, data_root: Path) -> Callable[[int | None], OnlineLoader]:
+def cache_of_codec(codec: str, cache_path: Path, data_root: Path, tmp_path: Path) -> Path:
+    if codec == "fp16":
+        return cache_path
+    build_cache(tiny_build(data_root, tmp_path / "words.cache", codec=codec))
+    return tmp_path / "words.cache"
+
+
+@pytest.fixture
+def online(cache_of_codec: Path, data_root: Path) -> Callable[[int | None], OnlineLoader]:
+    cache = FeatureCache.open(cache_of_codec)
     teacher = load_teacher(
         TINY_TEACHER,
         image_taps=(1, 2, 3),
@@ -53,13 +68,20 @@ def online(cache: FeatureCache, data_root: Path) -> Callable[[int | None], Onlin
     )
 
 
+@pytest.mark.parametrize(
+    ("codec", "epochs"), [("fp16", 20), ("int8", 2), ("int4", 2)], indirect=["codec"]
+)
 def test_a_cached_run_is_an_online_run_bit_for_bit(
-    cache_path: Path,
+    cache_of_codec: Path,
+    epochs: int,
     online: Callable[[int | None], OnlineLoader],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """120 steps with dropout, official losses, and a batch size that no chunk divides."""
+    """120 steps with dropout, official losses, and a batch size that no chunk divides.
+
+    Of lossy codecs a few steps: both runs see what the codec leaves.
+    """
     steps: list[torch.Tensor] = []
     add = Meter.add
 
@@ -69,17 +91,18 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
 
     monkeypatch.setattr(Meter, "add", note)
     place = TrainPlace(
-        cache=cache_path,
+        cache=cache_of_codec,
         out=tmp_path / "cached",
         device=torch.device("cpu"),
         val_charset=Charset.load("36"),
     )
-    assert train(CONFIG, place).num_steps == 120
+    config, num_steps = replace(CONFIG, epochs=epochs), 6 * epochs
+    assert train(config, place).num_steps == num_steps
     monkeypatch.setattr(run_module, "CacheLoader", lambda *_args, **_options: online(FULL_CONTEXT))
-    train(CONFIG, replace(place, out=tmp_path / "online"))
+    train(config, replace(place, out=tmp_path / "online"))
 
-    assert len(steps) == 240
-    assert torch.equal(torch.stack(steps[:120]), torch.stack(steps[120:]))
+    assert len(steps) == 2 * num_steps
+    assert torch.equal(torch.stack(steps[:num_steps]), torch.stack(steps[num_steps:]))
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("cached", "online"))
     for part in (("student", "weights"), ("training", "method")):
         left, right = a[part[0]][part[1]], b[part[0]][part[1]]
@@ -101,3 +124,29 @@ def test_targets_differ_from_the_official_batch_length_by_rounding_alone(
         for left, right in [*((a.text_taps[t], b.text_taps[t]) for t in (1, 2, 3)), (a.eot, b.eot)]:
             torch.testing.assert_close(left, right, rtol=2**-10, atol=1e-4)
             assert (left != right).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(("codec", "share"), [("int8", 1e-3), ("int4", 0.03)], indirect=["codec"])
+def test_the_losses_of_a_lossy_codec_are_those_of_the_exact_one(
+    cache_path: Path,
+    cache_of_codec: Path,
+    share: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An epoch from each: the first LayerNorm makes standardised tokens the teacher's again."""
+    steps: list[torch.Tensor] = []
+    # The last value is the norm of the gradient.
+    monkeypatch.setattr(Meter, "add", lambda _meter, values: steps.append(values[:-1]))
+    for name, path in (("exact", cache_path), ("lossy", cache_of_codec)):
+        place = TrainPlace(
+            cache=path,
+            out=tmp_path / name,
+            device=torch.device("cpu"),
+            val_charset=Charset.load("36"),
+        )
+        train(replace(CONFIG, epochs=1), place)
+    exact, lossy = torch.stack(steps[:6]), torch.stack(steps[6:])
+    assert torch.isfinite(exact).all()
+    torch.testing.assert_close(lossy, exact, rtol=share, atol=share)
+    assert not torch.equal(lossy, exact)

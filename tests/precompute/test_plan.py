@@ -102,6 +102,11 @@ def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
         for codec in FEATURE_CODEC_NAMES
         for k, augment in ((1, "clean"), (3, "randaugment"))
     ]
+    num_shards, chunks = 3, 10  # 73 rows in units of 32 and chunks of 8: 4 + 4 + 2.
+    for cost, token_bytes in zip(planned.costs[::2], (64 * 2, 64 + 18, 32 + 18), strict=True):
+        index_bytes = chunks * 4 + num_shards * (4 * 16 + 4)
+        of_tap = chunks * 8 * 17 * token_bytes + index_bytes
+        assert cost.bytes_by_part["features"] == 3 * of_tap, cost.codec
     one, three = planned.costs[:2]
     assert three.bytes_by_part["features"] == 3 * one.bytes_by_part["features"]
     assert three.bytes_by_part["index"] == one.bytes_by_part["index"]
@@ -177,7 +182,9 @@ def test_the_command_prints_a_table_or_json(data_root: Path) -> None:
     assert f"unique labels      {len(set(WORDS))}" in lines
     assert sum(line.startswith("| fp16 ") for line in lines) == 3
     result = CliRunner().invoke(main, [*map(str, args), "--json", "--views", "2"])
-    (cost,) = json.loads(result.stdout)["costs"]
+    costs = json.loads(result.stdout)["costs"]
+    assert [cost["codec"] for cost in costs] == list(FEATURE_CODEC_NAMES)
+    cost = costs[0]
     assert cost["num_views"] == 2
     assert cost["num_bytes"] == sum(cost["bytes_by_part"].values())
 

@@ -342,6 +342,25 @@ def test_recomputed_rows_are_what_the_codec_promises(world: World) -> None:
         assert tap.cosine_min > 0.9999
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_recomputed_rows_are_what_a_lossy_codec_promises(
+    world: World, tmp_path: Path, codec: str
+) -> None:
+    build_cache(tiny_build(world.data, tmp_path / "cache", codec=codec))
+    config = RecomputeConfig(cache=tmp_path / "cache", data=(world.data,), num_rows=31)
+    report = recompute_rows(config)
+    assert report.is_sound
+    for tap in report.taps.values():
+        assert tap.worst_share == 1  # To the bit what the codec does to these features.
+        assert 0 < tap.max_abs < {"int8": 0.02, "int4": 0.5}[codec]
+    # A code off by the least there is, of a token in the middle.
+    rewrite(tmp_path / "cache", "view0/unit-00000", "block2", put((5, 3, -20), 0x77))
+    report = recompute_rows(config)
+    assert not report.is_sound
+    assert report.taps["block2"].worst_share > 1
+    assert report.taps["block1"].worst_share == 1
+
+
 @pytest.fixture
 def one_unit(world: World, tmp_path: Path) -> Path:
     build_cache(tiny_build(world.data, tmp_path / "one"))
