@@ -21,7 +21,8 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
 from clipocr.train import ablate as ablate_module
 from clipocr.train import run as run_module
-from clipocr.train.ablate import AblationTable, ablate, load_table, shipped_tables
+from clipocr.train.ablate import ablate
+from clipocr.train.ablation import AblationTable, load_table, shipped_tables
 from clipocr.train.config import TrainPlace
 from clipocr.train.stopping import StopRequestedError
 
@@ -144,8 +145,9 @@ def test_the_table_is_mean_and_spread_of_its_runs(
         plain = list(csv.DictReader(file))
     assert plain[0]["SVT mean"] == "75.0000"
     assert plain[0]["SVT std"] == f"{statistics.stdev((50, 100)):.4f}"
-    with Image.open(tmp_path / "table.png") as picture:
-        assert min(picture.size) > 100
+    for picture_path in (tmp_path / "table.png", tmp_path / "1-seed0" / "curves.png"):
+        with Image.open(picture_path) as picture:
+            assert min(picture.size) > 100
 
 
 def test_finished_runs_are_left_alone_and_shares_make_a_whole(

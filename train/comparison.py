@@ -1,0 +1,153 @@
+"""Runs of an ablation side by side: mean and spread per test set, in the paper's layout."""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ..shared.schema import TeacherSpec
+from .ablation import AblationTable
+
+_PAPER_SETS = ("IIIT5k", "SVT", "IC13_857", "IC15_1811", "SVTP", "CUTE80")
+"""Order of the paper's columns, by folder name; other sets follow by theirs."""
+
+
+def write_comparison(
+    table: AblationTable,
+    results: Mapping[str, dict[str, Any] | None],
+    out: Path,
+    teacher: TeacherSpec,
+) -> None:
+    """Write table.md, table.csv and table.png.
+
+    Args:
+        table: What was run.
+        results: Of each run by name, as `write_results` writes them; None if there are none yet.
+        out: Folder to write them to.
+        teacher: Whose features the students followed.
+    """
+    sets = sorted(
+        {name for result in results.values() if result for name in result["sets"]}, key=_set_order
+    )
+    headers = [*table.columns, *sets, "Avg", "runs"]
+    rows, figures = [], []
+    for variant in table.variants:
+        done = [
+            result
+            for seed in table.seeds
+            if (result := results[f"{variant.name}-seed{seed}"]) is not None
+        ]
+        accuracies = [
+            [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
+        ]
+        accuracies.append([r["total_weighted_by_samples"]["accuracy"] for r in done])
+        counted = f"{len(done)}/{len(table.seeds)}"
+        rows.append([*variant.cells, *map(_mean_and_spread, accuracies), counted])
+        figures.append([variant.name, *variant.cells, *_plain_figures(accuracies), len(done)])
+    out.mkdir(parents=True, exist_ok=True)
+    untrained = " (RANDOM weights: this tries out the pipeline, not CLIP)" * teacher.is_random
+    caption = [
+        "Word accuracy in percent: mean and standard deviation over seeds "
+        f"{', '.join(map(str, table.seeds))}. Avg is weighted by samples.",
+        f"Teacher {teacher.name}{untrained}.",
+    ]
+    markdown = tabulate(
+        rows,
+        headers=headers,
+        tablefmt="github",
+        colalign=[*["left"] * len(table.columns), *["right"] * (len(headers) - len(table.columns))],
+        disable_numparse=True,
+    )
+    text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
+    with _replacing(out / "table.md") as path:
+        path.write_text(text, encoding="utf-8")
+    with (
+        _replacing(out / "table.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        spread = [f"{name} {what}" for name in [*sets, "Avg"] for what in ("mean", "std")]
+        writer.writerow(["variant", *table.columns, *spread, "runs"])
+        writer.writerows(figures)
+    with _replacing(out / "table.png") as path:
+        _draw_table(table.title, caption, headers, rows, len(table.columns), path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a name to write that then takes the place of `path`: shares may end together."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _set_order(name: str) -> tuple[int, str]:
+    folder = name.rpartition("/")[2].removesuffix(".lmdb")
+    known = [i for i, paper_set in enumerate(_PAPER_SETS) if paper_set.lower() == folder.lower()]
+    return (known or [len(_PAPER_SETS)])[0], name
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _plain_figures(accuracies: Sequence[Sequence[float]]) -> list[str]:
+    figures = []
+    for values in accuracies:
+        figures.append(f"{statistics.mean(values):.4f}" if values else "")
+        figures.append(f"{statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    return figures
+
+
+def _draw_table(
+    title: str,
+    caption: Sequence[str],
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    num_leading: int,
+    path: Path,
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    widths = [
+        max(len(str(row[column])) for row in [headers, *rows]) + 2 for column in range(len(headers))
+    ]
+    figure = Figure(figsize=(0.1 * sum(widths) + 0.6, 0.32 * len(rows) + 1.5))
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axis.set_axis_off()
+    axis.set_xlim(0, sum(widths))
+    axis.set_ylim(len(rows) + 2.6, -1.4)
+    axis.text(0, -0.9, title, weight="bold", fontsize=11)
+    starts = [sum(widths[:column]) for column in range(len(headers))]
+    for y, row in enumerate([headers, *rows]):
+        for column, cell in enumerate(row):
+            is_leading = column < num_leading
+            axis.text(
+                starts[column] + (1 if is_leading else widths[column] - 1),
+                y + (0 if y == 0 else 0.15),
+                cell,
+                ha="left" if is_leading else "right",
+                va="center",
+                fontsize=9,
+                weight="bold" if y == 0 else "normal",
+            )
+    for line_y, width in ((-0.5, 1.2), (0.5, 0.7), (len(rows) + 0.65, 1.2)):
+        axis.axhline(line_y, color="black", linewidth=width)
+    for i, line in enumerate(caption):
+        axis.text(0, len(rows) + 1.3 + 0.6 * i, line, fontsize=7.5, color="0.35")
+    figure.savefig(path, dpi=150, bbox_inches="tight", format="png")
