@@ -477,7 +477,7 @@ def cache() -> None:
     default="fp16",
     show_default=True,
     help="How image features are stored: fp16 exactly; int8 and int4 standardised, in a half and a "
-    "quarter of its bytes.",
+    "quarter of its bytes; klt:BYTES in that many bytes a token, by tables fit to the features.",
 )
 @click.option(
     "--precision",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,9 @@ from ..shared.schema import (
 )
 from ..shared.storage import LocalStorage
 from ..shared.words import WordLmdb, find_named_lmdbs
+from .calibrate import TableMaker, make_tables
 from .index import (
+    CODEC_GROUPS,
     GROUPS,
     committed_cache_ids,
     is_index_whole,
@@ -146,7 +149,8 @@ def build_cache(config: BuildConfig) -> BuildSummary:
             _require_equal_spec(manifest.spec, _spec(config, teacher.spec, scan), config.out)
             storage.sweep()
             if not is_whole:
-                restore_index(storage, manifest, scan)
+                maker = _table_maker(manifest.spec, scan, sources, teacher)
+                restore_index(storage, manifest, scan, maker)
         else:
             teacher = None
     else:
@@ -156,7 +160,8 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         scan = scan_sources(sources, config.labels)
         storage.sweep()
         make_index = restore_manifest if committed_cache_ids(storage) else write_index
-        manifest = make_index(storage, _spec(config, teacher.spec, scan), scan)
+        spec = _spec(config, teacher.spec, scan)
+        manifest = make_index(storage, spec, scan, _table_maker(spec, scan, sources, teacher))
         commits = read_commits(storage, manifest, through_seal=False)
     started, num_rows_built = time.perf_counter(), 0
     if teacher is not None:
@@ -185,6 +190,13 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     )
 
 
+def _table_maker(
+    spec: CacheSpec, scan: Scan, sources: Mapping[str, Path], teacher: Teacher
+) -> TableMaker:
+    paths = tuple(sources.values())
+    return partial(make_tables, spec, scan, paths, teacher)
+
+
 def _missing_units(
     config: BuildConfig, manifest: Manifest, commits: Mapping[str, Commit]
 ) -> list[tuple[int, int]]:
@@ -211,11 +223,14 @@ def _load_teacher(config: BuildConfig, manifest: Manifest | None) -> Teacher:
 
 
 def _spec(config: BuildConfig, teacher: TeacherSpec, scan: Scan) -> CacheSpec:
+    codec = feature_codec(config.codec)
+    # Refuses, before anything is computed, what cannot be stored.
+    codec.layout((teacher.num_image_tokens, teacher.image_width))
     return CacheSpec(
         teacher=teacher,
         view=ViewSpec(augment=config.augment),
         labels=config.labels,
-        codec=config.codec,
+        codec=codec.name,
         seed=config.seed,
         sources=scan.sources,
         num_rows=len(scan.row_source),
@@ -246,7 +261,7 @@ def _require_same_request(
         ),
         view=ViewSpec(augment=config.augment),
         labels=config.labels,
-        codec=config.codec,
+        codec=feature_codec(config.codec).name,
         seed=config.seed,
         sources=tuple(
             SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest=digests.get(name, "new"))
@@ -303,7 +318,7 @@ def _require_free(out: Path) -> None:
     strange = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     # What a cache has is ours: an index whose manifest was not reached, because the process was
     # killed while planning, or one that another process has finished since we looked.
-    ours = {".tmp", "zarr.json", *GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
+    ours = {".tmp", "zarr.json", *GROUPS, *CODEC_GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
     strange = [name for name in strange if name not in ours]
     if strange:
         raise UsageError(

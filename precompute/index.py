@@ -14,22 +14,40 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from ..shared.arrays import GROUP_METADATA, encode_strings, write_array
+from ..shared.arrays import GROUP_METADATA, encode_strings, write_array, write_metadata
 from ..shared.errors import CacheCorruptError, CacheMismatchError
 from ..shared.records import decode_record, encode_record
 from ..shared.schema import COMMITS_FOLDER, MANIFEST_NAME, CacheSpec, Manifest
 from ..shared.storage import FileRecord, LocalStorage, ReadStorage, scratch_folder
+from .calibrate import TableMaker, publish_tables
 from .scan import Scan, sample_hashes
 
 GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 """The Zarr groups of every cache."""
+CODEC_GROUPS = ("codec",)
+"""Further ones, if the codec works by tables."""
 
 
-def write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest:
-    """Permute the rows and publish everything that says what they are; the manifest comes last."""
+def write_index(
+    storage: LocalStorage,
+    spec: CacheSpec,
+    scan: Scan,
+    make_tables: TableMaker,
+    tables_at: LocalStorage | None = None,
+) -> Manifest:
+    """Permute the rows and publish everything that says what they are; the manifest comes last.
+
+    Args:
+        storage: Where to.
+        spec: Of the cache.
+        scan: Of its sources.
+        make_tables: Makes those tables of the codec that are not there yet.
+        tables_at: Where tables may be, and are published first; None: `storage`.
+    """
     names = [source.name for source in spec.sources]
     hashes = sample_hashes(spec.seed, names, scan.row_source, scan.row_lmdb_index)
     order = np.argsort(hashes, kind="stable")
@@ -53,7 +71,17 @@ def write_index(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest:
         files |= write_array(storage, layout, strings[key])
     for key, layout in manifest.rejected_layouts().items():
         files |= write_array(storage, layout, rejected[key])
-    for folder in GROUPS:
+    layouts = spec.codec_layouts(files)
+    groups = (*GROUPS, *CODEC_GROUPS, *{str(Path(a.name).parent) for a in layouts.values()})
+    tables_at = tables_at or storage
+    records = publish_tables(tables_at, layouts, make_tables)
+    for layout in layouts.values():
+        files |= write_metadata(storage, layout)
+        name = layout.shard_name(0)
+        if tables_at is not storage:
+            storage.write(name, tables_at.read(name))
+        files[name] = records[name]
+    for folder in groups if layouts else GROUPS:
         name = f"{folder}/zarr.json".lstrip("/")
         files[name] = storage.write(name, GROUP_METADATA)
     manifest = replace(manifest, files=files)
@@ -66,14 +94,16 @@ def is_index_whole(storage: ReadStorage, manifest: Manifest) -> bool:
     return all(storage.size(name) == file.num_bytes for name, file in manifest.files.items())
 
 
-def restore_index(storage: LocalStorage, manifest: Manifest, scan: Scan) -> None:
+def restore_index(
+    storage: LocalStorage, manifest: Manifest, scan: Scan, make_tables: TableMaker
+) -> None:
     """Put back the files of the index that are missing.
 
     Raises:
         CacheMismatchError: the index that comes out of `scan` is another one.
     """
     with scratch_folder(storage) as scratch:
-        made = write_index(scratch, manifest.spec, scan)
+        made = write_index(scratch, manifest.spec, scan, make_tables, storage)
         if made.cache_id != manifest.cache_id:
             raise CacheMismatchError(
                 f"{storage}: its index has to be made again, and comes out as another "
@@ -84,14 +114,16 @@ def restore_index(storage: LocalStorage, manifest: Manifest, scan: Scan) -> None
             storage.ensure(name, scratch.read(name))
 
 
-def restore_manifest(storage: LocalStorage, spec: CacheSpec, scan: Scan) -> Manifest:
+def restore_manifest(
+    storage: LocalStorage, spec: CacheSpec, scan: Scan, make_tables: TableMaker
+) -> Manifest:
     """Make manifest and index again for the units that are there.
 
     Raises:
         CacheMismatchError: the units there are of another cache than `spec` and `scan` make.
     """
     with scratch_folder(storage) as scratch:
-        made = write_index(scratch, spec, scan)
+        made = write_index(scratch, spec, scan, make_tables, storage)
         owners = committed_cache_ids(storage)
         if made.cache_id not in owners:
             raise CacheMismatchError(

@@ -7,6 +7,7 @@ timed sample on this machine. Nothing is kept.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +29,8 @@ from .scan import Scan, sample_hashes, scan_sources
 from .teacher import Teacher, load_teacher
 from .text import TextDraft, draft_text
 
-_WEIGHED_ROWS = 16
-"""Rows of features that are encoded to weigh a codec."""
+_ENCODED_ROWS = 16
+"""Rows of features that are encoded to have something to time the disk with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     augments = {config.augment_of(num_views) for num_views in config.views}
     samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
     some_views = next(iter(samples.values())).views
-    few = torch.from_numpy(some_views[:_WEIGHED_ROWS])
+    few = torch.from_numpy(some_views[:_ENCODED_ROWS])
     features = {tap: taps.cpu() for tap, taps in teacher.image_taps(few).items()}
     rates = _measure(config, spec, scan_s, teacher, samples, features, drafts[0])
     fixed_parts = {
@@ -193,10 +194,12 @@ def plan_cache(config: PlanConfig) -> Plan:
     }
     fixed_parts["index"] = _weigh_index(spec, scan, order)
     costs = []
-    for codec in FEATURE_CODEC_NAMES:
+    for codec in _possible_codecs(spec):
+        with_codec = replace(spec, codec=codec)
+        index_bytes = fixed_parts["index"] + _weigh_tables(with_codec)
         for num_views in config.views:
             augment = config.augment_of(num_views)
-            of_view = _weigh_view(replace(spec, codec=codec), samples[augment].views, features)
+            of_view = _weigh_view(with_codec, samples[augment].views)
             image_s, bottleneck = _image_seconds(
                 config, rates, augment, sum(of_view.values()), spec.num_rows
             )
@@ -206,7 +209,9 @@ def plan_cache(config: PlanConfig) -> Plan:
                     codec=codec,
                     num_views=num_views,
                     augment=augment,
-                    bytes_by_part={k: num_views * n for k, n in of_view.items()} | fixed_parts,
+                    bytes_by_part={k: num_views * n for k, n in of_view.items()}
+                    | fixed_parts
+                    | {"index": index_bytes},
                     seconds=scan_s + text_s + num_views * image_s,
                     bottleneck=bottleneck,
                 )
@@ -250,6 +255,16 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
     )
 
 
+def _possible_codecs(spec: CacheSpec) -> list[str]:
+    """Return the codecs that can hold tokens of this width; a toy's are too small for some."""
+    names = []
+    for name in FEATURE_CODEC_NAMES:
+        with contextlib.suppress(UsageError):
+            replace(spec, codec=name).image_layouts(0)
+            names.append(name)
+    return names
+
+
 def _load_stand_in(config: PlanConfig) -> Teacher:
     model, separator, weights = config.teacher.partition("/")
     if not separator or not weights:
@@ -275,14 +290,12 @@ def _count_rejected(scan: Scan) -> dict[str, int]:
 # -- sizes -----------------------------------------------------------------------------------------
 
 
-def _weigh_view(
-    spec: CacheSpec, views: Pixels, features: Mapping[int, torch.Tensor]
-) -> dict[str, int]:
-    codec, layouts = feature_codec(spec.codec), spec.image_layouts(0)
+def _weigh_view(spec: CacheSpec, views: Pixels) -> dict[str, int]:
+    layouts = spec.image_layouts(0)
     pixels = weigh_array(layouts["pixels"], filter_pixels(views))
     of_taps = (
-        weigh_array(layouts[f"block{tap}"], codec.encode(tap_features).cpu().numpy())
-        for tap, tap_features in features.items()
+        weigh_array(layouts[f"block{tap}"], np.empty(0))  # Not compressed: only its layout counts.
+        for tap in spec.teacher.image_taps
     )
     return {"pixels": pixels, "features": sum(of_taps)}
 
@@ -293,6 +306,10 @@ def _weigh_text(spec: CacheSpec, draft: TextDraft, num_labels: int) -> int:
     layouts |= strings_layouts(f"text/{text.name}", text.num_strings, text.num_string_bytes)
     nothing = np.empty(0)  # Features are not compressed, so only their layouts count.
     return sum(weigh_array(a, draft.arrays.get(key, nothing)) for key, a in layouts.items())
+
+
+def _weigh_tables(spec: CacheSpec) -> int:
+    return sum(weigh_array(layout, np.empty(0)) for layout in spec.codec_layouts({}).values())
 
 
 def _weigh_index(spec: CacheSpec, scan: Scan, order: Array) -> int:

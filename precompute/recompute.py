@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..shared.cache import FeatureCache
-from ..shared.codecs import FeatureCodec, Pixels, feature_codec, unfilter_pixels
+from ..shared.codecs import FeatureCodec, Pixels, unfilter_pixels
 from ..shared.errors import CacheMismatchError, CacheMissingError, UsageError
 from ..shared.words import WordLmdb, find_named_lmdbs
 from .scan import sample_hashes
@@ -132,7 +132,7 @@ def recompute_rows(config: RecomputeConfig) -> RecomputeReport:
             for key, features in _teach(cache, teacher, batch, views).items():
                 stored = _stored(cache, key, batch, config.device)
                 # The first batch is the largest.
-                codec = feature_codec(cache.spec.codec)
+                codec = cache.tap_codec(int(key.removeprefix("block")))
                 mean = means.setdefault(key, codec.target(features).mean(dim=0))
                 _compare(taps[key], features, stored, mean, codec)
             progress.update(len(batch.rows))

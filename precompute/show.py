@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..shared.cache import FeatureCache
-from ..shared.codecs import Pixels, feature_codec, unfilter_pixels
+from ..shared.codecs import Pixels, unfilter_pixels
 from ..shared.errors import CacheMismatchError, CacheMissingError, UsageError
 from ..shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from ..shared.words import image_key
@@ -148,7 +148,7 @@ def _read_rows(cache: FeatureCache, config: ShowConfig, num_views: int, tap: int
     built = np.concatenate([np.arange(start, stop) for start, stop in bounds])
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(built, min(config.num_rows, len(built)), replace=False)
-    labels, codec = cache.labels(), feature_codec(cache.spec.codec)
+    labels, codec = cache.labels(), cache.tap_codec(tap)
     rows = []
     for row_idx in drawn.tolist():
         unit_idx = row_idx // cache.spec.unit_rows

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..shared.ahead import map_ahead, process_pool, take_idle_time_only
 from ..shared.arrays import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..shared.cache import FeatureCache, unit_name
-from ..shared.codecs import feature_codec, filter_pixels, measure_fidelity
+from ..shared.codecs import filter_pixels, measure_fidelity
 from ..shared.schema import Commit
 from .scan import hash_keys, sample_hashes
 from .teacher import Teacher
@@ -134,7 +134,6 @@ class _PendingUnit:
     def __init__(self, cache: FeatureCache, view_idx: int, unit_idx: int) -> None:
         self._cache = cache
         self._view_idx, self._unit_idx = view_idx, unit_idx
-        self._codec = feature_codec(cache.spec.codec)
         self._layouts = cache.spec.image_layouts(view_idx)
         self._writers = {
             key: ArrayWriter(cache.folder, layout, unit_idx)
@@ -150,12 +149,13 @@ class _PendingUnit:
         good = [idx for idx in range(len(made.views)) if idx not in made.bad][:_FIDELITY_ROWS]
         encoded = {}
         for tap, tap_features in features.items():
+            codec = self._cache.tap_codec(tap)
             tap_features[bad] = 0
-            stored = self._codec.encode(tap_features)
+            stored = codec.encode(tap_features)
             key = f"block{tap}"
             if key not in self._fidelity and good:
-                target = self._codec.target(tap_features[good])
-                self._fidelity[key] = measure_fidelity(target, self._codec.decode(stored[good]))
+                target = codec.target(tap_features[good])
+                self._fidelity[key] = measure_fidelity(target, codec.decode(stored[good]))
             stored[bad] = 0
             encoded[key] = stored.cpu().numpy()
         return encoded

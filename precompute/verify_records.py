@@ -227,7 +227,12 @@ def vouched_files(found: Records) -> dict[str, VouchedFile]:
     if manifest is None:
         return {}
     groups = {name: _vouched(INDEX, name, manifest.files, None, None) for name in manifest.files}
-    index = (manifest.spec.row_layouts(), manifest.label_layouts(), manifest.rejected_layouts())
+    index = (
+        manifest.spec.row_layouts(),
+        manifest.label_layouts(),
+        manifest.rejected_layouts(),
+        manifest.codec_layouts(),
+    )
     arrays = {
         file.name: file
         for layouts in index

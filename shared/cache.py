@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .arrays import Array, ArrayLayout, ArrayReader, decode_strings
 from .charset import Charset
+from .codecs import FeatureCodec, feature_codec
 from .errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
 from .records import decode_record, encode_record
 from .remote import open_storage
@@ -60,6 +61,7 @@ class FeatureCache:
         self.manifest = manifest
         self.commits = commits
         self._readers: dict[tuple[int, str], ArrayReader] = {}
+        self._codecs: dict[int, FeatureCodec] = {}
 
     @classmethod
     def open(
@@ -169,6 +171,15 @@ class FeatureCache:
                 files.update(self.unit(view_idx, unit_idx).files)
             self._readers[key] = ArrayReader(self.storage, layouts[array], files)
         return self._readers[key]
+
+    def tap_codec(self, tap: int) -> FeatureCodec:
+        """Return the codec of an image tap, with its table if it works by one."""
+        if tap not in self._codecs:
+            layout = self.manifest.codec_layouts().get(f"block{tap}")
+            files = self.manifest.files
+            table = ArrayReader(self.storage, layout, files).all() if layout else None
+            self._codecs[tap] = feature_codec(self.spec.codec, table)
+        return self._codecs[tap]
 
     def rows(self, unit_idx: int) -> dict[str, Array]:
         """Return ``source``, ``lmdb_index`` and ``label`` of each row of a unit."""

@@ -3,6 +3,7 @@
     fp16     2 D bytes a token: the teacher's numbers as they are
     int8     D + 18: the token standardised, 255 levels, its four largest values apart
     int4     D / 2 + 18: the token standardised, sixteen levels, its four largest values apart
+    klt:P    P: the token standardised, less its position's mean, in a basis fit to the features
 
 Only ``fp16`` gives back the teacher's numbers. The others give back each token as a LayerNorm
 without gain and bias returns it; a second LayerNorm, which is what a student's heads begin with,
@@ -23,8 +24,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from . import klt
 from .errors import TeacherError, UsageError
 from .geometry import VIEW_SHAPE
+from .klt import KltTable
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +189,57 @@ class Int4Codec:
         return decode_int4(stored)
 
 
+class KltCodec:
+    """Standardised tokens by transform coding, in as many bytes as are asked for; see `klt`."""
+
+    def __init__(self, record_bytes: int, table: npt.NDArray[np.float32] | None) -> None:
+        self.name = f"klt:{record_bytes}"
+        self.record_bytes, self._table = record_bytes, table
+        self._ready: dict[torch.device, KltTable] = {}
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records.
+
+        Raises:
+            UsageError: there are more bytes than components can fill.
+        """
+        num_tokens, width = tap_shape
+        most = width * klt.MAX_BITS // 8
+        if not 1 <= self.record_bytes <= most:
+            raise UsageError(
+                f"codec {self.name} does not fit tokens of {width}; pass klt:1 to klt:{most}"
+            )
+        return _records(num_tokens, self.record_bytes)
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the standardised tokens."""
+        from .quantize import standardise
+
+        return standardise(features)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        _require_at_most(features, _FP32_MAX, self.name)
+        return self._on(features).encode(self.target(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        return self._on(stored).decode(stored)
+
+    def _on(self, tensor: torch.Tensor) -> KltTable:
+        assert self._table is not None, "a klt codec needs the table of its tap"
+        if tensor.device not in self._ready:
+            num_tokens = tensor.shape[-2]
+            self._ready[tensor.device] = KltTable(
+                self._table, num_tokens, self.record_bytes, tensor.device
+            )
+        return self._ready[tensor.device]
+
+
 def _records(num_tokens: int, record_bytes: int) -> StoredRow:
     # Not compressed: what an entropy coder finds in records is under a fifth, and records of one
     # size are read without one.
@@ -201,27 +255,40 @@ def _require_at_most(features: torch.Tensor, most: float, codec: str) -> None:
         )
 
 
-_FEATURE_CODECS: dict[str, FeatureCodec] = {
+_KLT_BYTES = 192
+_FIXED_CODECS: dict[str, FeatureCodec] = {
     codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())
 }
 
+FEATURE_CODEC_NAMES = (*_FIXED_CODECS, f"klt:{_KLT_BYTES}")
+"""Names of the codecs there are; ``klt`` takes any number of bytes."""
 
-FEATURE_CODEC_NAMES = tuple(_FEATURE_CODECS)
-"""Names of the codecs there are."""
 
-
-def feature_codec(name: str) -> FeatureCodec:
+def feature_codec(name: str, table: npt.NDArray[np.float32] | None = None) -> FeatureCodec:
     """Return the codec of that name.
+
+    Args:
+        name: One of `FEATURE_CODEC_NAMES`, or ``klt:P``; ``klt`` alone takes the usual P.
+        table: Of the tap, for ``klt``; without one it knows its layout only.
 
     Raises:
         UsageError: there is none.
     """
-    try:
-        return _FEATURE_CODECS[name]
-    except KeyError:
+    kind, _, record_bytes = name.partition(":")
+    if kind == "klt" and (name == kind or record_bytes.isdecimal()):
+        return KltCodec(int(record_bytes or _KLT_BYTES), table)
+    if name not in _FIXED_CODECS:
         raise UsageError(
-            f"feature codec {name!r} is unknown; expected one of {', '.join(_FEATURE_CODECS)}"
-        ) from None
+            f"feature codec {name!r} is unknown; expected one of {', '.join(_FIXED_CODECS)}, "
+            "klt:BYTES"
+        )
+    return _FIXED_CODECS[name]
+
+
+def klt_record_bytes(name: str) -> int:
+    """Return the P of ``klt:P``; 0 of a codec that works without tables."""
+    codec = feature_codec(name)
+    return codec.record_bytes if isinstance(codec, KltCodec) else 0
 
 
 def pixel_layout() -> StoredRow:
@@ -280,7 +347,7 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
         "cosine_p50": round(float(quantiles[1]), 9),
         "cosine_p01": round(float(quantiles[0]), 9),
         "gram_l1": float(f"{gram_l1:.6g}"),
-        "max_abs": float((features - decoded).abs().amax()),
+        "max_abs": float(f"{float((features - decoded).abs().amax()):.6g}"),
     }
 
 

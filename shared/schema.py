@@ -7,6 +7,7 @@
       labels/{utf8,offsets}              the unique labels that rows point into
       rejected/{source,lmdb_index,reason}  samples that did not become rows
       image/view0/{pixels,block3,...}    one shard file per unit
+      codec/DIGEST/{block3,...}          tables of the codec, if it works by any
       text/char-36/{nodes,eot,...}       one table per charset and tokenisation
       commits/...                        one record per unit and per text table
       sealed.json                        all commit records in one, once nothing is missing
@@ -26,7 +27,8 @@ from typing import Any, Self
 
 from .arrays import ArrayLayout
 from .charset import LabelRules
-from .codecs import feature_codec, pixel_layout
+from .codecs import feature_codec, klt_record_bytes, pixel_layout
+from .klt import num_table_rows
 from .records import canonical_json
 from .storage import FileRecord
 
@@ -176,6 +178,34 @@ class CacheSpec:
                 shard_rows=self.unit_rows,
             )
             for key, stored in inner.items()
+        }
+
+    def codec_layouts(self, index: Mapping[str, FileRecord]) -> dict[str, ArrayLayout]:
+        """Return the tables of the codec, ``block{i}`` for each tap, if it works by any.
+
+        Args:
+            index: The files that say what the rows are, among others.
+        """
+        if not klt_record_bytes(self.codec):
+            return {}
+        # All that decides a tap's table, and not which other taps there are.
+        shards = tuple(f"{layout.name}/c/" for layout in self.row_layouts().values())
+        files = {name: file for name, file in index.items() if name.startswith(shards)}
+        spec = asdict(self)
+        del spec["teacher"]["image_taps"]
+        identity = canonical_json({"spec": spec, "files": _files_json(files)})
+        folder = f"codec/{hashlib.sha256(identity).hexdigest()[:16]}"
+        teacher = self.teacher
+        num_rows = num_table_rows(teacher.num_image_tokens, teacher.image_width)
+        return {
+            f"block{tap}": ArrayLayout(
+                name=f"{folder}/block{tap}",
+                shape=(num_rows, teacher.image_width),
+                dtype="float32",
+                chunk_rows=num_rows,
+                shard_rows=num_rows,
+            )
+            for tap in teacher.image_taps
         }
 
     def row_layouts(self) -> dict[str, ArrayLayout]:
@@ -341,6 +371,10 @@ class Manifest:
     def label_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the unique labels."""
         return strings_layouts("labels", self.num_labels, self.num_label_bytes)
+
+    def codec_layouts(self) -> dict[str, ArrayLayout]:
+        """Return the tables of the codec, ``block{i}`` for each tap, if it works by any."""
+        return self.spec.codec_layouts(self.files)
 
     def rejected_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the samples that did not become rows."""

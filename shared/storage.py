@@ -132,8 +132,12 @@ class PendingFile:
         """Digest of what was written so far, in hex."""
         return self._sha256.hexdigest()
 
-    def publish(self, chunk_crc32c: str = "") -> FileRecord:
+    def publish(self, chunk_crc32c: str = "", *, replace: bool = True) -> FileRecord:
         """Sync, read back, compare, rename, sync the folder.
+
+        Args:
+            chunk_crc32c: For the record.
+            replace: Whether to take the place of a file of that name; else that one stays.
 
         Raises:
             CacheCorruptError: the file system returned other bytes than were written.
@@ -149,7 +153,11 @@ class PendingFile:
                 "memory is failing. Run the same command again on another disk"
             )
         _make_folders(self._root, self._final.parent)
-        os.replace(self._tmp, self._final)
+        if replace:
+            os.replace(self._tmp, self._final)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(self._tmp, self._final)
         _sync_folder(self._final.parent)
         return record
 
@@ -236,6 +244,15 @@ class LocalStorage:
         if self.exists(name) and self.read(name) == data:
             return FileRecord(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         return self.write(name, data)
+
+    def keep_first(self, name: str, data: bytes) -> None:
+        """Publish a small file unless there is one of that name, whatever it holds."""
+        pending = self.create(name)
+        try:
+            pending.write(data)
+            pending.publish(replace=False)
+        finally:
+            pending.discard()
 
     def remove(self, name: str) -> None:
         """Remove a file for good, if there is one."""

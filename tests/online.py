@@ -18,7 +18,6 @@ import torch
 from clipocr.precompute.teacher import Teacher
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.charset import Charset
-from clipocr.shared.codecs import feature_codec
 from clipocr.shared.images import decode_image, stretch
 from clipocr.shared.words import WordLmdb
 from clipocr.train.batch import Batch
@@ -33,7 +32,8 @@ class OnlineLoader:
     """(source, LMDB index, label) of the usable rows, chunk by chunk in the cache's row order."""
     chunk_sizes: list[int]
     teacher: Teacher
-    codec: str
+    cache: FeatureCache
+    """Whose codec is used."""
     batch_size: int
     seed: int
     context: int | None = None
@@ -58,11 +58,10 @@ class OnlineLoader:
             np.stack([stretch(decode_image(lmdb.image(index))) for lmdb, index, _ in samples])
         )
         labels = [label for _, _, label in samples]
-        codec = feature_codec(self.codec)
-        image = {
-            tap: codec.decode(codec.encode(features))
-            for tap, features in self.teacher.image_taps(views).items()
-        }
+        image = {}
+        for tap, features in self.teacher.image_taps(views).items():
+            codec = self.cache.tap_codec(tap)
+            image[tap] = codec.decode(codec.encode(features))
         # Official system.py 276-277: as long as the longest label of the batch, padded with id 0.
         num_positions = max(map(len, labels)) + 1
         context = self.context or num_positions + 1
@@ -116,7 +115,7 @@ def online_loader(
         samples=[sample for chunk in chunks for sample in chunk],
         chunk_sizes=[len(chunk) for chunk in chunks],
         teacher=teacher,
-        codec=cache.spec.codec,
+        cache=cache,
         batch_size=batch_size,
         seed=seed,
         context=context,

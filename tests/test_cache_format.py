@@ -6,11 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
+from samples import tiny_build
 
+from clipocr.precompute.build import build_cache
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.codecs import feature_codec, unfilter_pixels
 from clipocr.shared.schema import REJECTION_REASONS
@@ -19,7 +23,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encodi
 
 
 def test_the_program_reads_what_clipocr_reads(cache_path: Path, cache: FeatureCache) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (program,) = re.findall(r"```python\n(import json.*?)```", PAGE, flags=re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program, str(cache_path)], capture_output=True, text=True
     )
@@ -60,6 +64,20 @@ def test_its_lines_decode_records(name: str) -> None:
     exec("\n".join(code), scope)
     decoded = codec.decode(stored).numpy()
     np.testing.assert_allclose(scope["features"], decoded, rtol=1e-6)
+
+
+def test_its_function_decodes_klt(data_root: Path, tmp_path: Path) -> None:
+    (function,) = re.findall(r"```python\n(def decode_klt.*?)```", PAGE, flags=re.DOTALL)
+    scope: dict[str, Any] = {"np": np}
+    exec(function, scope)
+    build_cache(tiny_build(data_root, tmp_path / "cache", codec="klt:24"))
+    cache, group = FeatureCache.open(tmp_path / "cache"), zarr.open_group(tmp_path / "cache")
+    (digest,) = group["codec"]
+    for tap in (1, 2, 3):
+        records = group[f"image/view0/block{tap}"][:20]
+        expected = cache.tap_codec(tap).decode(torch.from_numpy(records))
+        decoded = scope["decode_klt"](records, group["codec"][digest][f"block{tap}"][:])
+        np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("reason", REJECTION_REASONS)

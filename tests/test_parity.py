@@ -69,7 +69,7 @@ def online(cache_of_codec: Path, data_root: Path) -> Callable[[int | None], Onli
 
 
 @pytest.mark.parametrize(
-    ("codec", "epochs"), [("fp16", 20), ("int8", 2), ("int4", 2)], indirect=["codec"]
+    ("codec", "epochs"), [("fp16", 20), ("int8", 2), ("int4", 2), ("klt:24", 2)], indirect=["codec"]
 )
 def test_a_cached_run_is_an_online_run_bit_for_bit(
     cache_of_codec: Path,
@@ -126,7 +126,9 @@ def test_targets_differ_from_the_official_batch_length_by_rounding_alone(
             assert (left != right).float().mean() < 0.01
 
 
-@pytest.mark.parametrize(("codec", "share"), [("int8", 1e-3), ("int4", 0.03)], indirect=["codec"])
+@pytest.mark.parametrize(
+    ("codec", "share"), [("int8", 1e-3), ("int4", 0.03), ("klt:24", 0.03)], indirect=["codec"]
+)
 def test_the_losses_of_a_lossy_codec_are_those_of_the_exact_one(
     cache_path: Path,
     cache_of_codec: Path,

@@ -24,7 +24,7 @@ import torch
 from ..shared.ahead import iterate_ahead, map_ahead
 from ..shared.arrays import Array, ArrayReader
 from ..shared.cache import FeatureCache, TextTable
-from ..shared.codecs import feature_codec, unfilter_pixels
+from ..shared.codecs import unfilter_pixels
 from ..shared.errors import UsageError
 from .batch import Batch
 from .order import NUM_LANES, EpochOrder, lanes_of
@@ -116,8 +116,7 @@ class CacheLoader:
             )
         self._cache, self._text, self._device = cache, text, device
         self._text_taps = tuple(text_taps)
-        self._codec = feature_codec(cache.spec.codec)
-        self._image_taps = tuple(image_taps)
+        self._codecs = {tap: cache.tap_codec(tap) for tap in image_taps}
         arrays = ("pixels", *(f"block{tap}" for tap in image_taps))
         self._readers = [
             {key: cache.view_reader(view_idx, key) for key in arrays}
@@ -277,7 +276,9 @@ class CacheLoader:
             views=unfilter_pixels(arrays["pixels"]),
             labels=batch.labels,
             num_positions=batch.num_positions,
-            image_taps={tap: self._codec.decode(arrays[f"block{tap}"]) for tap in self._image_taps},
+            image_taps={
+                tap: codec.decode(arrays[f"block{tap}"]) for tap, codec in self._codecs.items()
+            },
             text_taps={tap: arrays[f"text{tap}"] for tap in self._text_taps},
             eot=arrays["eot"],
         )
