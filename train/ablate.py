@@ -74,7 +74,7 @@ def ablate(
     for variant in table.variants:
         for seed in table.seeds:
             settings = {**table.settings, **variant.settings, "seed": seed}
-            config = runs[f"{variant.name}-seed{seed}"] = train_config(settings, place.device)
+            config = runs[variant.run_name(seed)] = train_config(settings, place.device)
             require_targets(config, cache)
             reads = (config.charset, config.student.max_label_length)
             if reads not in test_sets:

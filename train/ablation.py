@@ -25,6 +25,10 @@ class Variant:
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
 
+    def run_name(self, seed: int) -> str:
+        """Return the name of the run with a seed, and of its folder."""
+        return f"{self.name}-seed{seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AblationTable:

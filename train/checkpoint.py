@@ -10,7 +10,6 @@ contain CLIP.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from ..shared.charset import Charset
 from ..shared.errors import CheckpointError
+from .replacing import replacing
 from .student import Student, StudentConfig
 from .tokenizer import LabelTokenizer
 
@@ -54,15 +54,8 @@ def save_checkpoint(
         "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:

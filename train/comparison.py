@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from tabulate import tabulate
 
 from ..shared.schema import TeacherSpec
 from .ablation import AblationTable
+from .replacing import replacing
 
 _PAPER_SETS = ("IIIT5k", "SVT", "IC13_857", "IC15_1811", "SVTP", "CUTE80")
 """Order of the paper's columns, by folder name; other sets follow by theirs."""
@@ -42,7 +41,7 @@ def write_comparison(
         done = [
             result
             for seed in table.seeds
-            if (result := results[f"{variant.name}-seed{seed}"]) is not None
+            if (result := results[variant.run_name(seed)]) is not None
         ]
         accuracies = [
             [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
@@ -66,29 +65,18 @@ def write_comparison(
         disable_numparse=True,
     )
     text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
-    with _replacing(out / "table.md") as path:
+    with replacing(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     with (
-        _replacing(out / "table.csv") as path,
+        replacing(out / "table.csv") as path,
         path.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
         spread = [f"{name} {what}" for name in [*sets, "Avg"] for what in ("mean", "std")]
         writer.writerow(["variant", *table.columns, *spread, "runs"])
         writer.writerows(figures)
-    with _replacing(out / "table.png") as path:
+    with replacing(out / "table.png") as path:
         _draw_table(table.title, caption, headers, rows, len(table.columns), path)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write that then takes the place of `path`: shares may end together."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _set_order(name: str) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
 from ..shared.images import ImageProblemError, decode_image, stretch
 from ..shared.words import WordLmdb, find_named_lmdbs
 from .metrics import WordCounts
+from .replacing import replacing
 from .student import Student
 
 _DECODE_THREADS = 2
@@ -184,9 +185,8 @@ def write_results(
     record = results_as_json(results, checkpoint=checkpoint, charset_name=charset.name)
     if of is not None:
         record["of"] = dict(of)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _evaluate_set(

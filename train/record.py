@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..shared.cache import FeatureCache
 from ..shared.errors import CheckpointError, UsageError
 from .config import TrainConfig, TrainPlace
+from .replacing import replacing
 
 RUN_NAME = "run.json"
 
@@ -46,12 +46,9 @@ def write_record(
         "processes": place.processes.world_size,
         **state,
     }
-    partial = place.out / f".{RUN_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(place.out / RUN_NAME)
+    with replacing(place.out / RUN_NAME) as partial:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
 
 
 def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
