@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from samples import WORDS, write_words
 
-from clipocr.cli import _process_of
+from clipocr.precompute.cache_commands import process_of
 
 TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 
@@ -179,4 +179,4 @@ def test_which_process_this_is(
             monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert _process_of() == expected
+    assert process_of() == expected

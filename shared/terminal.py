@@ -1,0 +1,78 @@
+"""What commands print: counts, sizes, times, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+MAX_LISTED = 20
+
+
+@contextmanager
+def listed_problems() -> Iterator[Callable[[str], None]]:
+    """Collect problems and print them to stderr at the end, the first few and a count."""
+    problems: list[str] = []
+    num_problems = 0
+
+    def on_problem(problem: str) -> None:
+        nonlocal num_problems
+        num_problems += 1
+        if num_problems <= MAX_LISTED:
+            problems.append(problem)
+
+    try:
+        yield on_problem
+    finally:
+        for problem in problems:
+            click.echo(problem, err=True)
+        if num_problems > MAX_LISTED:
+            click.echo(f"... and {num_problems - MAX_LISTED:,} more", err=True)
+
+
+def histogram(lengths: dict[int, int], width: int = 5) -> str:
+    """Return counts in bins of `width`, e.g. ``1-5: 1,203  6-10: 796``."""
+    bins: dict[int, int] = {}
+    for length, n in sorted(lengths.items()):
+        start = (length - 1) // width * width + 1
+        bins[start] = bins.get(start, 0) + n
+    return "  ".join(f"{start}-{start + width - 1}: {n:,}" for start, n in bins.items()) or "none"
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun: ``1 row``, ``2,000 rows``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def folder_size(folder: Path) -> str:
+    """Return what the files right in a folder weigh together."""
+    return byte_size(sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, to the minute, or to the second if it is short."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def byte_size(num_bytes: float) -> str:
+    """Return a size in the decimal unit that leaves one to three digits before the point."""
+    size, units = float(num_bytes), iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000:
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def warn_of_random_teacher(is_random: bool, name: str) -> None:
+    """Say on stderr that such features teach nothing of CLIP."""
+    if is_random:
+        click.echo(
+            f"Note: the teacher {name} has random weights. Its features try out the pipeline; "
+            "a student learns nothing of CLIP from them.",
+            err=True,
+        )
