@@ -26,7 +26,7 @@ from .checkpoint import find_checkpoint, load_student
 from .comparison import write_comparison
 from .config import TrainConfig, TrainPlace
 from .curves import draw_curves
-from .evaluate import TestSet, evaluate, open_test_sets, write_results
+from .evaluation.evaluate import TestSet, evaluate, open_test_sets, write_results
 from .record import RUN_NAME, read_record, require_same_run
 from .run import train
 from .settings import train_config

@@ -43,7 +43,7 @@ from .targets import choose_num_views, choose_units, open_cache, require_targets
 from .tokenizer import LabelTokenizer
 
 if TYPE_CHECKING:
-    from .evaluate import TestSet
+    from .evaluation.evaluate import TestSet
 
 _LOG_EVERY_STEPS = 10
 
@@ -172,7 +172,7 @@ class _Run:
         if not self.place.val_data:
             return []
         # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
-        from .evaluate import open_test_sets
+        from .evaluation.evaluate import open_test_sets
 
         longest = self.config.student.max_label_length
         return open_test_sets(self.place.val_data, self.place.val_charset, longest)
@@ -380,8 +380,8 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Read the validation sets, each process its share of every one."""
-        from .evaluate import evaluate, share_of, total
-        from .metrics import WordCounts
+        from .evaluation.evaluate import evaluate, share_of, total
+        from .evaluation.metrics import WordCounts
 
         self.student.eval()
         rank, world_size = self.processes.rank, self.processes.world_size

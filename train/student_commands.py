@@ -73,7 +73,7 @@ def eval_command(
     from ..shared.device import choose_device
     from ..shared.schema import TeacherSpec
     from .checkpoint import find_checkpoint, load_checkpoint, load_student
-    from .evaluate import evaluate, open_test_sets, results_as_table, write_results
+    from .evaluation.evaluate import evaluate, open_test_sets, results_as_table, write_results
 
     checkpoint = find_checkpoint(run_or_checkpoint)
     json_path = json_path or checkpoint.parent / "eval.json"
@@ -122,7 +122,7 @@ def read(run_or_checkpoint: Path, images: tuple[Path, ...], device_name: str) ->
     """
     from ..shared.device import choose_device
     from .checkpoint import find_checkpoint, load_student
-    from .evaluate import read_images
+    from .evaluation.evaluate import read_images
 
     student = load_student(find_checkpoint(run_or_checkpoint), choose_device(device_name))
     num_problems = 0

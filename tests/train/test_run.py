@@ -267,7 +267,7 @@ def test_an_epoch_survives_a_validation_that_fails(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("clipocr.train.evaluate.evaluate", fail)
+        patched.setattr("clipocr.train.evaluation.evaluate.evaluate", fail)
         with pytest.raises(MemoryError):
             train(CONFIG, place)
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5

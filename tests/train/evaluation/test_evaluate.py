@@ -12,7 +12,13 @@ from samples import draw_word, write_words
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.shared.images import ImageProblemError
-from clipocr.train.evaluate import SetResult, evaluate, open_test_sets, read_images, total
+from clipocr.train.evaluation.evaluate import (
+    SetResult,
+    evaluate,
+    open_test_sets,
+    read_images,
+    total,
+)
 from clipocr.train.student import Student, StudentConfig
 from clipocr.train.tokenizer import LabelTokenizer
 

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..shared.ahead import map_ahead
-from ..shared.charset import Charset, LabelProblem, LabelRules
-from ..shared.device import allow_fast_products, autocast
-from ..shared.errors import DataError
-from ..shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
-from ..shared.images import ImageProblemError, decode_image, stretch
-from ..shared.words import WordLmdb, find_named_lmdbs
+from ...shared.ahead import map_ahead
+from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.device import allow_fast_products, autocast
+from ...shared.errors import DataError
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ...shared.images import ImageProblemError, decode_image, stretch
+from ...shared.words import WordLmdb, find_named_lmdbs
+from ..replacing import replacing
+from ..student import Student
 from .metrics import WordCounts
-from .replacing import replacing
-from .student import Student
 
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipocr.train.metrics import WordCounts
+from clipocr.train.evaluation.metrics import WordCounts
 
 ROWS = [
     # prediction, label, right, normalised edit distance, remark

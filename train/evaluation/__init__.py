@@ -1,0 +1,1 @@
+"""How well a student reads: test sets, metrics, results, and their comparison."""
