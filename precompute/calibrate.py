@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..shared.arrays import Array, ArrayLayout, write_array
 from ..shared.codecs import klt_record_bytes
 from ..shared.errors import MEND, CacheCorruptError
-from ..shared.klt import fit_table
+from ..shared.klt import fit_basis
 from ..shared.quantize import standardise
 from ..shared.schema import CacheSpec
 from ..shared.storage import FileRecord, LocalStorage, scratch_folder
@@ -71,7 +71,7 @@ def make_tables(
                 products[f"block{tap}"] += (flat.T @ flat).cpu().numpy()
             progress.update(len(rows))
     record_bytes = klt_record_bytes(spec.codec)
-    return {key: fit_table(count, sums[key], products[key], record_bytes) for key in keys}
+    return {key: fit_basis(count, sums[key], products[key]).table(record_bytes) for key in keys}
 
 
 def publish_tables(

@@ -31,9 +31,8 @@ def features_of(num_rows: int, seed: int = 0) -> torch.Tensor:
 def table_of(features: torch.Tensor, record_bytes: int) -> np.ndarray:
     tokens = standardise(features)
     flat = tokens.flatten(0, 1)
-    return klt.fit_table(
-        len(features), tokens.sum(0).numpy(), (flat.T @ flat).numpy(), record_bytes
-    )
+    sums, products = tokens.sum(0).numpy(), (flat.T @ flat).numpy()
+    return klt.fit_basis(len(features), sums, products).table(record_bytes)
 
 
 def codec_of(record_bytes: int) -> FeatureCodec:
@@ -123,7 +122,7 @@ def test_the_basis_diagonalises_and_the_deviations_are_those_of_the_sample() -> 
 
 
 def test_a_sample_of_nothing_makes_a_table_of_nothing() -> None:
-    table = klt.fit_table(0, np.zeros((NUM_TOKENS, WIDTH)), np.zeros((WIDTH, WIDTH)), 16)
+    table = klt.fit_basis(0, np.zeros((NUM_TOKENS, WIDTH)), np.zeros((WIDTH, WIDTH))).table(16)
     codec = feature_codec("klt:16", table)
     stored = codec.encode(features_of(2))
     assert not stored.any()
