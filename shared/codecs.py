@@ -17,7 +17,8 @@ Shapes: B rows, T image tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +50,11 @@ class StoredRow:
     row_shape: tuple[int, ...]
     dtype: str
     compressed: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row, before compression."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
 class FeatureCodec(Protocol):
@@ -111,7 +117,28 @@ class Fp16Codec:
         return stored
 
 
-class Int8Codec:
+class _StandardisedCodec:
+    """What the codecs have in common that keep a token as a LayerNorm without gain returns it."""
+
+    name: str
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the standardised tokens."""
+        from .quantize import standardise
+
+        return standardise(features)
+
+    def _standardised(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what is to be encoded.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        _require_at_most(features, _FP32_MAX, self.name)
+        return self.target(features)
+
+
+class Int8Codec(_StandardisedCodec):
     """Standardised tokens, eight bits a value: cosine 0.9999 and more, in half of fp16's bytes."""
 
     name = "int8"
@@ -121,22 +148,15 @@ class Int8Codec:
         num_tokens, width = tap_shape
         return _records(num_tokens, width + _HEAD_BYTES)
 
-    def target(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the standardised tokens."""
-        from .quantize import standardise
-
-        return standardise(features)
-
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Return a record per token.
 
         Raises:
             TeacherError: a value is not finite.
         """
-        from .quantize import encode_int8, standardise
+        from .quantize import encode_int8
 
-        _require_at_most(features, _FP32_MAX, self.name)
-        return encode_int8(standardise(features))
+        return encode_int8(self._standardised(features))
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the tokens, standardised, in single precision.
@@ -149,7 +169,7 @@ class Int8Codec:
         return decode_int8(stored)
 
 
-class Int4Codec:
+class Int4Codec(_StandardisedCodec):
     """Standardised tokens, four bits a value: cosine 0.995, in a quarter of fp16's bytes."""
 
     name = "int4"
@@ -165,22 +185,15 @@ class Int4Codec:
             raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
         return _records(num_tokens, width // 2 + _HEAD_BYTES)
 
-    def target(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the standardised tokens."""
-        from .quantize import standardise
-
-        return standardise(features)
-
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Return a record per token.
 
         Raises:
             TeacherError: a value is not finite.
         """
-        from .quantize import encode_int4, standardise
+        from .quantize import encode_int4
 
-        _require_at_most(features, _FP32_MAX, self.name)
-        return encode_int4(standardise(features))
+        return encode_int4(self._standardised(features))
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
@@ -189,7 +202,7 @@ class Int4Codec:
         return decode_int4(stored)
 
 
-class KltCodec:
+class KltCodec(_StandardisedCodec):
     """Standardised tokens by transform coding, in as many bytes as are asked for; see `klt`."""
 
     def __init__(self, record_bytes: int, table: npt.NDArray[np.float32] | None) -> None:
@@ -211,20 +224,13 @@ class KltCodec:
             )
         return _records(num_tokens, self.record_bytes)
 
-    def target(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the standardised tokens."""
-        from .quantize import standardise
-
-        return standardise(features)
-
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Return a record per token.
 
         Raises:
             TeacherError: a value is not finite.
         """
-        _require_at_most(features, _FP32_MAX, self.name)
-        return self._on(features).encode(self.target(features))
+        return self._on(features).encode(self._standardised(features))
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
@@ -285,6 +291,31 @@ def feature_codec(name: str, table: npt.NDArray[np.float32] | None = None) -> Fe
     return _FIXED_CODECS[name]
 
 
+def parse_tap_codecs(codec: str, num_taps: int) -> tuple[str, ...]:
+    """Return the codec of each image tap, by its full name.
+
+    Args:
+        codec: One codec for all taps, or one for each, by commas: ``klt:96,klt:80,int4``.
+        num_taps: How many there are.
+
+    Raises:
+        UsageError: there is no such codec, or another number of them.
+    """
+    names = tuple(feature_codec(name).name for name in codec.split(","))
+    if len(names) not in (1, num_taps):
+        raise UsageError(
+            f"codec {codec!r} is of {len(names)} image taps, there are {num_taps}; "
+            "pass one codec for all, or one for each"
+        )
+    return names * num_taps if len(names) == 1 else names
+
+
+def join_tap_codecs(names: Iterable[str]) -> str:
+    """Invert `parse_tap_codecs`, as short as can be."""
+    names = tuple(names)
+    return names[0] if len(set(names)) == 1 else ",".join(names)
+
+
 def klt_record_bytes(name: str) -> int:
     """Return the P of ``klt:P``; 0 of a codec that works without tables."""
     codec = feature_codec(name)
@@ -324,14 +355,18 @@ def unfilter_pixels(stored: torch.Tensor) -> torch.Tensor:
     return views
 
 
+_GRAM_ROWS = 64
+"""Rows whose tokens are compared with one another: about a batch, and of a size to hold."""
+
+
 def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[str, float]:
     """Compare a tap with what its codec keeps of it. Shape: (B, T, D) both, any float type.
 
     Returns:
         ``cosine_p50`` and ``cosine_p01``: median and first percentile, over tokens, of the cosine
         after the mean of each position was removed; ``gram_l1``: mean absolute difference of the
-        two matrices of cosines between tokens, which is what LCL's intra term sees (CLIP-OCR
-        Eq. 5); ``max_abs``: the largest absolute error.
+        two matrices of cosines between tokens of the same 64 rows, which is what LCL's intra term
+        sees (CLIP-OCR Eq. 5); ``max_abs``: the largest absolute error.
     """
     # In double precision, and rounded: the last bits of a sum depend on how many threads share it,
     # and a commit record must come out the same on every machine.
@@ -342,7 +377,9 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
     # Positions whose features never vary have nothing left after centring; they count as kept.
     cosine = ((a * b).sum(dim=1) / norms).nan_to_num(1.0)
     quantiles = cosine.quantile(cosine.new_tensor([0.01, 0.5]))
-    gram_l1 = float((_gram(features) - _gram(decoded)).abs().mean())
+    batches = [slice(at, at + _GRAM_ROWS) for at in range(0, len(features), _GRAM_ROWS)]
+    differences = [(_gram(features[rows]) - _gram(decoded[rows])).abs() for rows in batches]
+    gram_l1 = sum(float(d.sum()) for d in differences) / sum(d.numel() for d in differences)
     return {
         "cosine_p50": round(float(quantiles[1]), 9),
         "cosine_p01": round(float(quantiles[0]), 9),

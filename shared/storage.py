@@ -11,6 +11,7 @@ Reading is a `ReadStorage`: a folder, or what `remote` finds at an address such 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -132,12 +133,8 @@ class PendingFile:
         """Digest of what was written so far, in hex."""
         return self._sha256.hexdigest()
 
-    def publish(self, chunk_crc32c: str = "", *, replace: bool = True) -> FileRecord:
-        """Sync, read back, compare, rename, sync the folder.
-
-        Args:
-            chunk_crc32c: For the record.
-            replace: Whether to take the place of a file of that name; else that one stays.
+    def publish(self, chunk_crc32c: str = "") -> FileRecord:
+        """Sync, read back, compare, rename, sync the folder; return the record.
 
         Raises:
             CacheCorruptError: the file system returned other bytes than were written.
@@ -153,11 +150,7 @@ class PendingFile:
                 "memory is failing. Run the same command again on another disk"
             )
         _make_folders(self._root, self._final.parent)
-        if replace:
-            os.replace(self._tmp, self._final)
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(self._tmp, self._final)
+        os.replace(self._tmp, self._final)
         _sync_folder(self._final.parent)
         return record
 
@@ -246,13 +239,21 @@ class LocalStorage:
         return self.write(name, data)
 
     def keep_first(self, name: str, data: bytes) -> None:
-        """Publish a small file unless there is one of that name, whatever it holds."""
-        pending = self.create(name)
-        try:
-            pending.write(data)
-            pending.publish(replace=False)
-        finally:
-            pending.discard()
+        """Publish a small file unless there is one of that name, whatever it holds.
+
+        It has to be alone in its folder. For it is the folder that appears, by a rename, which
+        never takes the place of one that holds something: a file system need not have hard links.
+        """
+        folder = (self.root / name).parent
+        with scratch_folder(self) as scratch:
+            scratch.write(f"folder/{Path(name).name}", data)
+            _make_folders(self.root, folder.parent)
+            try:
+                os.replace(scratch.root / "folder", folder)
+            except OSError as e:
+                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+        _sync_folder(folder.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file for good, if there is one."""

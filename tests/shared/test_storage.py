@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,30 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> No
     mine.write(b"still mine")
     mine.publish()
     assert storage.read("file") == b"still mine"
+
+
+def test_the_first_is_kept_also_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage = LocalStorage(tmp_path)
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(lambda n: storage.keep_first("tables/a/c/0", b"%d" % n), range(8)))
+    first = storage.read("tables/a/c/0")
+    storage.keep_first("tables/a/c/0", b"late")
+    assert storage.read("tables/a/c/0") == first
+    assert storage.names("tables") == ["tables/a/c/0"]
+    assert not list((tmp_path / ".tmp").iterdir())
+    storage.remove("tables/a/c/0")
+    storage.keep_first("tables/a/c/0", b"again")
+    assert storage.read("tables/a/c/0") == b"again"
+
+
+def test_what_hinders_the_first_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tables").write_bytes(b"a file, where a folder has to be")
+    with pytest.raises(OSError, match="tables"):
+        LocalStorage(tmp_path).keep_first("tables/c/0", b"data")
+    assert not list((tmp_path / ".tmp").iterdir())
