@@ -10,9 +10,10 @@ Shapes: B rows of a global batch, b those of this process, C chunks, N rows, L l
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +62,7 @@ class _Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HostBatch:
+class HostBatch:
     """A batch in (on a GPU: pinned) memory, image taps and pixels still encoded."""
 
     labels: list[str]
@@ -146,11 +147,17 @@ class CacheLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_batch` on; what came before is not read."""
+        with contextlib.closing(self.host_batches(epoch, first_batch)) as batches:
+            for batch in batches:
+                yield self._to_device(batch)
+
+    def host_batches(self, epoch: int, first_batch: int = 0) -> Generator[HostBatch]:
+        """Yield what `epoch` does, before it goes to the device."""
         readers = self._readers[epoch % len(self._readers)]
         gathered = iterate_ahead(self._gather(epoch, first_batch, readers), _BATCHES_AHEAD)
         # With zip, the thread behind `gathered` ends with this generator, however that is left.
         for _, batch in zip(range(first_batch, self.batches_per_epoch), gathered, strict=False):
-            yield self._to_device(batch)
+            yield batch
 
     def _usable_chunks(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
         chunk_rows = self._cache.spec.chunk_rows
@@ -213,7 +220,7 @@ class CacheLoader:
 
     def _gather(
         self, epoch: int, first_batch: int, readers: Mapping[str, ArrayReader]
-    ) -> Iterator[_HostBatch]:
+    ) -> Iterator[HostBatch]:
         """Read what the steps of an epoch open, some chunks ahead, and put batches together."""
         steps, ahead = itertools.tee(self._steps(epoch, first_batch))
         to_read = (chunk for step in ahead for chunk in step.to_open)
@@ -235,7 +242,7 @@ class CacheLoader:
             arrays = {key: rows[at.rows] for key, rows in arrays.items()}
         return arrays
 
-    def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> _HostBatch:
+    def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> HostBatch:
         text_ids = np.concatenate(
             [
                 np.empty(0, np.int32),
@@ -258,7 +265,7 @@ class CacheLoader:
             arrays[key] = self._empty(len(text_ids), table[where[:0]])
             # "raise", the default, would gather into a buffer first.
             np.take(table, where, axis=0, out=arrays[key].numpy(), mode="wrap")
-        return _HostBatch(
+        return HostBatch(
             labels=[self._text.strings[i] for i in text_ids.tolist()],
             num_positions=step.num_positions,
             arrays=arrays,
@@ -270,7 +277,7 @@ class CacheLoader:
         pinned = self._device.type == "cuda"
         return torch.empty(num_rows, *like.shape[1:], dtype=dtype, pin_memory=pinned)
 
-    def _to_device(self, batch: _HostBatch) -> Batch:
+    def _to_device(self, batch: HostBatch) -> Batch:
         arrays = {k: t.to(self._device, non_blocking=True) for k, t in batch.arrays.items()}
         return Batch(
             views=unfilter_pixels(arrays["pixels"]),
