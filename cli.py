@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from .precompute.align_commands import align_command
 from .precompute.cache_commands import cache
 from .precompute.data_commands import data
 from .precompute.upkeep_commands import copy_command, info_command, show_command, verify_command
@@ -65,7 +66,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for upkeep in (info_command, show_command, verify_command, copy_command):
-    cache.add_command(upkeep)
+for of_cache in (info_command, show_command, align_command, verify_command, copy_command):
+    cache.add_command(of_cache)
 for command in (data, cache, train, ablate, eval_command, read):
     main.add_command(command)

@@ -80,16 +80,55 @@ class Teacher:
 
         Shape: (B, 32, 128, 3) uint8 -> (B, T, D) each.
         """
+        with self._exact():
+            x = self._embed(views)
+            return _run_blocks(self._visual.transformer, x, self.spec.image_taps, None)
+
+    @torch.no_grad()
+    def image_embeddings(self, views: torch.Tensor) -> torch.Tensor:
+        """Return the projected class token, which CLIP compares with the projected EOT, in float32.
+
+        Shape: (B, 32, 128, 3) uint8 -> (B, E).
+
+        Raises:
+            TeacherError: this model pools its image tokens in another way.
+        """
         visual = self._visual
+        pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
+        if pools or visual.proj is None:
+            raise TeacherError(
+                f"{self.spec.model} does not project its class token, as CLIP does; "
+                "choose a ViT teacher such as ViT-B-16"
+            )
+        with self._exact():
+            num_blocks = len(visual.transformer.resblocks)
+            x = self._embed(views)
+            last = _run_blocks(visual.transformer, x, (num_blocks,), None)[num_blocks]
+            pooled: torch.Tensor = visual.ln_post(last[:, 0].to(x.dtype)) @ visual.proj
+            return pooled.float()
+
+    @property
+    def logit_scale(self) -> float:
+        """What CLIP multiplies cosines by before its softmax; 100 for OpenAI's weights."""
+        scale: Any = self._model.logit_scale
+        return float(scale.exp())
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
         # Left alone, cuDNN would compute the patch embedding in TF32 even under fp32.
         exact = torch.backends.cudnn.flags(allow_tf32=False)
         with exact, autocast(self.device, self.spec.precision):
-            x = visual.conv1(normalize(views.to(self.device), CLIP_MEAN, CLIP_STD))
-            x = x.flatten(2).transpose(1, 2)
-            class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-            x = torch.cat([class_token, x], dim=1) + self._image_positions.to(x.dtype)
-            x = visual.ln_pre(x)
-            return _run_blocks(visual.transformer, x, self.spec.image_taps, None)
+            yield
+
+    def _embed(self, views: torch.Tensor) -> torch.Tensor:
+        """Return what the first image block sees. Shape: (B, 32, 128, 3) uint8 -> (B, T, D)."""
+        visual = self._visual
+        x = visual.conv1(normalize(views.to(self.device), CLIP_MEAN, CLIP_STD))
+        x = x.flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self._image_positions.to(x.dtype)
+        embedded: torch.Tensor = visual.ln_pre(x)
+        return embedded
 
     @torch.no_grad()
     def text_taps(

@@ -63,7 +63,8 @@ def test_image_taps_equal_open_clip_with_cropped_positions(
     pixels = views.permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     with torch.no_grad():
-        small.visual((pixels - mean) / std)
+        projected = small.encode_image((pixels - mean) / std)
+    torch.testing.assert_close(teacher.image_embeddings(views), projected, rtol=1e-5, atol=1e-5)
     taps = teacher.image_taps(views)
     assert list(taps) == [1, 2, 3]
     for tap, features in taps.items():
