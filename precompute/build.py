@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,8 @@ from ..shared.cache import (
     unit_name,
 )
 from ..shared.charset import Charset, LabelRules
-from ..shared.codecs import feature_codec
+from ..shared.choice import asked_fidelity, auto_codec
+from ..shared.codecs import join_tap_codecs, parse_tap_codecs
 from ..shared.errors import UsageError
 from ..shared.records import differing_fields, require_equal
 from ..shared.schema import (
@@ -42,9 +42,9 @@ from ..shared.schema import (
 )
 from ..shared.storage import LocalStorage
 from ..shared.words import WordLmdb, find_named_lmdbs
-from .calibrate import TableMaker, make_tables
+from .calibrate import Calibration
 from .index import (
-    CODEC_GROUPS,
+    CODEC_FOLDERS,
     GROUPS,
     committed_cache_ids,
     is_index_whole,
@@ -77,6 +77,7 @@ class BuildConfig:
     charset: Charset
     labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
     codec: str = "fp16"
+    """Of the image taps: one for all, or one for each, by commas; ``auto:F`` chooses them."""
     augment: str = "clean"
     """``clean`` or ``randaugment``."""
     num_views: int = 1
@@ -95,7 +96,7 @@ class BuildConfig:
             raise UsageError(
                 f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
             )
-        feature_codec(self.codec)
+        _full_name(self.codec, len(self.image_taps))
         if self.augment not in AUGMENTATIONS:
             raise UsageError(
                 f"augment is {self.augment!r}, expected one of {', '.join(AUGMENTATIONS)}"
@@ -146,11 +147,11 @@ def build_cache(config: BuildConfig) -> BuildSummary:
             # Something will be written, so what it is made from must be exactly what it was.
             teacher = _load_teacher(config, manifest)
             scan = scan_sources(sources, config.labels)
-            _require_equal_spec(manifest.spec, _spec(config, teacher.spec, scan), config.out)
+            _require_equal_spec(manifest.request, _spec(config, teacher.spec, scan), config.out)
             storage.sweep()
             if not is_whole:
-                maker = _table_maker(manifest.spec, scan, sources, teacher)
-                restore_index(storage, manifest, scan, maker)
+                calibration = Calibration(manifest.spec, scan, teacher)
+                restore_index(storage, manifest, scan, calibration)
         else:
             teacher = None
     else:
@@ -161,7 +162,7 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         storage.sweep()
         make_index = restore_manifest if committed_cache_ids(storage) else write_index
         spec = _spec(config, teacher.spec, scan)
-        manifest = make_index(storage, spec, scan, _table_maker(spec, scan, sources, teacher))
+        manifest = make_index(storage, spec, scan, Calibration(spec, scan, teacher))
         commits = read_commits(storage, manifest, through_seal=False)
     started, num_rows_built = time.perf_counter(), 0
     if teacher is not None:
@@ -190,13 +191,6 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     )
 
 
-def _table_maker(
-    spec: CacheSpec, scan: Scan, sources: Mapping[str, Path], teacher: Teacher
-) -> TableMaker:
-    paths = tuple(sources.values())
-    return partial(make_tables, spec, scan, paths, teacher)
-
-
 def _missing_units(
     config: BuildConfig, manifest: Manifest, commits: Mapping[str, Commit]
 ) -> list[tuple[int, int]]:
@@ -223,27 +217,35 @@ def _load_teacher(config: BuildConfig, manifest: Manifest | None) -> Teacher:
 
 
 def _spec(config: BuildConfig, teacher: TeacherSpec, scan: Scan) -> CacheSpec:
-    codec = feature_codec(config.codec)
-    # Refuses, before anything is computed, what cannot be stored.
-    codec.layout((teacher.num_image_tokens, teacher.image_width))
-    return CacheSpec(
+    spec = CacheSpec(
         teacher=teacher,
         view=ViewSpec(augment=config.augment),
         labels=config.labels,
-        codec=codec.name,
+        codec=_full_name(config.codec, len(teacher.image_taps)),
         seed=config.seed,
         sources=scan.sources,
         num_rows=len(scan.row_source),
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )
+    if asked_fidelity(spec.codec) is None:
+        spec.image_layouts(0)  # Refuses, before anything is computed, what cannot be stored.
+    return spec
+
+
+def _full_name(codec: str, num_taps: int) -> str:
+    """Return the one name of what ``--codec`` says, as it stands in a spec."""
+    fidelity = asked_fidelity(codec)
+    if fidelity is not None:
+        return auto_codec(fidelity)
+    return join_tap_codecs(parse_tap_codecs(codec, num_taps))
 
 
 def _require_same_request(
     config: BuildConfig, sources: Mapping[str, Path], manifest: Manifest
 ) -> None:
     """Compare what can be compared without loading the teacher or scanning the sources."""
-    have = manifest.spec
+    have = manifest.request
     model, _, weights = config.teacher.partition("/")
     if have.teacher.weights == f"file:{Path(weights).name}":
         weights = have.teacher.weights
@@ -261,7 +263,7 @@ def _require_same_request(
         ),
         view=ViewSpec(augment=config.augment),
         labels=config.labels,
-        codec=feature_codec(config.codec).name,
+        codec=_full_name(config.codec, len(config.image_taps)),
         seed=config.seed,
         sources=tuple(
             SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest=digests.get(name, "new"))
@@ -298,7 +300,7 @@ def _option(have: CacheSpec, field: str) -> str:
         "labels.normalize_unicode": "(without --keep-unicode)"
         if labels.normalize_unicode
         else "--keep-unicode",
-        "codec": f"--codec {have.codec}",
+        "codec": f"--codec {have.codec}".replace("auto:", "auto --fidelity "),
         "seed": f"--seed {have.seed}",
         "unit_rows": f"--unit-rows {have.unit_rows}",
         "chunk_rows": f"--chunk-rows {have.chunk_rows}",
@@ -318,7 +320,7 @@ def _require_free(out: Path) -> None:
     strange = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     # What a cache has is ours: an index whose manifest was not reached, because the process was
     # killed while planning, or one that another process has finished since we looked.
-    ours = {".tmp", "zarr.json", *GROUPS, *CODEC_GROUPS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
+    ours = {".tmp", "zarr.json", *GROUPS, *CODEC_FOLDERS, MANIFEST_NAME, COMMITS_FOLDER, SEAL_NAME}
     strange = [name for name in strange if name not in ours]
     if strange:
         raise UsageError(

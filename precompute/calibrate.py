@@ -1,117 +1,119 @@
-"""Tables of a codec from a sample of the cache's own rows, the same for every builder of it.
+"""What a codec has to know of the features, from a sample of the cache's own rows.
 
-The sample is the first rows of the cache in view 0; rows were permuted, so it is a fair one.
-Whoever comes first publishes a table, by a link that does not replace what is there: processes
-that begin at once, even on devices whose last bits differ, all go on with the same table, and none
-waits for another. The folder's name is a digest of all that decides the sample, so what a killed
-build of something else has left is not taken for this one's.
+The sample is the first rows of the cache in view 0; rows were permuted, so it is a fair one. One
+row in nine is judged by, and tables are fitted to the others: what is found then holds for rows
+that nothing was fitted to. All builders of a cache have to go on with the same tables and choices,
+though devices differ in the last bits: see `publish`.
 
 Shapes: T image tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ..shared.arrays import Array, ArrayLayout, write_array
-from ..shared.codecs import klt_record_bytes
-from ..shared.errors import MEND, CacheCorruptError
-from ..shared.klt import fit_basis
+from ..shared.arrays import Array
+from ..shared.choice import CodecChoice
+from ..shared.klt import KltBasis, fit_basis
 from ..shared.quantize import standardise
 from ..shared.schema import CacheSpec
-from ..shared.storage import FileRecord, LocalStorage, scratch_folder
-from .scan import Scan, sample_hashes
+from .choose import choose_codec
+from .scan import Scan
 from .teacher import Teacher
 from .views import ChunkRows, ViewMaker
 
-CALIBRATION_ROWS = 2048
-
-TableMaker = Callable[[], Mapping[str, Array]]
-"""Returns the table of each tap, by ``block{i}``."""
+CALIBRATION_ROWS = 2304
+_JUDGED_SHARE = 9
 
 
-def make_tables(
-    spec: CacheSpec, scan: Scan, sources: tuple[Path, ...], teacher: Teacher
-) -> dict[str, Array]:
-    """Run the teacher over the sample and fit the table of each tap, by ``block{i}``."""
-    num_tokens, width = spec.teacher.num_image_tokens, spec.teacher.image_width
-    names = [source.name for source in spec.sources]
-    hashes = sample_hashes(spec.seed, names, scan.row_source, scan.row_lmdb_index)
-    sample = np.argsort(hashes, kind="stable")[:CALIBRATION_ROWS]
-    maker = ViewMaker(sources, spec.view.augment, spec.seed)
-    count = 0
-    keys = [f"block{tap}" for tap in spec.teacher.image_taps]
-    sums = {key: np.zeros((num_tokens, width)) for key in keys}
-    products = {key: np.zeros((width, width)) for key in keys}
-    with tqdm(total=len(sample), desc="calibration", unit="image") as progress:
-        for start in range(0, len(sample), spec.chunk_rows):
-            rows = sample[start : start + spec.chunk_rows]
-            made = maker(
-                ChunkRows(
-                    view_idx=0,
-                    sources=scan.row_source[rows].tolist(),
-                    lmdb_indexes=scan.row_lmdb_index[rows].tolist(),
-                    hashes=hashes[rows].tolist(),
-                )
-            )
-            # A full chunk, as the builder always runs.
-            views = np.zeros((spec.chunk_rows, *made.views.shape[1:]), np.uint8)
-            views[: len(rows)] = made.views
-            good = [idx for idx in range(len(rows)) if idx not in made.bad]
-            count += len(good)
-            for tap, features in teacher.image_taps(torch.from_numpy(views)).items():
-                tokens = standardise(features[good])
-                sums[f"block{tap}"] += tokens.sum(dim=0).cpu().numpy()
+class Calibration:
+    """Runs the teacher over the sample when it is first asked for something, and only then."""
+
+    def __init__(self, spec: CacheSpec, scan: Scan, teacher: Teacher) -> None:
+        self._spec, self._scan, self._teacher = spec, scan, teacher
+
+    def table(self, tap: int, record_bytes: int) -> Array:
+        """Return the table that keeps the tokens of a tap in so many bytes."""
+        return self._bases[tap].table(record_bytes)
+
+    def choose(self, tap: int, fidelity: float) -> CodecChoice:
+        """Return the smallest codec that keeps a tap as well as ``auto:F`` asks.
+
+        Raises:
+            UsageError: none does, or there is no row to judge by.
+        """
+        return choose_codec(self._judged[tap], self._bases[tap], fidelity)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the sample."""
+        return min(CALIBRATION_ROWS, self._spec.num_rows)
+
+    @cached_property
+    def _sample(self) -> npt.NDArray[np.int64]:
+        return self._scan.order(self._spec.seed)[: self.num_rows]
+
+    @cached_property
+    def _bases(self) -> dict[int, KltBasis]:
+        teacher = self._spec.teacher
+        num_tokens, width = teacher.num_image_tokens, teacher.image_width
+        count = 0
+        sums = {tap: np.zeros((num_tokens, width)) for tap in teacher.image_taps}
+        products = {tap: np.zeros((width, width)) for tap in teacher.image_taps}
+        rows = self._sample[self.num_rows // _JUDGED_SHARE :]
+        for taps in self._features(rows, "calibration"):
+            count += len(next(iter(taps.values())))
+            for tap, features in taps.items():
+                tokens = standardise(features)
+                sums[tap] += tokens.sum(dim=0).cpu().numpy()
                 flat = tokens.flatten(0, 1)
-                products[f"block{tap}"] += (flat.T @ flat).cpu().numpy()
-            progress.update(len(rows))
-    record_bytes = klt_record_bytes(spec.codec)
-    return {key: fit_basis(count, sums[key], products[key]).table(record_bytes) for key in keys}
+                products[tap] += (flat.T @ flat).cpu().numpy()
+        return {tap: fit_basis(count, sums[tap], products[tap]) for tap in teacher.image_taps}
+
+    @cached_property
+    def _judged(self) -> dict[int, torch.Tensor]:
+        rows = self._sample[: self.num_rows // _JUDGED_SHARE]
+        made = list(self._features(rows, "rows to judge by"))
+        spec = self._spec.teacher
+        none = torch.empty(0, spec.num_image_tokens, spec.image_width)
+        return {
+            tap: torch.cat([taps[tap] for taps in made]) if made else none
+            for tap in spec.image_taps
+        }
+
+    def _features(
+        self, rows: npt.NDArray[np.int64], what: str
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """Yield the features of rows, chunk by chunk, by tap; those of bad images left out."""
+        spec = self._spec
+        maker = ViewMaker(self._scan.paths, spec.view.augment, spec.seed)
+        with tqdm(total=len(rows), desc=what, unit="image") as progress:
+            for chunk in sample_chunks(self._scan, spec.seed, rows, spec.chunk_rows):
+                made = maker(chunk)
+                # A full chunk, as the builder always runs.
+                views = np.zeros((spec.chunk_rows, *made.views.shape[1:]), np.uint8)
+                views[: len(made.views)] = made.views
+                good = [idx for idx in range(len(made.views)) if idx not in made.bad]
+                taps = self._teacher.image_taps(torch.from_numpy(views))
+                yield {tap: features[good] for tap, features in taps.items()}
+                progress.update(len(made.views))
 
 
-def publish_tables(
-    storage: LocalStorage, layouts: Mapping[str, ArrayLayout], make: TableMaker
-) -> dict[str, FileRecord]:
-    """Publish the tables that are not there yet, and return the records of those that then are.
-
-    Raises:
-        CacheCorruptError: what was published is no table; the storage is failing.
-    """
-    with scratch_folder(storage) as scratch:
-        held = {key: _held(storage, layout, scratch) for key, layout in layouts.items()}
-        missing = [key for key, table in held.items() if table is None]
-        made = make() if missing else {}
-        for key in missing:
-            layout = layouts[key]
-            name = layout.shard_name(0)
-            if storage.exists(name) and _held(storage, layout, scratch) is None:
-                storage.remove(name)  # Damaged.
-            write_array(scratch, layout, made[key])
-            storage.keep_first(name, scratch.read(name))
-            held[key] = _held(storage, layout, scratch)
-        records: dict[str, FileRecord] = {}
-        for key, layout in layouts.items():
-            whole = held[key]
-            if whole is None:
-                raise CacheCorruptError(f"{storage}/{layout.shard_name(0)} is no table. {MEND}")
-            records |= write_array(scratch, layout, whole)
-    return records
-
-
-def _held(storage: LocalStorage, layout: ArrayLayout, scratch: LocalStorage) -> Array | None:
-    """Return the table that is there, if it is whole: if writing its numbers gives its bytes."""
-    name = layout.shard_name(0)
-    if not storage.exists(name):
-        return None
-    stored = storage.read(name)
-    num_bytes = 4 * int(np.prod(layout.shape))
-    if len(stored) < num_bytes:
-        return None
-    table = np.frombuffer(stored[:num_bytes], "<f4").reshape(layout.shape)
-    write_array(scratch, layout, table)
-    return table if scratch.read(name) == stored else None
+def sample_chunks(
+    scan: Scan, seed: int, rows: npt.NDArray[np.int64], chunk_rows: int
+) -> Iterator[ChunkRows]:
+    """Yield rows of a scan as what their views are made of, in view 0."""
+    for start in range(0, len(rows), chunk_rows):
+        some = rows[start : start + chunk_rows]
+        yield ChunkRows(
+            view_idx=0,
+            sources=scan.row_source[some].tolist(),
+            lmdb_indexes=scan.row_lmdb_index[some].tolist(),
+            hashes=scan.hashes(seed, some).tolist(),
+        )

@@ -31,7 +31,7 @@ _BLOCK_BYTES = 1 << 23
 _READ_THREADS = 4
 """Blocks of a file on their way at once: one stream rarely fills a line to an object store."""
 
-_OURS = {".tmp", "zarr.json", "rows", "labels", "rejected", "codec", "image", "text"}
+_OURS = {".tmp", "zarr.json", "rows", "labels", "rejected", "codec", "choice", "image", "text"}
 """What a copy that was killed before its manifest may have left."""
 
 
@@ -123,19 +123,7 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
             f"{source.storage} holds image taps {held}, not {', '.join(map(str, missing))}; pass "
             f"--taps with some of {','.join(map(str, held))}"
         )
-    taps = tuple(tap for tap in held if tap in wanted)
-    spec = replace(source.spec, teacher=replace(source.spec.teacher, image_taps=taps))
-    dropped = [
-        layout.name
-        for key, layout in source.manifest.codec_layouts().items()
-        if int(key.removeprefix("block")) not in taps
-    ]
-    files = {
-        name: file
-        for name, file in source.manifest.files.items()
-        if not any(name.startswith(f"{array}/") for array in dropped)
-    }
-    return replace(source.manifest, spec=spec, files=files)
+    return source.manifest.with_taps(tuple(tap for tap in held if tap in wanted))
 
 
 def _commits(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> list[Commit]:

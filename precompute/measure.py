@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from ..shared.arrays import Array, ArrayWriter
 from ..shared.codecs import Pixels, feature_codec
 from ..shared.schema import CacheSpec
 from ..shared.storage import LocalStorage
-from .scan import Scan, sample_hashes
+from .calibrate import sample_chunks
+from .scan import Scan
 from .teacher import Teacher
 from .tokens import TokenTrie
-from .views import ChunkRows, ViewMaker
+from .views import ViewMaker
 
 _VIEWS_BUDGET_S = 1.5
 _BATCH_BUDGET_S = 0.5
@@ -43,27 +44,14 @@ class SampleViews:
     """By one core."""
 
 
-def make_views(
-    spec: CacheSpec, scan: Scan, order: Sequence[int] | Array, augment: str
-) -> SampleViews:
+def make_views(spec: CacheSpec, scan: Scan, order: Array, augment: str) -> SampleViews:
     """Make the views of the first rows in `order`, up to two chunks, while the budget lasts."""
     maker = ViewMaker(scan.paths, augment, spec.seed)
-    first = np.asarray(order[: 2 * spec.chunk_rows])
-    source, lmdb_index = scan.row_source[first], scan.row_lmdb_index[first]
-    hashes = sample_hashes(spec.seed, [s.name for s in spec.sources], source, lmdb_index)
     made: list[Pixels] = []
     bad: Counter[str] = Counter()
     started = time.perf_counter()
-    for start in range(0, len(first), _FIRST_BATCH):
-        part = slice(start, start + _FIRST_BATCH)
-        chunk = maker(
-            ChunkRows(
-                view_idx=0,
-                sources=source[part].tolist(),
-                lmdb_indexes=lmdb_index[part].tolist(),
-                hashes=hashes[part].tolist(),
-            )
-        )
+    for rows in sample_chunks(scan, spec.seed, order[: 2 * spec.chunk_rows], _FIRST_BATCH):
+        chunk = maker(rows)
         made.append(chunk.views)
         bad.update(chunk.bad.values())
         if time.perf_counter() - started > _VIEWS_BUDGET_S:

@@ -18,14 +18,15 @@ import numpy as np
 import open_clip
 import torch
 
-from ..shared.arrays import Array, encode_strings, weigh_array
+from ..shared.arrays import weigh_array
 from ..shared.charset import Charset, LabelRules
 from ..shared.codecs import FEATURE_CODEC_NAMES, Pixels, feature_codec, filter_pixels
 from ..shared.errors import UsageError
-from ..shared.schema import REJECTION_REASONS, CacheSpec, Manifest, ViewSpec, strings_layouts
+from ..shared.schema import REJECTION_REASONS, CacheSpec, ViewSpec, strings_layouts
 from ..shared.words import find_named_lmdbs
+from .index import draft_manifest, index_arrays
 from .measure import SampleViews, make_views, measure_disk, measure_images, measure_labels
-from .scan import Scan, sample_hashes, scan_sources
+from .scan import Scan, scan_sources
 from .teacher import Teacher, load_teacher
 from .text import TextDraft, draft_text
 
@@ -180,9 +181,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         for charset in config.charsets
     ]
     spec = _spec(config, teacher, scan)
-    names = [source.name for source in spec.sources]
-    hashes = sample_hashes(spec.seed, names, scan.row_source, scan.row_lmdb_index)
-    order = np.argsort(hashes, kind="stable")
+    order = scan.order(spec.seed)
     augments = {config.augment_of(num_views) for num_views in config.views}
     samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
     some_views = next(iter(samples.values())).views
@@ -192,7 +191,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     fixed_parts = {
         f"text/{draft.spec.name}": _weigh_text(spec, draft, len(scan.labels)) for draft in drafts
     }
-    fixed_parts["index"] = _weigh_index(spec, scan, order)
+    fixed_parts["index"] = _weigh_index(spec, scan)
     costs = []
     for codec in _possible_codecs(spec):
         with_codec = replace(spec, codec=codec)
@@ -312,22 +311,9 @@ def _weigh_tables(spec: CacheSpec) -> int:
     return sum(weigh_array(layout, np.empty(0)) for layout in spec.codec_layouts({}).values())
 
 
-def _weigh_index(spec: CacheSpec, scan: Scan, order: Array) -> int:
-    strings = encode_strings(scan.labels)
-    manifest = Manifest(
-        spec=spec,
-        num_labels=len(scan.labels),
-        num_label_bytes=len(strings["utf8"]),
-        num_rejected=len(scan.rejected_source),
-        built_with={},
-        files={},
-    )
-    rows, rejected = scan.rows, scan.rejected
-    return (
-        sum(weigh_array(a, rows[key][order]) for key, a in spec.row_layouts().items())
-        + sum(weigh_array(a, strings[key]) for key, a in manifest.label_layouts().items())
-        + sum(weigh_array(a, rejected[key]) for key, a in manifest.rejected_layouts().items())
-    )
+def _weigh_index(spec: CacheSpec, scan: Scan) -> int:
+    arrays = index_arrays(draft_manifest(spec, scan), scan)
+    return sum(weigh_array(layout, values) for layout, values in arrays)
 
 
 # -- times -----------------------------------------------------------------------------------------

@@ -67,6 +67,16 @@ class Scan:
             "reason": self.rejected_reason,
         }
 
+    def hashes(self, seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Return `sample_hashes` of some rows. Shape: that of `rows`."""
+        names = [source.name for source in self.sources]
+        return sample_hashes(seed, names, self.row_source[rows], self.row_lmdb_index[rows])
+
+    def order(self, seed: int) -> npt.NDArray[np.int64]:
+        """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
+        hashes = self.hashes(seed, np.arange(len(self.row_source)))
+        return np.argsort(hashes, kind="stable")
+
 
 def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
     """Read every key and label of every source once, and no image.

@@ -240,7 +240,8 @@ def repair_cache(path: Path, report: VerifyReport) -> Repair:
 
 
 def _is_metadata(report: VerifyReport, fault: Fault) -> bool:
-    return report.files[fault.file].shard_idx is None
+    # Of what has no shards only the choice of a codec is no Zarr metadata.
+    return report.files[fault.file].shard_idx is None and fault.file.endswith("zarr.json")
 
 
 def _rewrite(storage: LocalStorage, file: VouchedFile) -> bool:

@@ -178,7 +178,7 @@ class FeatureCache:
             layout = self.manifest.codec_layouts().get(f"block{tap}")
             files = self.manifest.files
             table = ArrayReader(self.storage, layout, files).all() if layout else None
-            self._codecs[tap] = feature_codec(self.spec.codec, table)
+            self._codecs[tap] = feature_codec(self.spec.tap_codecs[tap], table)
         return self._codecs[tap]
 
     def rows(self, unit_idx: int) -> dict[str, Array]:

@@ -8,6 +8,7 @@
       rejected/{source,lmdb_index,reason}  samples that did not become rows
       image/view0/{pixels,block3,...}    one shard file per unit
       codec/DIGEST/{block3,...}          tables of the codec, if it works by any
+      choice/DIGEST/{block3,...}         what the codec was chosen by, if it was
       text/char-36/{nodes,eot,...}       one table per charset and tokenisation
       commits/...                        one record per unit and per text table
       sealed.json                        all commit records in one, once nothing is missing
@@ -21,13 +22,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 from .arrays import ArrayLayout
 from .charset import LabelRules
-from .codecs import feature_codec, klt_record_bytes, pixel_layout
+from .choice import CodecChoice, asked_fidelity, auto_codec
+from .codecs import (
+    feature_codec,
+    join_tap_codecs,
+    klt_record_bytes,
+    parse_tap_codecs,
+    pixel_layout,
+)
 from .klt import num_table_rows
 from .records import canonical_json
 from .storage import FileRecord
@@ -122,7 +131,8 @@ class CacheSpec:
     view: ViewSpec
     labels: LabelRules
     codec: str
-    """Feature codec of the image taps."""
+    """Of the image taps: one codec for all, or one for each, by commas; while none was chosen yet,
+    ``auto:F``."""
     seed: int
     """Keys the row order and every random choice of a view."""
     sources: tuple[SourceSpec, ...]
@@ -151,6 +161,21 @@ class CacheSpec:
         )
 
     @property
+    def tap_codecs(self) -> dict[int, str]:
+        """The codec of each image tap, once it is known."""
+        taps = self.teacher.image_taps
+        return dict(zip(taps, parse_tap_codecs(self.codec, len(taps)), strict=True))
+
+    def with_taps(self, taps: tuple[int, ...]) -> Self:
+        """Return the spec of the same cache with these of its image taps alone."""
+        codecs = self.tap_codecs
+        return replace(
+            self,
+            teacher=replace(self.teacher, image_taps=taps),
+            codec=join_tap_codecs(codecs[tap] for tap in taps),
+        )
+
+    @property
     def num_units(self) -> int:
         """Number of units in a view."""
         return -(-self.num_rows // self.unit_rows)
@@ -162,11 +187,13 @@ class CacheSpec:
 
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
         """Return the arrays of one view: ``pixels``, then ``block{i}`` for each tap."""
-        codec = feature_codec(self.codec)
         tap_shape = (self.teacher.num_image_tokens, self.teacher.image_width)
         inner = {
             "pixels": pixel_layout(),
-            **{f"block{tap}": codec.layout(tap_shape) for tap in self.teacher.image_taps},
+            **{
+                f"block{tap}": feature_codec(name).layout(tap_shape)
+                for tap, name in self.tap_codecs.items()
+            },
         }
         return {
             key: ArrayLayout(
@@ -181,32 +208,43 @@ class CacheSpec:
         }
 
     def codec_layouts(self, index: Mapping[str, FileRecord]) -> dict[str, ArrayLayout]:
-        """Return the tables of the codec, ``block{i}`` for each tap, if it works by any.
+        """Return the tables of the codecs, ``block{i}`` of each tap whose codec works by one.
 
         Args:
             index: The files that say what the rows are, among others.
         """
-        if not klt_record_bytes(self.codec):
-            return {}
-        # All that decides a tap's table, and not which other taps there are.
-        shards = tuple(f"{layout.name}/c/" for layout in self.row_layouts().values())
-        files = {name: file for name, file in index.items() if name.startswith(shards)}
-        spec = asdict(self)
-        del spec["teacher"]["image_taps"]
-        identity = canonical_json({"spec": spec, "files": _files_json(files)})
-        folder = f"codec/{hashlib.sha256(identity).hexdigest()[:16]}"
         teacher = self.teacher
         num_rows = num_table_rows(teacher.num_image_tokens, teacher.image_width)
         return {
             f"block{tap}": ArrayLayout(
-                name=f"{folder}/block{tap}",
+                name=f"codec/{self._sample_digest(codec, index)}/block{tap}",
                 shape=(num_rows, teacher.image_width),
                 dtype="float32",
                 chunk_rows=num_rows,
                 shard_rows=num_rows,
             )
-            for tap in teacher.image_taps
+            for tap, codec in self.tap_codecs.items()
+            if klt_record_bytes(codec)
         }
+
+    def choice_files(self, fidelity: float, index: Mapping[str, FileRecord]) -> dict[str, str]:
+        """Return the file that says which codec ``auto:F`` chose, by ``block{i}`` of each tap."""
+        folder = f"choice/{self._sample_digest(auto_codec(fidelity), index)}"
+        return {
+            f"block{tap}": f"{folder}/block{tap}/choice.json" for tap in self.teacher.image_taps
+        }
+
+    def _sample_digest(self, codec: str, index: Mapping[str, FileRecord]) -> str:
+        """Return a digest of all that decides what a tap's sample says, if `codec` is its codec.
+
+        Which other taps there are, and what their codecs are, is none of it.
+        """
+        shards = tuple(f"{layout.name}/c/" for layout in self.row_layouts().values())
+        files = {name: file for name, file in index.items() if name.startswith(shards)}
+        spec = asdict(replace(self, codec=codec))
+        del spec["teacher"]["image_taps"]
+        identity = canonical_json({"spec": spec, "files": _files_json(files)})
+        return hashlib.sha256(identity).hexdigest()[:16]
 
     def row_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays that say what each row is; one chunk per unit."""
@@ -348,7 +386,10 @@ class Manifest:
     built_with: Mapping[str, str]
     """Versions of what made it; for people, not compared."""
     files: Mapping[str, FileRecord]
-    """The index: rows, labels, rejected samples, and the group's metadata."""
+    """The index: rows, labels, rejected samples, what the codec works by, the group's metadata."""
+    choices: Mapping[str, CodecChoice] = dataclasses.field(default_factory=dict)
+    """``block{i}`` -> what the codec of that tap was chosen by; empty if it was named. `files`
+    has the digest of each, so that `cache_id` depends on them."""
 
     @cached_property
     def cache_id(self) -> str:
@@ -366,7 +407,48 @@ class Manifest:
         fields = {k: v for k, v in data.items() if k not in ("format", "cache_id")}
         fields["spec"] = CacheSpec.from_json(data["spec"])
         fields["files"] = {name: FileRecord(**file) for name, file in data["files"].items()}
+        choices = data.get("choices", {})
+        fields["choices"] = {key: CodecChoice.from_json(c) for key, c in choices.items()}
         return cls(**fields)
+
+    @property
+    def request(self) -> CacheSpec:
+        """What was asked for: the spec, with ``auto:F`` in place of what that chose."""
+        choice = next(iter(self.choices.values()), None)
+        if choice is None:
+            return self.spec
+        return replace(self.spec, codec=auto_codec(choice.target.cosine_p50))
+
+    def with_taps(self, taps: tuple[int, ...]) -> Self:
+        """Return the manifest of the same cache with these of its image taps alone."""
+        keys = [f"block{tap}" for tap in taps]
+        made = replace(
+            self,
+            spec=self.spec.with_taps(taps),
+            choices={key: self.choices[key] for key in keys if key in self.choices},
+        )
+        ours = made.codec_files()
+        files = {
+            name: file
+            for name, file in self.files.items()
+            if name in ours or not name.startswith(("codec/", "choice/"))
+        }
+        return replace(made, files=files)
+
+    def codec_files(self) -> set[str]:
+        """Return the files of the index that say how features are stored: tables and choices."""
+        arrays = [layout.name for layout in self.codec_layouts().values()]
+        folders = {folder.as_posix() for a in arrays for folder in PurePosixPath(a).parents[:-1]}
+        return {
+            *(f"{folder}/zarr.json" for folder in folders.union(arrays)),
+            *(layout.shard_name(0) for layout in self.codec_layouts().values()),
+            *self.choice_files().values(),
+        }
+
+    def choice_files(self) -> dict[str, str]:
+        """Return the file of each tap's choice, by ``block{i}``."""
+        fidelity = asked_fidelity(self.request.codec)
+        return self.spec.choice_files(fidelity, self.files) if fidelity else {}
 
     def label_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the unique labels."""

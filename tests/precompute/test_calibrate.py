@@ -12,10 +12,11 @@ import torch
 import zarr
 from samples import tiny_build
 
-from clipocr.precompute import build, calibrate, units
+from clipocr.precompute import build, units
 from clipocr.precompute.build import build_cache
-from clipocr.precompute.calibrate import publish_tables
+from clipocr.precompute.calibrate import Calibration
 from clipocr.precompute.copy import CopyConfig, copy_cache
+from clipocr.precompute.publish import publish_table
 from clipocr.precompute.verify import repair_cache, verify_cache
 from clipocr.shared.arrays import Array, ArrayLayout
 from clipocr.shared.cache import FeatureCache
@@ -44,6 +45,11 @@ def copied(klt_path: Path, tmp_path: Path) -> Path:
 
 def files_of(path: Path) -> dict[str, bytes]:
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def none_of_it(*_: object) -> Calibration:
+    """Stand in for `Calibration` where all that it would make is there."""
+    return Calibration.__new__(Calibration)
 
 
 def tables_of(path: Path) -> list[str]:
@@ -99,7 +105,7 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
     with pytest.raises(OSError, match="No space left"):
         build_cache(tiny_build(data_root, broken, codec=CODEC))
     monkeypatch.setattr(units, "filter_pixels", real)
-    monkeypatch.setattr(build, "make_tables", None)  # They are there.
+    monkeypatch.setattr(build, "Calibration", none_of_it)
     build_cache(tiny_build(data_root, broken, codec=CODEC))
     assert files_of(broken) == files_of(klt_path)
 
@@ -108,16 +114,14 @@ def test_whoever_comes_first_decides_for_all(
     klt_path: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two builders at once, on devices that differ in the last bits."""
-    out = tmp_path / "cache"
-    real = calibrate.make_tables
+    out, real = tmp_path / "cache", Calibration.table
 
-    def other_makes_it_meanwhile(*of_what: object) -> dict[str, Array]:
-        monkeypatch.setattr(build, "make_tables", real)
+    def other_makes_it_meanwhile(of_sample: Calibration, tap: int, record_bytes: int) -> Array:
+        monkeypatch.setattr(Calibration, "table", real)
         build_cache(tiny_build(data_root, out, codec=CODEC))
-        tables = real(*of_what)
-        return {key: np.nextafter(table, np.float32(9)) for key, table in tables.items()}
+        return np.nextafter(real(of_sample, tap, record_bytes), np.float32(9))
 
-    monkeypatch.setattr(build, "make_tables", other_makes_it_meanwhile)
+    monkeypatch.setattr(Calibration, "table", other_makes_it_meanwhile)
     build_cache(tiny_build(data_root, out, codec=CODEC))
     assert files_of(out) == files_of(klt_path)
 
@@ -130,8 +134,7 @@ def test_of_many_at_once_one_is_kept(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
 
     def publish(value: int) -> object:
-        table = np.full(shape, value, np.float32)
-        return publish_tables(storage, {"block1": layout}, lambda: {"block1": table})
+        return publish_table(storage, layout, lambda: np.full(shape, value, np.float32))
 
     with ThreadPoolExecutor(8) as executor:
         records = list(executor.map(publish, range(8)))
