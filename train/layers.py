@@ -26,6 +26,14 @@ class KeysValues(NamedTuple):
         """Return these followed by `more` along the sequence."""
         return KeysValues(*(torch.cat(pair, dim=2) for pair in zip(self, more, strict=True)))
 
+    def contiguous(self) -> KeysValues:
+        """Return these in memory of their own, apart from the projection that they are parts of."""
+        return KeysValues(*(x.contiguous() for x in self))
+
+    def of_rows(self, rows: Tensor) -> KeysValues:
+        """Return those of some rows of the batch. Shape of `rows`: (R,)."""
+        return KeysValues(*(x[rows] for x in self))
+
 
 class Attention(nn.Module):
     """Multi-head attention whose keys and values can be projected once and used many times."""

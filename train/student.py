@@ -13,6 +13,7 @@ positions (characters of the longest label, plus EOS), C characters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,10 @@ from .tokenizer import LabelTokenizer
 
 NUM_STAGES = 4
 """Stages of the encoder, and of the decoder, that a teacher can supervise."""
+
+_FEW_ROWS = 3 / 4
+"""Share of a batch's rows up to which it pays to go on with those alone: to single them out costs
+about what a step does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,34 @@ class DecoderLayer(nn.Module):
         return advanced_BLD
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderState:
+    """What decoding keeps from one position to the next: the keys and values of each layer."""
+
+    memories: tuple[KeysValues, ...]
+    """Of the image."""
+    contents: tuple[KeysValues, ...] = ()
+    """Of the tokens so far; none before the first."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, and so the position that is next."""
+        return self.contents[0].keys_BHSD.shape[2] if self.contents else 0
+
+    def extended(self, newest: Sequence[KeysValues]) -> DecoderState:
+        """Return the state with the keys and values of one more token."""
+        if self.contents:
+            newest = [old.extended(new) for old, new in zip(self.contents, newest, strict=True)]
+        return DecoderState(memories=self.memories, contents=tuple(newest))
+
+    def of_rows(self, rows: Tensor) -> DecoderState:
+        """Return the state of some rows of the batch. Shape of `rows`: (R,)."""
+        return DecoderState(
+            memories=tuple(memory.of_rows(rows) for memory in self.memories),
+            contents=tuple(content.of_rows(rows) for content in self.contents),
+        )
+
+
 class Encoder(nn.Module):
     """A ViT with a class token, returning its four stages.
 
@@ -175,7 +208,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode normalised images. Shape: (B, 3, 32, 128) -> four of (B, S, D)."""
-        class_token_BSD = self.cls_token.expand(len(images), -1, -1)
+        # Not len(images): whatever exports a student needs a size it can leave open.
+        class_token_BSD = self.cls_token.expand(images.shape[0], -1, -1)
         x_BSD = torch.cat([class_token_BSD, self.patch_embed(images)], dim=1) + self.pos_embed
         stages = []
         for num_done, block in enumerate(self.blocks, start=1):
@@ -236,7 +270,8 @@ class Student(nn.Module):
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
         """Read images greedily, one character a step, until every row has said EOS.
 
-        What a row says after its EOS is noise; `LabelTokenizer.decode` cuts it off.
+        Rows that have ended are left out of further steps now and then, so what follows a row's
+        EOS is noise or zeros; `LabelTokenizer.decode` cuts it off.
 
         Args:
             images: Normalised images. Shape: (B, 3, 32, 128).
@@ -247,29 +282,59 @@ class Student(nn.Module):
         """
         longest = self.config.max_label_length
         num_steps = 1 + (longest if max_length is None else min(max_length, longest))
-        layers = self._decoder_layers()
-        memory_BSD = self.encoder(images)[-1]
-        memories = [layer.project_memory(memory_BSD) for layer in layers]
-        contents: list[KeysValues] = []
-        tokens_B = images.new_full((len(images),), self.tokenizer.bos_id, dtype=torch.long)
-        ended_B = torch.zeros_like(tokens_B, dtype=torch.bool)
+        state = self.begin(self.encode(images))
+        # R rows of the batch are still decoded; at first all.
+        rows_R = torch.arange(len(images), device=images.device)
+        tokens_R = torch.full_like(rows_R, self.tokenizer.bos_id)
+        has_ended_R = torch.zeros_like(rows_R, dtype=torch.bool)
         logits = []
-        for step in range(num_steps):
-            token_BLD = self._embed(tokens_B[:, None], position=step)
-            newest = [layer.project_content(token_BLD) for layer in layers]
-            if step == 0:
-                contents = newest
-            else:
-                contents = [c.extended(n) for c, n in zip(contents, newest, strict=True)]
-            query_BLD = self.positions[:, step : step + 1].expand(len(images), -1, -1)
-            for layer, content, memory in zip(layers, contents, memories, strict=True):
-                query_BLD = layer(query_BLD, content, memory)
-            logits.append(self.head(self.norm(query_BLD)))
-            tokens_B = logits[-1][:, 0].argmax(dim=-1)
-            ended_B |= tokens_B == self.tokenizer.eos_id
-            if ended_B.all():
+        for _ in range(num_steps):
+            newest_RC, state = self.step(tokens_R, state)
+            blank_BC = newest_RC.new_zeros(len(images), newest_RC.shape[1])
+            logits.append(blank_BC.index_copy(0, rows_R, newest_RC))
+            tokens_R = newest_RC.argmax(dim=-1)
+            has_ended_R = has_ended_R | (tokens_R == self.tokenizer.eos_id)
+            going_on = has_ended_R.logical_not().nonzero().squeeze(1)
+            if not len(going_on):
                 break
-        return torch.cat(logits, dim=1)
+            if len(going_on) <= _FEW_ROWS * len(rows_R):
+                state = state.of_rows(going_on)
+                rows_R, tokens_R, has_ended_R = (
+                    x[going_on] for x in (rows_R, tokens_R, has_ended_R)
+                )
+        return torch.stack(logits, dim=1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the memory that decoding reads. Shape: (B, 3, 32, 128) -> (B, S, D)."""
+        memory_BSD: Tensor = self.encoder(images)[-1]
+        return memory_BSD
+
+    def begin(self, memory_BSD: Tensor) -> DecoderState:
+        """Return the state before the first position. Shape: (B, S, D)."""
+        layers = self._decoder_layers()
+        # Every step reads them, so it pays to move them together first.
+        memories = (layer.project_memory(memory_BSD).contiguous() for layer in layers)
+        return DecoderState(memories=tuple(memories))
+
+    def step(self, tokens_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Decode one position.
+
+        Args:
+            tokens_B: The token before it: BOS, then what the last step's logits say. Shape: (B,).
+            state: Of `begin`, then of the last step.
+
+        Returns:
+            Logits, Shape: (B, C + 1), and the state for the next step.
+        """
+        position = state.num_tokens
+        token_BLD = self._embed(tokens_B[:, None], position)
+        layers = self._decoder_layers()
+        state = state.extended([layer.project_content(token_BLD) for layer in layers])
+        query_BLD = self.positions[:, position : position + 1].expand(tokens_B.shape[0], -1, -1)
+        for layer, content, memory in zip(layers, state.contents, state.memories, strict=True):
+            query_BLD = layer(query_BLD, content, memory)
+        logits_BLC: Tensor = self.head(self.norm(query_BLD))
+        return logits_BLC[:, 0], state
 
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]

@@ -277,14 +277,45 @@ def test_a_label_too_long_is_refused():
         make_student()(make_images(1), TOKENIZER.encode(["abcdefg"]))
 
 
-def test_decode_equals_the_loop_that_recomputes_everything():
-    student, images = make_student(), make_images(9)
+@pytest.mark.parametrize("batch_size", [1, 9, 64])
+@pytest.mark.parametrize("eos_bias", [-100.0, 0.7])
+def test_decode_equals_the_loop_that_recomputes_everything(batch_size, eos_bias):
+    student, images = make_student(), make_images(batch_size)
     with torch.no_grad():
-        student.head.bias[TOKENIZER.eos_id] = -100.0  # no row ends, so none is masked by its EOS
+        # -100: no row ever ends; 0.7: of many, some do at every step, and some never.
+        student.head.bias[TOKENIZER.eos_id] = eos_bias
+        decoded = student.decode(images).softmax(-1)
+        expected = plain_greedy_loop(student, images, num_steps=7).softmax(-1)
+    ends = set()
+    for row, wanted in zip(decoded, expected, strict=True):
+        tokens = wanted.argmax(-1).tolist()
+        end = tokens.index(TOKENIZER.eos_id) + 1 if TOKENIZER.eos_id in tokens else 7
+        ends.add(end)
+        assert row[:end].argmax(-1).tolist() == tokens[:end]
+        torch.testing.assert_close(row[:end], wanted[:end], rtol=0, atol=1e-5)
+    assert decoded.shape[1] == max(ends)
+    if batch_size == 64:
+        assert len(ends) == (1 if eos_bias == -100 else 7)
+
+
+def test_decode_takes_rows_that_have_ended_out_of_the_batch(monkeypatch):
+    student, images = make_student(), make_images(64)
+    with torch.no_grad():
+        student.head.bias[TOKENIZER.eos_id] = 0.7  # as above
+    rows, step = [], Student.step
+
+    def counted(student, tokens_B, state):
+        rows.append(len(tokens_B))
+        return step(student, tokens_B, state)
+
+    monkeypatch.setattr(Student, "step", counted)
     logits = student.decode(images)
-    expected = plain_greedy_loop(student, images, num_steps=7)
-    assert len({tuple(row) for row in logits.argmax(-1).tolist()}) > 1
-    torch.testing.assert_close(logits, expected)
+    num_ended = (logits.argmax(-1) == TOKENIZER.eos_id).int().cummax(1).values.sum(0)
+    going_on = [64, *(64 - num_ended[:-1]).tolist()]
+    assert rows[0] == 64
+    assert rows[-1] <= 16
+    for taken, needed in zip(rows, going_on, strict=True):
+        assert needed <= taken < max(needed + 1, needed / 0.75 + 1)
 
 
 def test_decode_stops_when_every_row_has_ended():
