@@ -16,7 +16,7 @@ from ..shared.terminal import counted, warn_of_random_teacher
 @click.option(
     "--teacher",
     metavar="MODEL/WEIGHTS",
-    show_default="the cache's own; for DATA ViT-B-16/openai",
+    show_default="the cache's own; ViT-B-16/openai for DATA",
     help="As for cache build; of a cache the weights it was built with.",
 )
 @click.option(

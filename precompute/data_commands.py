@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -61,6 +62,52 @@ def import_command(
     )
 
 
+def _drawing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add how words are drawn, as `_render` takes it."""
+    options = (
+        click.option(
+            "--style",
+            type=click.Choice(["mjsynth", "color", "plain"]),
+            default="mjsynth",
+            show_default=True,
+            help="Grey like MJSynth's crops, the same in colour, or clean dark print on light "
+            "paper.",
+        ),
+        click.option(
+            "--case",
+            type=click.Choice(["mixed", "lower", "upper", "as-is"]),
+            default="mixed",
+            show_default=True,
+            help="mixed: lower case, Capitalised or UPPER CASE by chance.",
+        ),
+        click.option(
+            "--fonts",
+            "fonts_folder",
+            type=FOLDER,
+            show_default="the text fonts that come with matplotlib",
+            help="Folder with .ttf and .otf fonts, at any depth.",
+        ),
+        click.option(
+            "--min-height-px", type=int, default=31, show_default=True, help="Lowest crop."
+        ),
+        click.option(
+            "--max-height-px", type=int, default=31, show_default=True, help="Highest crop."
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Of all chance.",
+        ),
+        jobs_option,
+        click.option("--overwrite", is_flag=True, help="Replace OUT.lmdb if it exists."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @data.command("render")
 @click.argument("out", metavar="OUT.lmdb", type=NEW_PATH)
 @click.option(
@@ -69,47 +116,8 @@ def import_command(
 @click.option(
     "--count", type=click.IntRange(1, 999_999_999), required=True, help="Samples to render."
 )
-@click.option(
-    "--style",
-    type=click.Choice(["mjsynth", "color", "plain"]),
-    default="mjsynth",
-    show_default=True,
-    help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
-)
-@click.option(
-    "--case",
-    type=click.Choice(["mixed", "lower", "upper", "as-is"]),
-    default="mixed",
-    show_default=True,
-    help="mixed: lower case, Capitalised or UPPER CASE by chance.",
-)
-@click.option(
-    "--fonts",
-    "fonts_folder",
-    type=FOLDER,
-    show_default="the text fonts that come with matplotlib",
-    help="Folder with .ttf and .otf fonts, at any depth.",
-)
-@click.option("--min-height-px", type=int, default=31, show_default=True, help="Lowest crop.")
-@click.option("--max-height-px", type=int, default=31, show_default=True, help="Highest crop.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all chance."
-)
-@jobs_option
-@click.option("--overwrite", is_flag=True, help="Replace OUT.lmdb if it exists.")
-def render_command(
-    out: Path,
-    words_file: Path,
-    count: int,
-    style: str,
-    case: str,
-    fonts_folder: Path | None,
-    min_height_px: int,
-    max_height_px: int,
-    seed: int,
-    jobs: int,
-    overwrite: bool,
-) -> None:
+@_drawing_options
+def render_command(out: Path, words_file: Path, count: int, **drawing: Any) -> None:
     """Render synthetic word crops into OUT.lmdb.
 
     Each word is used about equally often. The same options give the same bytes, whatever --jobs.
@@ -118,7 +126,32 @@ def render_command(
     Example:
       clipocr data render train.lmdb --words words.txt --count 10000 --seed 1
     """
-    from .render import RenderOptions, load_fonts, load_words, render_words
+    from .render import load_words
+
+    words = load_words(words_file)
+    num_fonts = _render(words, out, count, **drawing)
+    click.echo(
+        f"Wrote {out}: {counted(count, 'sample')} of {counted(len(words), 'word')} "
+        f"in {counted(num_fonts, 'font')}, {folder_size(out)}."
+    )
+
+
+def _render(
+    words: Sequence[str],
+    out: Path,
+    count: int,
+    *,
+    style: str,
+    case: str,
+    fonts_folder: Path | None,
+    min_height_px: int,
+    max_height_px: int,
+    seed: int,
+    jobs: int,
+    overwrite: bool,
+) -> int:
+    """Render words as the options say; return how many fonts there were."""
+    from .render import RenderOptions, load_fonts, render_words
 
     options = RenderOptions(
         seed=seed,
@@ -127,7 +160,6 @@ def render_command(
         min_height_px=min_height_px,
         max_height_px=max_height_px,
     )
-    words = load_words(words_file)
     fonts, unusable = load_fonts(fonts_folder)
     with listed_problems() as on_problem:
         for path, reason in unusable.items():
@@ -135,9 +167,64 @@ def render_command(
     render_words(
         words, out, count=count, fonts=fonts, options=options, jobs=jobs, overwrite=overwrite
     )
+    return len(fonts)
+
+
+@data.command("nonwords")
+@click.argument("source", metavar="DATA", type=FOLDER)
+@click.argument("out", metavar="OUT.lmdb", type=NEW_PATH)
+@click.option(
+    "--mode",
+    type=click.Choice(["shuffle", "random"]),
+    required=True,
+    help="shuffle: a label's characters in random order; random: as many characters by chance.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Words to make."
+)
+@click.option(
+    "--charset",
+    "charset_name",
+    default="36",
+    show_default=True,
+    help="36, 62, 94 or a text file; labels are reduced to it first.",
+)
+@click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label drawn."
+)
+@click.option("--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII.")
+@_drawing_options
+def nonwords_command(
+    source: Path,
+    out: Path,
+    mode: str,
+    count: int,
+    charset_name: str,
+    max_label_length: int,
+    keep_unicode: bool,
+    **drawing: Any,
+) -> None:
+    """Render words that language does not help with (table 13 of the paper) into OUT.lmdb.
+
+    They are made of labels drawn by chance from the LMDBs at or below DATA, whose pictures are not
+    used. The same options give the same bytes, whatever --jobs.
+
+    \b
+    Example:
+      clipocr data nonwords data/test/IC15_1811 data/test/synth-shuffle --mode shuffle
+      clipocr data nonwords data/test/IC15_1811 data/test/synth-random --mode random
+    """
+    from ..shared.charset import Charset, LabelRules
+    from .nonwords import make_nonwords, read_labels
+
+    charset = Charset.load(charset_name)
+    rules = LabelRules(normalize_unicode=not keep_unicode, max_label_length=max_label_length)
+    labels = read_labels(source, charset, rules)
+    words = make_nonwords(labels, mode=mode, count=count, charset=charset, seed=drawing["seed"])
+    num_fonts = _render(words, out, count, **drawing)
     click.echo(
-        f"Wrote {out}: {counted(count, 'sample')} of {counted(len(words), 'word')} "
-        f"in {counted(len(fonts), 'font')}, {folder_size(out)}."
+        f"Wrote {out}: {counted(count, 'sample')} ({mode}) of {counted(len(labels), 'label')} "
+        f"in {counted(num_fonts, 'font')}, {folder_size(out)}."
     )
 
 
