@@ -5,6 +5,7 @@ Shapes: B batch, S source tokens, L positions that gather from them, D width, H 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -66,6 +67,16 @@ class Attention(nn.Module):
         )
         out: Tensor = self.out(merge_heads(attended_BHLD))
         return out
+
+    def weights(self, x_BLD: Tensor, source: KeysValues) -> Tensor:
+        """Return how much each position of x gathers from each of the source, mean over heads.
+
+        `forward` weighs without ever having them. Shape: (B, L, D) -> (B, L, S).
+        """
+        queries_BHLD = split_heads(self.query(x_BLD), self.num_heads)
+        keys_BHDS = source.keys_BHSD.transpose(-2, -1)
+        products_BHLS = queries_BHLD @ keys_BHDS / math.sqrt(queries_BHLD.shape[-1])
+        return products_BHLS.softmax(dim=-1).mean(dim=1)
 
 
 class SelfAttention(nn.Module):

@@ -336,6 +336,23 @@ class Student(nn.Module):
         logits_BLC: Tensor = self.head(self.norm(query_BLD))
         return logits_BLC[:, 0], state
 
+    @torch.no_grad()
+    def image_attention(self, images: Tensor, token_ids_BL: Tensor) -> Tensor:
+        """Return how much the last layer reads each image token at each position, mean over heads.
+
+        Args:
+            images: Normalised images. Shape: (B, 3, 32, 128).
+            token_ids_BL: What was read in them, from `LabelTokenizer.encode`. Shape: (B, L + 1).
+
+        Returns:
+            Weights, whose sum over the image tokens is 1. Shape: (B, L, S).
+        """
+        attention = self._decoder_layers()[-1].image_attention
+        inputs: list[tuple[Tensor, KeysValues]] = []
+        with attention.register_forward_pre_hook(lambda _, args: inputs.append(args)):
+            self(images, token_ids_BL)
+        return attention.weights(*inputs[0])
+
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 

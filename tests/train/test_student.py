@@ -388,3 +388,33 @@ def test_half_precision_reads_as_float32_does(device, dtype):
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
     # bfloat16 is off by 3 % here, float16 by 0.2 %.
     assert (output.logits.float() - exact).std() < 0.06 * exact.std()
+
+
+def test_attention_weights_are_those_of_torch() -> None:
+    torch.manual_seed(3)
+    attention = Attention(width=12, num_heads=3, dropout=0.0)
+    reference = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        weights = [attention.query.weight, attention.key_value.weight]
+        reference.in_proj_weight.copy_(torch.cat(weights))
+        reference.in_proj_bias.copy_(
+            torch.cat([attention.query.bias, attention.key_value.bias.normal_()])
+        )
+    x_BLD, source_BSD = torch.randn(2, 4, 12), torch.randn(2, 5, 12)
+    _, expected_BLS = reference(x_BLD, source_BSD, source_BSD)
+    weights_BLS = attention.weights(x_BLD, attention.project(source_BSD))
+    torch.testing.assert_close(weights_BLS, expected_BLS)
+
+
+def test_image_attention_is_what_the_last_layer_gathers_with() -> None:
+    # With one head the weights tell the layer's output: values, weighed and projected.
+    student = make_student(replace(MINI, decoder_heads=1))
+    images, token_ids_BL = make_images(2), TOKENIZER.encode(["ab", "c"])
+    gathered: list[torch.Tensor] = []
+    attention = student.layers[-1].image_attention
+    with attention.register_forward_hook(lambda _, __, out: gathered.append(out)):
+        weights_BLS = student.image_attention(images, token_ids_BL)
+    assert weights_BLS.shape == (2, 3, 1 + 2 * 8)
+    torch.testing.assert_close(weights_BLS.sum(-1), torch.ones(2, 3))
+    values_BSD = attention.project(student.encode(images)).values_BHSD[:, 0]
+    torch.testing.assert_close(attention.out(weights_BLS @ values_BSD), gathered[0])
