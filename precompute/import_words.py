@@ -5,7 +5,6 @@ Nothing is dropped without a word: every entry that cannot be used is reported w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from tqdm import tqdm
 
 from ..shared.errors import DataError, UsageError
 from ..shared.images import decode_image
+from ..shared.word_folders import LABEL_FILE_NAMES, label_files_in, read_labels, read_word_file
 from ..shared.words import WordLmdbWriter
 
-LABEL_FILE_NAMES = ("gt.tsv", "gt.txt", "labels.tsv", "labels.txt", "labels.json")
 _IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 )
-_MAX_IMAGE_BYTES = 1 << 26
 _STRICT_BATCH = 20
 
 
@@ -97,7 +95,7 @@ def find_label_file(source: Path) -> Path:
     Raises:
         UsageError: none, or several.
     """
-    found = [source / name for name in LABEL_FILE_NAMES if (source / name).is_file()]
+    found = label_files_in(source)
     if len(found) == 1:
         return found[0]
     state = f"several label files: {', '.join(p.name for p in found)}" if found else "no label file"
@@ -107,48 +105,8 @@ def find_label_file(source: Path) -> Path:
     )
 
 
-def read_labels(label_file: Path) -> list[tuple[str, str]]:
-    """Return (file name, label) of every entry in order; a label is empty where none is given.
-
-    Raises:
-        DataError: not UTF-8, or not JSON of ``{"file": "label"}`` where the name ends in .json.
-    """
-    try:
-        text = label_file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{label_file} is not UTF-8 (byte {e.start}); convert it first") from e
-    if label_file.suffix.lower() == ".json":
-        return _read_json(label_file, text)
-    # Not splitlines(): it also splits at U+2028 and the like, which a label may hold.
-    lines = [line for line in text.split("\n") if line.strip()]
-    # One separator for the whole file: a line that lacks its tab has no label, whatever spaces
-    # its file name holds.
-    separator = "\t" if any("\t" in line for line in lines) else " "
-    entries = []
-    for line in lines:
-        name, _, label = line.strip(" \r").partition(separator)
-        entries.append((name.strip(), label.strip()))
-    return entries
-
-
-def _read_json(label_file: Path, text: str) -> list[tuple[str, str]]:
-    try:
-        # Pairs, since a dict would drop all but the last of entries with the same name.
-        pairs = json.loads(text, object_pairs_hook=list)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise DataError(f"{label_file} is not JSON: {e}") from e
-    is_flat = isinstance(pairs, list) and all(
-        isinstance(pair, tuple) and isinstance(pair[1], str) for pair in pairs
-    )
-    if not is_flat:
-        raise DataError(f'{label_file} is not a JSON object of {{"file": "label", ...}} texts')
-    return [(name, label.strip()) for name, label in pairs]
-
-
 def _read_entry(root: Path, name: str, label: str, named: set[str]) -> bytes:
     """Return the image of one entry, or raise `DataError` with the reason, kept short."""
-    if not name or "\0" in name:
-        raise DataError("not the name of a file")
     key = os.path.normpath(root / name)
     if key in named:
         raise DataError("named more than once; the first label counts")
@@ -159,18 +117,7 @@ def _read_entry(root: Path, name: str, label: str, named: set[str]) -> bytes:
         label.encode()
     except UnicodeEncodeError:
         raise DataError("label is not valid Unicode") from None
-    path = root / name
-    try:
-        if not path.resolve().is_relative_to(root):
-            raise DataError("outside the image folder")
-        if not path.is_file():
-            raise DataError("not a file" if path.exists() else "no such file")
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            raise DataError("file too large for a word image")
-        encoded = path.read_bytes()
-    except (OSError, RuntimeError) as e:
-        # RuntimeError is what resolve() makes of a loop of links.
-        raise DataError(getattr(e, "strerror", None) or str(e)) from e
+    encoded = read_word_file(root, name)
     decode_image(encoded)
     return encoded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -48,18 +48,7 @@ def find_lmdbs(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected one with LMDBs in it")
-    found, seen = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        # A link back up, or a second way to the same LMDB, must not count its samples twice.
-        real = os.path.realpath(folder)
-        if real in seen or folder.endswith(_PARTIAL_SUFFIX):
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort()
-        if "data.mdb" in files:
-            found.append(Path(folder))
-    found.sort()
+    found = [folder for folder, files in folders_below(root) if "data.mdb" in files]
     if not found:
         raise DataError(
             f"no LMDB (a folder with data.mdb) at or below {root}; "
@@ -68,15 +57,35 @@ def find_lmdbs(root: Path) -> list[Path]:
     return found
 
 
+def folders_below(root: Path) -> list[tuple[Path, frozenset[str]]]:
+    """Return every folder at or below `root` with the names of its files, in path order."""
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # A link back up, or a second way to the same folder, must not count its samples twice.
+        real = os.path.realpath(folder)
+        if real in seen or folder.endswith(_PARTIAL_SUFFIX):
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        found.append((Path(folder), frozenset(files)))
+    return sorted(found)
+
+
 def find_named_lmdbs(roots: Sequence[Path]) -> dict[str, Path]:
-    """Return every LMDB at or below `roots` by a name that does not depend on where roots lie.
+    """Return every LMDB at or below `roots` by name, as `find_named` does."""
+    return find_named(roots, find_lmdbs)
+
+
+def find_named(roots: Sequence[Path], find: Callable[[Path], Sequence[Path]]) -> dict[str, Path]:
+    """Return what `find` finds below each root, by a name that does not depend on where roots lie.
 
     Raises:
-        DataError: nothing found, or two LMDBs would have the same name.
+        DataError: two would have the same name, or what `find` raises.
     """
     found: dict[str, Path] = {}
     for root in roots:
-        for path in find_lmdbs(root):
+        for path in find(root):
             name = path.relative_to(root).as_posix() if path != root else root.resolve().name
             if name in found:
                 raise DataError(
@@ -175,6 +184,16 @@ class WordLmdb:
             return value.decode()
         except UnicodeDecodeError:
             return None
+
+    def labels(self) -> Iterator[tuple[int, str | None]]:
+        """Yield (sample index from 1, raw label) of every sample in order."""
+        for sample_idx in range(1, len(self) + 1):
+            yield sample_idx, self.label(sample_idx)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its file."""
+        return (self.path / "data.mdb").stat().st_size
 
     def _get(self, key: bytes) -> bytes | None:
         try:

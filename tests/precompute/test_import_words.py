@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipocr.precompute.import_words import find_label_file, import_words, read_labels
+from clipocr.precompute.import_words import find_label_file, import_words
 from clipocr.shared.errors import DataError, UsageError
+from clipocr.shared.word_folders import read_labels
 
 
 def image_bytes(seed: int = 0, file_format: str = "PNG") -> bytes:
