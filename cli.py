@@ -18,7 +18,8 @@ from .precompute.cache_commands import cache
 from .precompute.data_commands import data
 from .precompute.upkeep_commands import copy_command, info_command, show_command, verify_command
 from .shared.errors import ClipocrError
-from .train.student_commands import eval_command, read
+from .train.evaluation.commands import eval_command, latency
+from .train.student_commands import read
 from .train.train_commands import ablate, train
 
 _OUTSIDE_TROUBLE = frozenset(
@@ -68,5 +69,5 @@ def main() -> None:
 
 for of_cache in (info_command, show_command, align_command, verify_command, copy_command):
     cache.add_command(of_cache)
-for command in (data, cache, train, ablate, eval_command, read):
+for command in (data, cache, train, ablate, eval_command, latency, read):
     main.add_command(command)

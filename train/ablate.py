@@ -26,7 +26,9 @@ from .checkpoint import find_checkpoint, load_student
 from .comparison import write_comparison
 from .config import TrainConfig, TrainPlace
 from .curves import draw_curves
-from .evaluation.evaluate import TestSet, evaluate, open_test_sets, write_results
+from .evaluation.evaluate import evaluate
+from .evaluation.results import write_results
+from .evaluation.test_sets import TestSet, open_test_sets
 from .record import RUN_NAME, read_record, require_same_run
 from .run import train
 from .settings import train_config
@@ -128,12 +130,7 @@ def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None
     of = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "charset": place.val_charset.characters,
-        "sets": {
-            test_set.name: hashlib.sha256(
-                repr((test_set.labels, _num_bytes(test_set))).encode()
-            ).hexdigest()
-            for test_set in test_sets
-        },
+        "sets": {test_set.name: test_set.digest() for test_set in test_sets},
     }
     path = place.out / _RESULTS_NAME
     if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
@@ -141,10 +138,6 @@ def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None
     student = load_student(checkpoint, place.device)
     results = evaluate(student, test_sets)
     write_results(path, results, checkpoint=checkpoint, charset=place.val_charset, of=of)
-
-
-def _num_bytes(test_set: TestSet) -> int:
-    return (test_set.lmdb.path / "data.mdb").stat().st_size
 
 
 def _read_results(run: Path) -> dict[str, Any] | None:

@@ -12,10 +12,9 @@ from tabulate import tabulate
 
 from ..shared.schema import TeacherSpec
 from .ablation import AblationTable
+from .evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, benchmark_of
+from .evaluation.results import WEIGHTED
 from .replacing import replacing
-
-_PAPER_SETS = ("IIIT5k", "SVT", "IC13_857", "IC15_1811", "SVTP", "CUTE80")
-"""Order of the paper's columns, by folder name; other sets follow by theirs."""
 
 
 def write_comparison(
@@ -35,6 +34,9 @@ def write_comparison(
     sets = sorted(
         {name for result in results.values() if result for name in result["sets"]}, key=_set_order
     )
+    # The paper's Avg, where all its benchmarks are there.
+    means = [result["means"] for result in results.values() if result]
+    average = PAPER_GROUP if means and all(PAPER_GROUP in some for some in means) else TOTAL
     headers = [*table.columns, *sets, "Avg", "runs"]
     rows, figures = [], []
     for variant in table.variants:
@@ -46,7 +48,7 @@ def write_comparison(
         accuracies = [
             [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
         ]
-        accuracies.append([r["total_weighted_by_samples"]["accuracy"] for r in done])
+        accuracies.append([r["means"][average][WEIGHTED]["accuracy"] for r in done])
         counted = f"{len(done)}/{len(table.seeds)}"
         rows.append([*variant.cells, *map(_mean_and_spread, accuracies), counted])
         figures.append([variant.name, *variant.cells, *_plain_figures(accuracies), len(done)])
@@ -54,7 +56,7 @@ def write_comparison(
     untrained = " (RANDOM weights: this tries out the pipeline, not CLIP)" * teacher.is_random
     caption = [
         "Word accuracy in percent: mean and standard deviation over seeds "
-        f"{', '.join(map(str, table.seeds))}. Avg is weighted by samples.",
+        f"{', '.join(map(str, table.seeds))}. Avg: {average}, {WEIGHTED}.",
         f"Teacher {teacher.name}{untrained}.",
     ]
     markdown = tabulate(
@@ -80,9 +82,9 @@ def write_comparison(
 
 
 def _set_order(name: str) -> tuple[int, str]:
-    folder = name.rpartition("/")[2].removesuffix(".lmdb")
-    known = [i for i, paper_set in enumerate(_PAPER_SETS) if paper_set.lower() == folder.lower()]
-    return (known or [len(_PAPER_SETS)])[0], name
+    """Order benchmarks as the papers' columns, then other sets by name."""
+    benchmark = benchmark_of(name)
+    return len(BENCHMARK_NAMES) if benchmark is None else BENCHMARK_NAMES.index(benchmark), name
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

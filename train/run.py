@@ -43,7 +43,7 @@ from .targets import choose_num_views, choose_units, open_cache, require_targets
 from .tokenizer import LabelTokenizer
 
 if TYPE_CHECKING:
-    from .evaluation.evaluate import TestSet
+    from .evaluation.test_sets import TestSet
 
 _LOG_EVERY_STEPS = 10
 
@@ -172,7 +172,7 @@ class _Run:
         if not self.place.val_data:
             return []
         # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
-        from .evaluation.evaluate import open_test_sets
+        from .evaluation.test_sets import open_test_sets
 
         longest = self.config.student.max_label_length
         return open_test_sets(self.place.val_data, self.place.val_charset, longest)
@@ -208,7 +208,7 @@ class _Run:
 
     def _validation(self) -> dict[str, int]:
         """Return how many samples of each validation set count; best.pt hangs on them."""
-        return {test_set.name: len(test_set.labels) for test_set in self.test_sets}
+        return {test_set.name: len(test_set.samples) for test_set in self.test_sets}
 
     def _restore(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
@@ -380,23 +380,23 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Read the validation sets, each process its share of every one."""
-        from .evaluation.evaluate import evaluate, share_of, total
+        from .evaluation.evaluate import evaluate, total
         from .evaluation.metrics import WordCounts
 
         self.student.eval()
         rank, world_size = self.processes.rank, self.processes.world_size
-        own = [share_of(test_set, rank, world_size) for test_set in self.test_sets]
+        own = [test_set.share(rank, world_size) for test_set in self.test_sets]
         results = evaluate(self.student, own, precision=self.config.precision)
-        counts = sum(self.processes.gather(total(results)), WordCounts())
-        if self.best_accuracy is None or counts.accuracy > self.best_accuracy:
-            self.best_accuracy = counts.accuracy
+        figures = sum(self.processes.gather(total(results)), WordCounts()).figures
+        if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
+            self.best_accuracy = figures.accuracy
             if self.processes.is_first:
                 save_checkpoint(
                     self.place.out / BEST_NAME,
                     self.student,
                     teacher=self.cache.spec.teacher.name,
                 )
-        return {"val/accuracy": counts.accuracy, "val/1-NED": counts.one_minus_ned}
+        return {"val/accuracy": figures.accuracy, "val/1-NED": figures.one_minus_ned}
 
     # -- the record --------------------------------------------------------------------------
 

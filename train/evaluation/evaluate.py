@@ -1,15 +1,16 @@
-"""`clipocr eval`: word accuracy on LMDBs, by PARSeq's protocol.
+"""Reading test sets and pictures with a student, by PARSeq's protocol.
 
 Ground truth and prediction both pass through the test charset; the student decodes all its
-positions, never just as many as the label has.
+positions, never just as many as the label has. Every sample's outcome is kept.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,90 +18,82 @@ import torch
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
-from ...shared.charset import Charset, LabelProblem, LabelRules
 from ...shared.device import allow_fast_products, autocast
-from ...shared.errors import DataError
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
 from ...shared.images import ImageProblemError, decode_image, stretch
-from ...shared.words import WordLmdb, find_named_lmdbs
-from ..replacing import replacing
 from ..student import Student
 from .metrics import WordCounts
+from .test_sets import SampleKey, TestSample, TestSet
 
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """What a student read in one picture."""
 
     text: str
     character_confidence: tuple[float, ...]
-    """Probability of each character, then of EOS."""
+    """Probability of each character, then of EOS; none of EOS if the text fills all positions."""
 
     @property
     def confidence(self) -> float:
         """Product of the character probabilities, EOS included."""
-        return float(np.prod(self.character_confidence))
+        return prod(self.character_confidence)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleResult:
+    """What came of one sample; `TestSet.image` opens its picture again by the key."""
+
+    key: SampleKey
+    label: str
+    """As written."""
+    adapted_label: str
+    """As the test charset has it."""
+    prediction: str
+    """As read, in the student's own charset; empty if the picture cannot be decoded."""
+    adapted_prediction: str
+    """As the test charset has it."""
+    character_confidence: tuple[float, ...]
+    """Of `Reading`; empty if the picture cannot be decoded."""
+    problem: str | None = None
+    """Why the picture cannot be decoded; such a sample counts as wrong, at confidence 0."""
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether label and prediction are equal under the test charset."""
+        return self.adapted_prediction == self.adapted_label
+
+    @property
+    def confidence(self) -> float:
+        """Product of the character probabilities, EOS included."""
+        return prod(self.character_confidence) if self.character_confidence else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult:
-    """One test set's counts."""
+    """What came of one test set."""
 
     name: str
-    counts: WordCounts
+    samples: tuple[SampleResult, ...]
+    """In the order of the set."""
     num_unlabelled: int
     """Samples left out: the test charset leaves nothing of their label, or it is too long."""
-    num_broken: int
-    """Samples whose image cannot be decoded; they count as wrong."""
 
+    @cached_property
+    def counts(self) -> WordCounts:
+        """Sums over the samples."""
+        counts = WordCounts()
+        for sample in self.samples:
+            counts.add(sample.adapted_prediction, sample.adapted_label, sample.confidence)
+        return counts
 
-def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Reading]:
-    """Read a batch of views. Shape: (B, 32, 128, 3), uint8, on the student's device."""
-    with autocast(views.device, precision):
-        logits = student.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
-    texts, confidences = student.tokenizer.decode(logits.float().softmax(dim=-1))
-    return [
-        Reading(text=text, character_confidence=tuple(confidence.tolist()))
-        for text, confidence in zip(texts, confidences, strict=True)
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestSet:
-    """One LMDB, with the labels that count under a test charset."""
-
-    __test__ = False  # For pytest, to which the name looks like a test.
-
-    name: str
-    lmdb: WordLmdb
-    charset: Charset
-    labels: list[tuple[int, str]]
-    """(LMDB index, adapted label) of each sample that counts."""
-
-
-def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: int) -> list[TestSet]:
-    """Open every LMDB at or below `roots`, in name order, and filter its labels.
-
-    Raises:
-        DataError: no LMDB, one that cannot be used, or one without a label under `charset`.
-    """
-    return [
-        TestSet(
-            name=name,
-            lmdb=(lmdb := WordLmdb(path)),
-            charset=charset,
-            labels=_test_labels(lmdb, charset, max_label_length),
-        )
-        for name, path in find_named_lmdbs(roots).items()
-    ]
-
-
-def share_of(test_set: TestSet, rank: int, world_size: int) -> TestSet:
-    """Return the part of a set that one of several processes reads."""
-    return replace(test_set, labels=test_set.labels[rank::world_size])
+    @property
+    def num_broken(self) -> int:
+        """Samples whose picture cannot be decoded."""
+        return sum(sample.problem is not None for sample in self.samples)
 
 
 def evaluate(
@@ -127,122 +120,15 @@ def total(results: Sequence[SetResult]) -> WordCounts:
     return sum((result.counts for result in results), WordCounts())
 
 
-def results_as_table(results: Sequence[SetResult]) -> tuple[list[str], list[list[str]]]:
-    """Return headers and rows of the results, the sample-weighted total last."""
-    headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
-    named = [(result.name, result.counts) for result in results]
-    named.append(("total, weighted by samples", total(results)))
-    rows = [
-        [
-            name,
-            f"{counts.num_samples:,}",
-            f"{counts.accuracy:.2f}",
-            f"{counts.one_minus_ned:.2f}",
-            f"{counts.confidence:.2f}",
-            f"{counts.label_length:.2f}",
-        ]
-        for name, counts in named
+def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Reading]:
+    """Read a batch of views. Shape: (B, 32, 128, 3), uint8, on the student's device."""
+    with autocast(views.device, precision):
+        logits = student.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
+    texts, confidences = student.tokenizer.decode(logits.float().softmax(dim=-1))
+    return [
+        Reading(text=text, character_confidence=tuple(confidence.tolist()))
+        for text, confidence in zip(texts, confidences, strict=True)
     ]
-    return headers, rows
-
-
-def results_as_json(
-    results: Sequence[SetResult], *, checkpoint: Path, charset_name: str
-) -> dict[str, object]:
-    """Return the results with all their figures, percentages as on the screen but not rounded."""
-
-    def figures(counts: WordCounts) -> dict[str, float]:
-        return {
-            "num_samples": counts.num_samples,
-            "num_correct": counts.num_correct,
-            "accuracy": counts.accuracy,
-            "1-NED": counts.one_minus_ned,
-            "confidence": counts.confidence,
-            "label_length": counts.label_length,
-        }
-
-    return {
-        "checkpoint": str(checkpoint),
-        "charset": charset_name,
-        "sets": {
-            result.name: figures(result.counts)
-            | {"num_broken": result.num_broken, "num_unlabelled": result.num_unlabelled}
-            for result in results
-        },
-        "total_weighted_by_samples": figures(total(results)),
-    }
-
-
-def write_results(
-    path: Path,
-    results: Sequence[SetResult],
-    *,
-    checkpoint: Path,
-    charset: Charset,
-    of: Mapping[str, object] | None = None,
-) -> None:
-    """Write the figures of one checkpoint as JSON, and perhaps digests of what they are of."""
-    record = results_as_json(results, checkpoint=checkpoint, charset_name=charset.name)
-    if of is not None:
-        record["of"] = dict(of)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _evaluate_set(
-    student: Student, test_set: TestSet, precision: str, batch_size: int
-) -> SetResult:
-    device = next(student.parameters()).device
-    lmdb, labels = test_set.lmdb, test_set.labels
-    counts, num_broken = WordCounts(), 0
-    batches = [labels[start : start + batch_size] for start in range(0, len(labels), batch_size)]
-    progress = tqdm(total=len(labels), desc=test_set.name, unit="image")
-    with progress, ThreadPoolExecutor(_DECODE_THREADS) as executor:
-        decoded = map_ahead(executor, lambda batch: _views(lmdb, batch), batches, _BATCHES_AHEAD)
-        for batch, (views, is_broken) in zip(batches, decoded, strict=True):
-            readings = read_views(student, torch.from_numpy(views).to(device), precision)
-            for (_, label), reading, broken in zip(batch, readings, is_broken, strict=True):
-                num_broken += broken
-                prediction = "" if broken else test_set.charset.adapt(reading.text)
-                counts.add(prediction, label, 0.0 if broken else reading.confidence)
-            progress.update(len(batch))
-    return SetResult(
-        name=test_set.name,
-        counts=counts,
-        num_unlabelled=len(lmdb) - len(labels),
-        num_broken=num_broken,
-    )
-
-
-def _test_labels(lmdb: WordLmdb, charset: Charset, max_label_length: int) -> list[tuple[int, str]]:
-    """Return (LMDB index, adapted label) of the samples that count."""
-    # Folding to ASCII would empty every label of a charset that is not.
-    rules = LabelRules(
-        normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
-    )
-    labelled = []
-    for sample_idx in range(1, len(lmdb) + 1):
-        raw = lmdb.label(sample_idx)
-        label = rules.apply(raw or "")
-        if not isinstance(label, LabelProblem) and (adapted := charset.adapt(label)):
-            labelled.append((sample_idx, adapted))
-    if not labelled:
-        raise DataError(
-            f"{lmdb.path}: no label is left under test charset {charset.name}; "
-            "pass the charset its labels are written in"
-        )
-    return labelled
-
-
-def _views(lmdb: WordLmdb, batch: list[tuple[int, str]]) -> tuple[np.ndarray, list[bool]]:
-    views = np.zeros((len(batch), *VIEW_SHAPE), np.uint8)
-    is_broken = [False] * len(batch)
-    for idx, (sample_idx, _) in enumerate(batch):
-        try:
-            views[idx] = stretch(decode_image(lmdb.image(sample_idx) or b""))
-        except ImageProblemError:
-            is_broken[idx] = True
-    return views, is_broken
 
 
 def read_images(
@@ -265,3 +151,49 @@ def read_images(
             batch = torch.from_numpy(np.stack(list(views.values()))).to(device)
             outcomes |= dict(zip(views, read_views(student, batch, "fp32"), strict=True))
         yield from ((path, outcomes[path]) for path in some)
+
+
+def _evaluate_set(
+    student: Student, test_set: TestSet, precision: str, batch_size: int
+) -> SetResult:
+    device = next(student.parameters()).device
+    samples = test_set.samples
+    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    results: list[SampleResult] = []
+    progress = tqdm(total=len(samples), desc=test_set.name, unit="image")
+    with progress, ThreadPoolExecutor(_DECODE_THREADS) as executor:
+        decoded = map_ahead(executor, lambda some: _views(test_set, some), batches, _BATCHES_AHEAD)
+        for batch, (views, problems) in zip(batches, decoded, strict=True):
+            readings = read_views(student, torch.from_numpy(views).to(device), precision)
+            results += map(_result, [test_set] * len(batch), batch, readings, problems)
+            progress.update(len(batch))
+    return SetResult(
+        name=test_set.name, samples=tuple(results), num_unlabelled=test_set.num_unlabelled
+    )
+
+
+def _views(test_set: TestSet, batch: Sequence[TestSample]) -> tuple[np.ndarray, list[str | None]]:
+    """Return the views of a batch, black where there is none, and why there is none."""
+    views = np.zeros((len(batch), *VIEW_SHAPE), np.uint8)
+    problems: list[str | None] = [None] * len(batch)
+    for i, sample in enumerate(batch):
+        try:
+            views[i] = stretch(decode_image(test_set.image(sample.key)))
+        except ImageProblemError as e:
+            problems[i] = str(e)
+    return views, problems
+
+
+def _result(
+    test_set: TestSet, sample: TestSample, reading: Reading, problem: str | None
+) -> SampleResult:
+    prediction = "" if problem else reading.text
+    return SampleResult(
+        key=sample.key,
+        label=sample.label,
+        adapted_label=sample.adapted_label,
+        prediction=prediction,
+        adapted_prediction=test_set.charset.adapt(prediction),
+        character_confidence=() if problem else reading.character_confidence,
+        problem=problem,
+    )

@@ -6,7 +6,9 @@ after both passed through the test charset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
 
@@ -36,21 +38,51 @@ class WordCounts:
         return WordCounts(**{name: v + vars(other)[name] for name, v in vars(self).items()})
 
     @property
-    def accuracy(self) -> float:
-        """Word accuracy in percent; 0 for an empty set."""
-        return 100 * self.num_correct / max(self.num_samples, 1)
+    def figures(self) -> Figures:
+        """What the sums come to; zeros for an empty set."""
+        n = max(self.num_samples, 1)
+        return Figures(
+            num_samples=self.num_samples,
+            accuracy=100 * self.num_correct / n,
+            one_minus_ned=100 * (self.num_samples - self.sum_ned) / n,
+            confidence=100 * self.sum_confidence / n,
+            label_length=self.sum_length / n,
+        )
 
-    @property
-    def one_minus_ned(self) -> float:
-        """1 - NED in percent; 0 for an empty set."""
-        return 100 * (self.num_samples - self.sum_ned) / max(self.num_samples, 1)
 
-    @property
-    def confidence(self) -> float:
-        """Mean confidence in percent."""
-        return 100 * self.sum_confidence / max(self.num_samples, 1)
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is said of one test set, or of several together."""
 
-    @property
-    def label_length(self) -> float:
-        """Mean predicted length in characters."""
-        return self.sum_length / max(self.num_samples, 1)
+    num_samples: int
+    accuracy: float
+    """Words read exactly, in percent."""
+    one_minus_ned: float
+    """1 - NED in percent."""
+    confidence: float
+    """Mean over words, in percent."""
+    label_length: float
+    """Mean predicted length in characters."""
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures by the names people know them by."""
+        figures = asdict(self)
+        figures["1-NED"] = figures.pop("one_minus_ned")
+        return figures
+
+
+def weighted_mean(sets: Sequence[WordCounts]) -> Figures:
+    """Return the figures of all samples of some sets: each set weighs what it has of them."""
+    return sum(sets, WordCounts()).figures
+
+
+def plain_mean(sets: Sequence[WordCounts]) -> Figures:
+    """Return the mean of the figures of some sets: each set weighs the same."""
+    of_sets = [counts.figures for counts in sets]
+    return Figures(
+        num_samples=sum(figures.num_samples for figures in of_sets),
+        accuracy=fmean(figures.accuracy for figures in of_sets),
+        one_minus_ned=fmean(figures.one_minus_ned for figures in of_sets),
+        confidence=fmean(figures.confidence for figures in of_sets),
+        label_length=fmean(figures.label_length for figures in of_sets),
+    )

@@ -12,13 +12,8 @@ from samples import draw_word, write_words
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.shared.images import ImageProblemError
-from clipocr.train.evaluation.evaluate import (
-    SetResult,
-    evaluate,
-    open_test_sets,
-    read_images,
-    total,
-)
+from clipocr.train.evaluation.evaluate import SetResult, evaluate, read_images, total
+from clipocr.train.evaluation.test_sets import open_test_sets
 from clipocr.train.student import Student, StudentConfig
 from clipocr.train.tokenizer import LabelTokenizer
 
@@ -76,10 +71,10 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert (a.counts.num_samples, a.counts.num_correct) == (4, 2)
     assert (a.num_unlabelled, a.num_broken) == (2, 1)
     assert a.counts.sum_ned == pytest.approx(0 + 1 / 5 + 0 + 1)
-    assert a.counts.label_length == (5 + 5 + 3 + 0) / 4
-    assert a.counts.confidence == pytest.approx(75)
+    assert a.counts.figures.label_length == (5 + 5 + 3 + 0) / 4
+    assert a.counts.figures.confidence == pytest.approx(75)
     assert (b.counts.num_samples, b.counts.num_correct) == (2, 2)
-    assert total([a, b]).accuracy == pytest.approx(100 * 4 / 6)
+    assert total([a, b]).figures.accuracy == pytest.approx(100 * 4 / 6)
 
 
 @pytest.mark.parametrize(("charset", "num_correct"), [("36", 3), ("62", 2), ("94", 1)])

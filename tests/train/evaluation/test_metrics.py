@@ -27,8 +27,8 @@ def test_row(prediction: str, label: str, right: int, ned: float, remark: str) -
     counts.add(prediction, label, 0.5)
     assert counts.num_correct == right, remark
     assert counts.sum_ned == pytest.approx(ned), remark
-    assert counts.label_length == len(prediction)
-    assert counts.confidence == 50
+    assert counts.figures.label_length == len(prediction)
+    assert counts.figures.confidence == 50
 
 
 def test_sets_add_up_by_samples_not_by_averages() -> None:
@@ -38,11 +38,11 @@ def test_sets_add_up_by_samples_not_by_averages() -> None:
         many.add("a", "a", 0.0)
     both = few + many
     assert both.num_samples == 4
-    assert both.accuracy == 75  # The mean of the two accuracies would be 50.
-    assert both.one_minus_ned == 75
-    assert both.confidence == 25
+    assert both.figures.accuracy == 75  # The mean of the two accuracies would be 50.
+    assert both.figures.one_minus_ned == 75
+    assert both.figures.confidence == 25
 
 
 def test_an_empty_set_is_zero_not_an_error() -> None:
-    empty = WordCounts()
+    empty = WordCounts().figures
     assert (empty.accuracy, empty.one_minus_ned, empty.confidence, empty.label_length) == (0,) * 4

@@ -1,0 +1,253 @@
+"""The commands ``clipocr eval`` and ``clipocr latency``, which measure trained students."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...shared.options import FOLDER, NEW_PATH, PATH, device_option
+from ...shared.terminal import counted, warn_of_random_teacher
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...shared.charset import Charset
+    from ..student import Student
+    from .evaluate import SetResult
+
+_data_option = click.option(
+    "--data",
+    "roots",
+    metavar="ROOT",
+    type=FOLDER,
+    required=True,
+    multiple=True,
+    help="Folder with test sets at any depth: LMDBs, and image folders with a label file.",
+)
+
+
+@click.command("eval")
+@click.argument("runs", metavar="RUN-OR-CHECKPOINT...", nargs=-1, required=True, type=PATH)
+@_data_option
+@click.option(
+    "--charset",
+    "charset_name",
+    default="36",
+    show_default=True,
+    help="Test charset, applied to label and prediction: 36 for the published numbers, 62, 94, "
+    "or a text file.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Images at once.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic; published numbers are fp32.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=NEW_PATH,
+    show_default="eval.json in the run's folder",
+    help="Where the figures of one RUN are written, or the comparison of several; what was read "
+    "in each picture goes to a .predictions.jsonl beside them.",
+)
+@device_option
+def eval_command(
+    runs: tuple[Path, ...],
+    roots: tuple[Path, ...],
+    charset_name: str,
+    batch_size: int,
+    precision: str,
+    json_path: Path | None,
+    device_name: str,
+) -> None:
+    """Measure word accuracy on every test set at or below ROOT, as PARSeq does.
+
+    Benchmarks are known by their folders' names and averaged in groups, by samples and plainly.
+    Confidence is the product of the character probabilities, EOS included. Several RUNs are set
+    side by side, with their differences to the first and McNemar's exact test.
+
+    \b
+    Example:
+      clipocr eval run --data data/test
+      clipocr eval run other_run --data data/test --charset 94
+    """
+    from ...shared.charset import Charset
+    from ...shared.device import choose_device
+    from ..checkpoint import find_checkpoint
+    from .evaluate import evaluate
+    from .results import predictions_path, results_as_table, write_predictions, write_results
+    from .test_sets import open_test_sets
+
+    is_one = len(runs) == 1
+    checkpoints = [find_checkpoint(run) for run in runs]
+    paths = [json_path] if is_one and json_path else [_figures_path(run) for run in runs]
+    comparison_path = json_path or paths[0].with_name("comparison.json")
+    for path in [*paths, comparison_path]:
+        if not os.access(path.parent, os.W_OK):
+            advice = "choose a place by --json" if is_one else "evaluate it alone, with --json"
+            raise click.ClickException(f"{path} cannot be written; {advice}")
+    charset = Charset.load(charset_name)
+    device = choose_device(device_name)
+    all_results, test_sets = [], {}
+    for checkpoint, path in zip(checkpoints, paths, strict=True):
+        if not is_one:
+            click.echo(f"{checkpoint}:", err=True)
+        student = _load(checkpoint, device)
+        _note_missing_characters(student, charset)
+        longest = student.config.max_label_length
+        if longest not in test_sets:
+            test_sets[longest] = open_test_sets(roots, charset, longest)
+        results = evaluate(student, test_sets[longest], precision=precision, batch_size=batch_size)
+        all_results.append(results)
+        write_results(path, results, checkpoint=checkpoint, charset=charset)
+        write_predictions(predictions_path(path), results)
+    if is_one:
+        click.echo(results_as_table(results))
+    else:
+        _compare(all_results, checkpoints, charset, comparison_path)
+    _remark(all_results, charset)
+    written = str(paths[0]) if is_one else f"{comparison_path}, and {paths[0].name} of each run"
+    click.echo(
+        f"Wrote {written}: {counted(len(results), 'test set')} for "
+        f"{', '.join(map(str, checkpoints))}."
+    )
+
+
+def _figures_path(run: Path) -> Path:
+    """Return where an evaluation's figures go: another checkpoint of a run overwrites nothing."""
+    return run / "eval.json" if run.is_dir() else run.with_suffix(".eval.json")
+
+
+def _load(checkpoint: Path, device: torch.device) -> Student:
+    from ...shared.schema import TeacherSpec
+    from ..checkpoint import load_checkpoint, load_student
+
+    teacher = str(load_checkpoint(checkpoint)["teacher"])
+    warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")
+    return load_student(checkpoint, device)
+
+
+def _note_missing_characters(student: Student, charset: Charset) -> None:
+    own = student.tokenizer.charset
+    # What it writes passes through the test charset, which may fold its case.
+    writable = {c for character in own.characters for c in charset.adapt(character)}
+    missing = [c for c in charset.characters if c not in writable]
+    if missing:
+        click.echo(
+            f"Note: this student was trained on charset {own.name} and cannot write "
+            f"{counted(len(missing), 'character')} of test charset {charset.name} "
+            f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them count "
+            "as wrong. --charset chooses another test charset.",
+            err=True,
+        )
+
+
+def _compare(
+    all_results: Sequence[Sequence[SetResult]],
+    checkpoints: Sequence[Path],
+    charset: Charset,
+    path: Path,
+) -> None:
+    from .paired import compare, comparison_as_json, comparison_as_table, student_letters
+    from .results import write_json
+
+    comparison = compare(all_results)
+    named = dict(zip(student_letters(len(checkpoints)), map(str, checkpoints), strict=True))
+    for letter, name in named.items():
+        click.echo(f"{letter}: {name}")
+    click.echo(f"\n{comparison_as_table(comparison)}")
+    record = {"checkpoints": named, "charset": charset.name, **comparison_as_json(comparison)}
+    write_json(path, record)
+
+
+def _remark(all_results: Sequence[Sequence[SetResult]], charset: Charset) -> None:
+    """Say on stderr what a reader of the table must know."""
+    from .results import groups_of
+
+    remarks = groups_of(all_results[0])[1]
+    for results in all_results:
+        for result in results:
+            if result.num_broken or result.num_unlabelled:
+                remarks.append(
+                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
+                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
+                    f"charset {charset.name}, or too long)"
+                )
+    for remark in dict.fromkeys(remarks):
+        click.echo(remark, err=True)
+
+
+def _parse_batch_sizes(
+    _ctx: click.Context, _option: click.Parameter, value: str
+) -> tuple[int, ...]:
+    sizes = value.split(",")
+    if not all(size.isdigit() and int(size) for size in sizes):
+        raise click.BadParameter(f"{value!r} is not a list of batch sizes such as 1,64")
+    return tuple(map(int, sizes))
+
+
+@click.command()
+@click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=PATH)
+@_data_option
+@click.option(
+    "--images",
+    "num_images",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Pictures to read, taken evenly from all test sets.",
+)
+@click.option(
+    "--batch-sizes",
+    callback=_parse_batch_sizes,
+    default="1,64",
+    show_default=True,
+    help="Pictures at once.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic.",
+)
+@device_option
+def latency(
+    run_or_checkpoint: Path,
+    roots: tuple[Path, ...],
+    num_images: int,
+    batch_sizes: tuple[int, ...],
+    precision: str,
+    device_name: str,
+) -> None:
+    """Measure how long a student takes per picture, preprocessing apart.
+
+    On a CPU, OMP_NUM_THREADS sets the number of threads.
+
+    \b
+    Example:
+      clipocr latency run --data data/test
+    """
+    from ...shared.device import choose_device
+    from ..checkpoint import find_checkpoint
+    from .latency import latency_as_table, load_pictures, measure_latency
+    from .test_sets import open_test_sets
+
+    student = _load(find_checkpoint(run_or_checkpoint), choose_device(device_name))
+    own = student.tokenizer.charset
+    test_sets = open_test_sets(roots, own, student.config.max_label_length)
+    pictures = load_pictures(test_sets, num_images)
+    click.echo(latency_as_table(measure_latency(student, pictures, batch_sizes, precision)))

@@ -1,0 +1,162 @@
+"""`clipocr latency`: time per picture, as in table 11 of the paper, on real pictures.
+
+How long a student decodes depends on the longest word of a batch, so noise would not do. Timed are,
+apart from one another: preprocessing (decoding the file's bytes and stretching, one picture at a
+time on one thread) and reading (from uint8 views in memory to texts and confidences in memory:
+copying, normalising, encoding, decoding). Every figure is a median.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from math import ceil
+from statistics import fmean, median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from ...shared.device import allow_fast_products
+from ...shared.errors import DataError
+from ...shared.images import ImageProblemError, decode_image, stretch
+from ..student import Student
+from .evaluate import Reading, read_views
+from .results import as_markdown
+from .test_sets import TestSet
+
+NUM_WARM_UP_BATCHES = 3
+MIN_BATCHES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLatency:
+    """What reading takes at one batch size."""
+
+    batch_size: int
+    num_batches: int
+    ms_per_image: float
+    """Median over the batches, in milliseconds."""
+    num_characters: float
+    """Mean length of what was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """What a student takes per picture."""
+
+    num_images: int
+    preprocessing_ms: float
+    """Median over the pictures, in milliseconds."""
+    batches: tuple[BatchLatency, ...]
+    setting: str
+    """Device, threads, arithmetic and size of the student, as people say it."""
+
+
+def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
+    """Return encoded pictures, evenly from all sets; those that cannot be decoded are left out.
+
+    Raises:
+        DataError: none can be decoded.
+    """
+    every = [(test_set, sample.key) for test_set in test_sets for sample in test_set.samples]
+    num_images = min(num_images, len(every))
+    pictures = []
+    for i in range(num_images):
+        test_set, key = every[i * len(every) // num_images]
+        try:
+            encoded = test_set.image(key)
+            decode_image(encoded)
+        except ImageProblemError:
+            continue
+        pictures.append(encoded)
+    if not pictures:
+        raise DataError(f"{test_sets[0].source.path}: none of its pictures can be decoded")
+    return pictures
+
+
+def measure_latency(
+    student: Student, pictures: Sequence[bytes], batch_sizes: Sequence[int], precision: str
+) -> Latency:
+    """Time preprocessing and reading.
+
+    Args:
+        student: In eval mode, on the device to measure.
+        pictures: Encoded; repeated where a batch needs more.
+        batch_sizes: Each is measured on `MIN_BATCHES` batches at least, after
+            `NUM_WARM_UP_BATCHES` that are not counted.
+        precision: Autocast type.
+    """
+    allow_fast_products(precision)
+    views, times = [], []
+    for encoded in pictures:
+        start = perf_counter()
+        views.append(stretch(decode_image(encoded)))
+        times.append(perf_counter() - start)
+    return Latency(
+        num_images=len(pictures),
+        preprocessing_ms=1000 * median(times),
+        batches=tuple(_measure_batches(student, views, size, precision) for size in batch_sizes),
+        setting=_setting(student, precision),
+    )
+
+
+def _measure_batches(
+    student: Student, views: Sequence[np.ndarray], batch_size: int, precision: str
+) -> BatchLatency:
+    device = next(student.parameters()).device
+    num_batches = max(MIN_BATCHES, ceil(len(views) / batch_size))
+    endless = cycle(views)
+    times: list[float] = []
+    readings: list[Reading] = []
+    for number in range(NUM_WARM_UP_BATCHES + num_batches):
+        batch = torch.from_numpy(np.stack(list(islice(endless, batch_size))))
+        start = perf_counter()
+        # Texts and confidences are on the CPU when it returns: a GPU has finished by then.
+        some = read_views(student, batch.to(device), precision)
+        if number >= NUM_WARM_UP_BATCHES:
+            times.append(perf_counter() - start)
+            readings += some
+    return BatchLatency(
+        batch_size=batch_size,
+        num_batches=num_batches,
+        ms_per_image=1000 * median(times) / batch_size,
+        num_characters=fmean(len(reading.text) for reading in readings),
+    )
+
+
+def _setting(student: Student, precision: str) -> str:
+    parameters = list(student.parameters())
+    device = parameters[0].device
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+        machine = f"CPU ({name}), {torch.get_num_threads()} threads"
+    num_parameters = sum(parameter.numel() for parameter in parameters)
+    return f"{num_parameters:,} parameters, {precision}, {machine}, PyTorch {torch.__version__}"
+
+
+def latency_as_table(latency: Latency) -> str:
+    """Return a Markdown table, and below it what was measured on what."""
+    headers = ["batch size", "preprocessing", "reading", "together", "images/s", "characters"]
+    rows = [
+        [
+            f"{some.batch_size:,}",
+            f"{latency.preprocessing_ms:.2f}",
+            f"{some.ms_per_image:.2f}",
+            f"{latency.preprocessing_ms + some.ms_per_image:.2f}",
+            f"{1000 / (latency.preprocessing_ms + some.ms_per_image):,.0f}",
+            f"{some.num_characters:.1f}",
+        ]
+        for some in latency.batches
+    ]
+    counts = ", ".join(f"{some.num_batches} of {some.batch_size}" for some in latency.batches)
+    return (
+        f"{as_markdown(headers, rows)}\n\n"
+        f"Milliseconds per image, medians: preprocessing of {latency.num_images:,} images one by "
+        f"one on one thread; reading of batches ({counts}) after {NUM_WARM_UP_BATCHES} to warm "
+        f"up. {latency.setting}."
+    )

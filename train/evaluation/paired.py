@@ -1,0 +1,173 @@
+"""Several students on the same samples: accuracies, differences to the first, p values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ...shared.errors import UsageError
+from .evaluate import SetResult
+from .protocol import Group
+from .results import PLAIN, WEIGHTED, as_markdown, groups_of
+from .significance import PairedCounts
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetComparison:
+    """Every student on the samples of one test set, or of a group, that count for all of them."""
+
+    name: str
+    num_samples: int
+    num_correct: tuple[int, ...]
+    """Of each student."""
+    paired: tuple[PairedCounts, ...]
+    """The first student with itself, then with each of the others."""
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Of each student, in percent."""
+        return tuple(100 * n / max(self.num_samples, 1) for n in self.num_correct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Several students, set by set."""
+
+    sets: tuple[SetComparison, ...]
+    groups: tuple[Group, ...]
+
+    def pooled(self, group: Group) -> SetComparison:
+        """Return all samples of a group as one set."""
+        members = self._members(group)
+        return SetComparison(
+            name=f"{group.title}, {WEIGHTED}",
+            num_samples=sum(some.num_samples for some in members),
+            num_correct=tuple(map(sum, zip(*(some.num_correct for some in members), strict=True))),
+            paired=tuple(
+                sum(pairs, PairedCounts())
+                for pairs in zip(*(some.paired for some in members), strict=True)
+            ),
+        )
+
+    def plain_accuracies(self, group: Group) -> tuple[float, ...]:
+        """Return each student's mean of the accuracies of a group's sets, in percent."""
+        members = self._members(group)
+        return tuple(map(fmean, zip(*(some.accuracies for some in members), strict=True)))
+
+    def _members(self, group: Group) -> list[SetComparison]:
+        return [some for some in self.sets if some.name in group.set_names]
+
+
+def compare(runs: Sequence[Sequence[SetResult]]) -> Comparison:
+    """Set several students' results of the same test sets side by side.
+
+    Raises:
+        UsageError: not the same sets.
+    """
+    names = [[result.name for result in results] for results in runs]
+    if any(some != names[0] for some in names):
+        raise UsageError(f"results of different test sets cannot be compared: {names}")
+    return Comparison(
+        sets=tuple(_compare_set(results) for results in zip(*runs, strict=True)),
+        groups=tuple(groups_of(runs[0])[0]),
+    )
+
+
+def _compare_set(results: Sequence[SetResult]) -> SetComparison:
+    outcomes = [{sample.key: sample.is_correct for sample in some.samples} for some in results]
+    # Students of other label lengths leave other samples out.
+    common = [key for key in outcomes[0] if all(key in others for others in outcomes[1:])]
+    return SetComparison(
+        name=results[0].name,
+        num_samples=len(common),
+        num_correct=tuple(sum(some[key] for key in common) for some in outcomes),
+        paired=tuple(
+            PairedCounts.of((outcomes[0][key], some[key]) for key in common) for some in outcomes
+        ),
+    )
+
+
+def student_letters(num_students: int) -> list[str]:
+    """Return what the students are called in a table: A, B, ..."""
+    return [chr(ord("A") + i) for i in range(num_students)]
+
+
+def comparison_as_table(comparison: Comparison) -> str:
+    """Return a Markdown table, and below it what its p values are."""
+    first, *others = student_letters(len(comparison.sets[0].num_correct))
+    headers = ["set", "samples", first]
+    for letter in others:
+        headers += [letter, f"{letter} - {first}", f"only {first} / only {letter}", "p"]
+    rows = []
+    for some in comparison.sets:
+        rows.append(_row(some))
+    for group in comparison.groups:
+        pooled = comparison.pooled(group)
+        plain = comparison.plain_accuracies(group)
+        rows.append(_row(pooled))
+        row = [f"{group.title}, {PLAIN}", f"{pooled.num_samples:,}", f"{plain[0]:.2f}"]
+        for accuracy in plain[1:]:
+            row += [f"{accuracy:.2f}", f"{accuracy - plain[0]:+.2f}", "", ""]
+        rows.append(row)
+    num_tests = len(comparison.sets) * len(others)
+    notes = (
+        f"Word accuracy in percent, differences in points. only {first} / only X: words that just "
+        "one of the two reads rightly. p: McNemar's exact test of these two counts, two-sided, not "
+        "corrected for the number of comparisons"
+    )
+    if num_tests > 1:
+        notes += (
+            f": of {num_tests} tests over sets, hold each against {_LEVEL} / {num_tests} = "
+            f"{_LEVEL / num_tests:.2g} (Bonferroni)"
+        )
+    return f"{as_markdown(headers, rows)}\n\n{notes}."
+
+
+def _row(some: SetComparison) -> list[str]:
+    row = [some.name, f"{some.num_samples:,}", f"{some.accuracies[0]:.2f}"]
+    for accuracy, pair in zip(some.accuracies[1:], some.paired[1:], strict=True):
+        p_value = f"{pair.p_value:.4f}" if pair.p_value >= 0.0001 else "< 0.0001"
+        row += [
+            f"{accuracy:.2f}",
+            f"{pair.difference:+.2f}",
+            f"{pair.only_first:,} / {pair.only_second:,}",
+            p_value,
+        ]
+    return row
+
+
+def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return all figures of a comparison, not rounded."""
+    letters = student_letters(len(comparison.sets[0].num_correct))
+
+    def entry(some: SetComparison) -> dict[str, Any]:
+        return {
+            "num_samples": some.num_samples,
+            "accuracy": dict(zip(letters, some.accuracies, strict=True)),
+            "against_A": {
+                letter: {
+                    "difference": pair.difference,
+                    "only_A": pair.only_first,
+                    f"only_{letter}": pair.only_second,
+                    "p_value": pair.p_value,
+                }
+                for letter, pair in zip(letters[1:], some.paired[1:], strict=True)
+            },
+        }
+
+    return {
+        "test": "McNemar, exact, two-sided, not corrected for the number of comparisons",
+        "sets": {some.name: entry(some) for some in comparison.sets},
+        "means": {
+            group.title: {
+                "sets": list(group.set_names),
+                WEIGHTED: entry(comparison.pooled(group)),
+                PLAIN: dict(zip(letters, comparison.plain_accuracies(group), strict=True)),
+            }
+            for group in comparison.groups
+        },
+    }

@@ -1,0 +1,129 @@
+"""Test sets: LMDBs and image folders, with the samples that count under a test charset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.errors import DataError
+from ...shared.word_folders import LABEL_FILE_NAMES, WordFolder
+from ...shared.words import WordLmdb, find_named, folders_below
+
+SampleKey = int | str
+"""Which sample of a set: its number in an LMDB, from 1, or its file in an image folder."""
+
+
+class WordSource(Protocol):
+    """Where words lie: a `WordLmdb` or a `WordFolder`."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def labels(self) -> Iterable[tuple[SampleKey, str | None]]:
+        """Yield key and raw label of every sample."""
+
+    def image(self, key: Any, /) -> bytes | None:
+        """Return the encoded image of a sample."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What the files weigh."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestSample:
+    """A sample that counts."""
+
+    __test__ = False  # For pytest, to which the name looks like a test.
+
+    key: SampleKey
+    label: str
+    """As written."""
+    adapted_label: str
+    """As the test charset has it; what a prediction is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """One LMDB or image folder, with the samples that count under a test charset."""
+
+    __test__ = False
+
+    name: str
+    source: WordSource
+    charset: Charset
+    samples: Sequence[TestSample]
+    num_unlabelled: int
+    """Samples left out: the test charset leaves nothing of their label, or it is too long."""
+
+    def image(self, key: SampleKey) -> bytes:
+        """Return the encoded image of a sample, empty if the set has none.
+
+        Raises:
+            ImageProblemError: its file cannot be read.
+        """
+        return self.source.image(key) or b""
+
+    def share(self, rank: int, world_size: int) -> TestSet:
+        """Return the part of the set that one of several processes reads."""
+        return replace(self, samples=self.samples[rank::world_size])
+
+    def digest(self) -> str:
+        """Return a digest that another sample, label or file size changes."""
+        content = [(sample.key, sample.adapted_label) for sample in self.samples]
+        return hashlib.sha256(repr((content, self.source.num_bytes)).encode()).hexdigest()
+
+
+def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: int) -> list[TestSet]:
+    """Open every LMDB and image folder at or below `roots`, in name order, and filter its labels.
+
+    Raises:
+        DataError: no test set, one that cannot be used, or one without a label under `charset`.
+    """
+    return [
+        _open_test_set(name, path, charset, max_label_length)
+        for name, path in find_named(roots, _find_sources).items()
+    ]
+
+
+def _find_sources(root: Path) -> list[Path]:
+    wanted = {"data.mdb", *LABEL_FILE_NAMES}
+    found = [folder for folder, files in folders_below(root) if wanted & files]
+    if not found:
+        raise DataError(
+            f"no LMDB (a folder with data.mdb) and no image folder (one with "
+            f"{', '.join(LABEL_FILE_NAMES)}) at or below {root}; pass the folder above your test "
+            "sets, or make an LMDB with: clipocr data import"
+        )
+    return found
+
+
+def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: int) -> TestSet:
+    is_lmdb = (path / "data.mdb").exists()
+    source: WordSource = WordLmdb(path) if is_lmdb else WordFolder(path)
+    # Folding to ASCII would empty every label of a charset that is not.
+    rules = LabelRules(
+        normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
+    )
+    samples = []
+    for key, raw in source.labels():
+        label = rules.apply(raw or "")
+        if not isinstance(label, LabelProblem) and (adapted := charset.adapt(label)):
+            samples.append(TestSample(key=key, label=raw or "", adapted_label=adapted))
+    if not samples:
+        raise DataError(
+            f"{path}: no label is left under test charset {charset.name}; "
+            "pass the charset its labels are written in"
+        )
+    return TestSet(
+        name=name,
+        source=source,
+        charset=charset,
+        samples=samples,
+        num_unlabelled=len(source) - len(samples),
+    )
