@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(INSTALLED)  ## From rendered words to an evaluated student, in about five minutes.
 	@$(BIN)/python benchmarks/demo.py .demo
@@ -21,6 +21,9 @@ lint: $(INSTALLED)  ## What CI checks besides the tests.
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## docs/options.md, from the commands themselves.
+	@$(BIN)/python docs/make_options.py
 
 clean:  ## Remove the demo's files; the environment stays.
 	rm -rf .demo build clipocr.egg-info

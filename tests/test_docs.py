@@ -1,0 +1,180 @@
+"""What the pages say is there is there: commands, options, files, functions, make targets.
+
+Whether a page's figures are right no test can tell; that its commands run is tested in `test_cli`
+and beside the commands.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from clipocr.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OFFICIAL_FOLDERS = ("strhub/", "clip/")
+ADDRESSES = ("http://", "https://", "#")
+
+
+def prose_of(page: Path) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def inline_code(page: Path) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose_of(page))]
+
+
+def console_commands(page: Path) -> list[str]:
+    blocks = re.findall(r"^```console\n(.*?)^```$", page.read_text("utf-8"), flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    # Without the comment of `make demo     # environment, ...`.
+    return [line[2:].partition("  #")[0] for line in lines if line.startswith("$ ")]
+
+
+def parsed(line: str) -> tuple[click.Command, list[str]] | None:
+    """Return the command of a shell line and its arguments, or None if it is none of clipocr."""
+    words = [word for word in shlex.split(line) if word != "..."]
+    if words[:1] == ["torchrun"]:
+        words = words[words.index("clipocr") :]
+    if words[:1] != ["clipocr"]:
+        return None
+    command: click.Command = main
+    words = words[1:]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"{line!r}: there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
+def all_commands(command: click.Command = main) -> list[click.Command]:
+    children = command.commands.values() if isinstance(command, click.Group) else ()
+    return [command, *(found for child in children for found in all_commands(child))]
+
+
+def require_usable(command: click.Command, arguments: list[str], line: str) -> None:
+    """Take a line apart as click does, up to where it would look for files."""
+    context = click.Context(command)
+    try:
+        values, rest, _ = command.make_parser(context).parse_args(list(arguments))
+    except click.UsageError as e:
+        pytest.fail(f"{line!r}: {e.format_message()}")
+    assert not rest, f"{line!r} has {rest} left over"
+    for param in command.params:
+        value = values.get(param.name)
+        # Not given: None, or what newer versions of click have in its place.
+        is_given = isinstance(value, str | bool) or bool(value and isinstance(value, list | tuple))
+        assert is_given or not param.required, f"{line!r} lacks {param.opts[0]}"
+        if is_given and isinstance(param.type, click.Choice | click.types.IntParamType):
+            for one in value if isinstance(value, list | tuple) else [value]:
+                param.type.convert(one, param, context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_can_be_typed(page: Path) -> None:
+    for line in console_commands(page):
+        if line.startswith("make "):
+            require_target(line)
+        elif found := parsed(line):
+            require_usable(*found, line)
+        else:
+            assert line.split()[0] in ("pip", "tensorboard"), f"{page.name}: {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_in_the_text_exists(page: Path) -> None:
+    known = {name for command in all_commands() for name in options_of(command)} | {"--help"}
+    known |= {"--nproc-per-node"}  # torchrun's
+    for code in inline_code(page):
+        if code.startswith("make "):
+            require_target(code)
+        elif code.startswith(("clipocr ", "torchrun ")):
+            found = parsed(code)
+            assert found is not None, f"{page.name}: {code!r}"
+            options = {word for word in found[1] if re.match(r"-{1,2}[a-z]", word)}
+            unknown = options - {*options_of(found[0]), "--help"}
+            assert not unknown, f"{page.name}: {code!r} has {unknown}"
+        elif code.startswith("--"):
+            assert code.split()[0] in known, f"{page.name}: there is no option {code!r}"
+
+
+def require_target(line: str) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert line.split()[1] in targets, f"there is no {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_function_named_exists(page: Path) -> None:
+    for code in inline_code(page):
+        found = re.fullmatch(r"((?:[a-z_]+/)+[a-z_]+\.(?:py|md|toml))(?:::([A-Za-z_.]+))?", code)
+        if found is None or code.startswith(OFFICIAL_FOLDERS):
+            continue
+        file, name = found.groups()
+        assert (ROOT / file).is_file(), f"{page.name}: there is no {file}"
+        if name:
+            defined = names_in(ROOT / file)
+            assert name in defined, f"{page.name}: {file} has no {name}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if not target.startswith(ADDRESSES):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+
+
+def names_in(path: Path) -> set[str]:
+    """Return functions and classes, and methods as ``Class.method``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    names = set()
+    for node in tree.body:
+        if isinstance(node, definitions):
+            names.add(node.name)
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            names |= {f"{node.name}.{part.name}" for part in inner if isinstance(part, definitions)}
+    return names
+
+
+def test_the_table_of_options_is_the_program_s() -> None:
+    script = ROOT / "docs" / "make_options.py"
+    spec = importlib.util.spec_from_file_location("make_options", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    # Not compared by assert itself: the difference would fill the screen.
+    is_same = page == module.options_page()
+    assert is_same, "docs/options.md is not what the commands say; make it again with: make docs"
+
+
+def test_the_checks_above_see_mistakes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text, failing in (
+        (
+            "```console\n$ clipocr train --cach x --out y\n```\n",
+            test_every_command_line_can_be_typed,
+        ),
+        ("```console\n$ clipocr train --out y\n```\n", test_every_command_line_can_be_typed),
+        ("```console\n$ clipocr trian\n```\n", test_every_command_line_can_be_typed),
+        (
+            "```console\n$ clipocr train --cache x --out y --loss l2\n```\n",
+            test_every_command_line_can_be_typed,
+        ),
+        ("`--no-such-option 3`\n", test_every_command_and_option_in_the_text_exists),
+        ("`clipocr eval run --views 3`\n", test_every_command_and_option_in_the_text_exists),
+        ("`train/losses.py::no_such_function`\n", test_every_file_and_function_named_exists),
+        ("[a page](nowhere.md)\n", test_every_file_and_function_named_exists),
+    ):
+        page.write_text(text)
+        with pytest.raises((AssertionError, pytest.fail.Exception, click.UsageError)):
+            failing(page)
