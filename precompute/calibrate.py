@@ -38,6 +38,10 @@ class Calibration:
     def __init__(self, spec: CacheSpec, scan: Scan, teacher: Teacher) -> None:
         self._spec, self._scan, self._teacher = spec, scan, teacher
 
+    def run(self) -> None:
+        """Run the teacher now, over all that `table` and `choose` need."""
+        _ = self._bases, self._judged
+
     def table(self, tap: int, record_bytes: int) -> Array:
         """Return the table that keeps the tokens of a tap in so many bytes."""
         return self._bases[tap].table(record_bytes)
@@ -50,35 +54,24 @@ class Calibration:
         """
         return choose_codec(self._judged[tap], self._bases[tap], fidelity)
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the sample."""
-        return min(CALIBRATION_ROWS, self._spec.num_rows)
-
     @cached_property
     def _sample(self) -> npt.NDArray[np.int64]:
-        return self._scan.order(self._spec.seed)[: self.num_rows]
+        return self._scan.order(self._spec.seed)[:CALIBRATION_ROWS]
 
     @cached_property
     def _bases(self) -> dict[int, KltBasis]:
         teacher = self._spec.teacher
         num_tokens, width = teacher.num_image_tokens, teacher.image_width
-        count = 0
-        sums = {tap: np.zeros((num_tokens, width)) for tap in teacher.image_taps}
-        products = {tap: np.zeros((width, width)) for tap in teacher.image_taps}
-        rows = self._sample[self.num_rows // _JUDGED_SHARE :]
+        moments = {tap: _Moments(num_tokens, width) for tap in teacher.image_taps}
+        rows = self._sample[len(self._sample) // _JUDGED_SHARE :]
         for taps in self._features(rows, "calibration"):
-            count += len(next(iter(taps.values())))
             for tap, features in taps.items():
-                tokens = standardise(features)
-                sums[tap] += tokens.sum(dim=0).cpu().numpy()
-                flat = tokens.flatten(0, 1)
-                products[tap] += (flat.T @ flat).cpu().numpy()
-        return {tap: fit_basis(count, sums[tap], products[tap]) for tap in teacher.image_taps}
+                moments[tap].add(features)
+        return {tap: of_tap.fit() for tap, of_tap in moments.items()}
 
     @cached_property
     def _judged(self) -> dict[int, torch.Tensor]:
-        rows = self._sample[: self.num_rows // _JUDGED_SHARE]
+        rows = self._sample[: len(self._sample) // _JUDGED_SHARE]
         made = list(self._features(rows, "rows to judge by"))
         spec = self._spec.teacher
         none = torch.empty(0, spec.num_image_tokens, spec.image_width)
@@ -103,6 +96,34 @@ class Calibration:
                 taps = self._teacher.image_taps(torch.from_numpy(views))
                 yield {tap: features[good] for tap, features in taps.items()}
                 progress.update(len(made.views))
+
+
+class _Moments:
+    """Sums over rows of a tap's standardised tokens."""
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        self._count = 0
+        self._sums = np.zeros((num_tokens, width))
+        self._products = np.zeros((width, width))
+
+    def add(self, features: torch.Tensor) -> None:
+        """Add rows. Shape: (B, T, D)."""
+        tokens = standardise(features)
+        flat = tokens.flatten(0, 1)
+        self._count += len(features)
+        self._sums += tokens.sum(dim=0).cpu().numpy()
+        self._products += (flat.T @ flat).cpu().numpy()
+
+    def fit(self) -> KltBasis:
+        """Return the basis of the rows that were added."""
+        return fit_basis(self._count, self._sums, self._products)
+
+
+def fit_rows(features: torch.Tensor) -> KltBasis:
+    """Return the basis of some rows of a tap. Shape: (B, T, D)."""
+    moments = _Moments(*features.shape[1:])
+    moments.add(features)
+    return moments.fit()
 
 
 def sample_chunks(

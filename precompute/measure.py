@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from ..shared.arrays import Array, ArrayWriter
-from ..shared.codecs import Pixels, feature_codec
+from ..shared.codecs import Pixels, feature_codec, klt_record_bytes
 from ..shared.schema import CacheSpec
 from ..shared.storage import LocalStorage
-from .calibrate import sample_chunks
+from .calibrate import fit_rows, sample_chunks
 from .scan import Scan
 from .teacher import Teacher
 from .tokens import TokenTrie
@@ -61,16 +61,35 @@ def make_views(spec: CacheSpec, scan: Scan, order: Array, augment: str) -> Sampl
     return SampleViews(views=views, bad=dict(bad), views_per_s=views_per_s)
 
 
-def measure_images(teacher: Teacher, views: Pixels, codec_name: str, chunk_rows: int) -> float:
-    """Return images/s through the teacher and the codec."""
-    codec = feature_codec(codec_name)
+def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:
+    """Return images/s through the teacher, features brought to the host."""
     batch = torch.from_numpy(_repeated(views, chunk_rows))
 
     def work(size: int) -> None:
         for features in teacher.image_taps(batch[:size]).values():
-            codec.encode(features).cpu()
+            features.cpu()
 
     return _rate(work, chunk_rows)
+
+
+def measure_encoding(features: Mapping[int, torch.Tensor], codecs: Mapping[int, str]) -> float:
+    """Return rows/s of all taps that their codecs encode.
+
+    Args:
+        features: Of some rows, by tap. Shape: (B, T, D) each.
+        codecs: Of each tap. Tables, where there are any, are fitted to those features.
+    """
+    ready = {}
+    for tap, name in codecs.items():
+        record_bytes = klt_record_bytes(name)
+        table = fit_rows(features[tap]).table(record_bytes) if record_bytes else None
+        ready[tap] = feature_codec(name, table)
+
+    def work(size: int) -> None:
+        for tap, codec in ready.items():
+            codec.encode(features[tap][:size]).cpu()
+
+    return _rate(work, len(next(iter(features.values()))))
 
 
 def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:

@@ -2,7 +2,8 @@
 
 Rows, labels, prefixes and every array's size but the pixels' are exact: the sources are scanned,
 the labels tokenised and the layouts weighed as the builder does. Pixels and all times come from a
-timed sample on this machine. Nothing is kept.
+timed sample on this machine. Which codecs ``auto:F`` would take is measured as the builder does it,
+if that is asked for. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -18,20 +19,32 @@ import numpy as np
 import open_clip
 import torch
 
-from ..shared.arrays import weigh_array
 from ..shared.charset import Charset, LabelRules
-from ..shared.codecs import FEATURE_CODEC_NAMES, Pixels, feature_codec, filter_pixels
+from ..shared.choice import asked_fidelity, auto_codec
+from ..shared.codecs import (
+    FEATURE_CODEC_NAMES,
+    feature_codec,
+    join_tap_codecs,
+)
 from ..shared.errors import UsageError
-from ..shared.schema import REJECTION_REASONS, CacheSpec, ViewSpec, strings_layouts
+from ..shared.schema import REJECTION_REASONS, CacheSpec, ViewSpec
 from ..shared.words import find_named_lmdbs
-from .index import draft_manifest, index_arrays
-from .measure import SampleViews, make_views, measure_disk, measure_images, measure_labels
+from .calibrate import CALIBRATION_ROWS, Calibration
+from .measure import (
+    SampleViews,
+    make_views,
+    measure_disk,
+    measure_encoding,
+    measure_images,
+    measure_labels,
+)
 from .scan import Scan, scan_sources
 from .teacher import Teacher, load_teacher
 from .text import TextDraft, draft_text
+from .weigh import weigh_index, weigh_tables, weigh_text, weigh_view
 
-_ENCODED_ROWS = 16
-"""Rows of features that are encoded to have something to time the disk with."""
+_ENCODED_ROWS = 64
+"""Rows of features that are encoded, to time codecs and disk; enough for the components of klt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +55,10 @@ class PlanConfig:
     out: Path | None = None
     """Where the cache would be, to measure that disk; None: the disk of temporary files."""
     teacher: str = "ViT-B-16/openai"
-    """Its weights are not loaded: random ones of the same shape take the same time."""
+    """Its weights are loaded for `fidelity` only: random ones of the same shape take the same
+    time."""
+    fidelity: float | None = None
+    """Plan for codec ``auto:F`` too; as slow as a few thousand images are."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
     precision: str | None = None
     image_taps: tuple[int, ...] = (3, 6, 9)
@@ -89,7 +105,11 @@ class Rates:
     views_per_s: Mapping[str, float]
     """Augmentation -> views made by one core."""
     images_per_s: float
-    """Images through the teacher and the codec."""
+    """Images through the teacher."""
+    encoded_per_s: Mapping[str, float]
+    """Codec -> rows of all taps that it encodes where the teacher runs."""
+    choice_s: float
+    """Time it took to compare codecs for ``auto:F``; 0 if that was not asked for."""
     labels_per_s: float
     """Labels through the text encoder."""
     written_bytes_per_s: float
@@ -150,6 +170,8 @@ class Plan:
     rates: Rates
     costs: tuple[Cost, ...]
     """For each codec and number of views."""
+    chosen_codec: str | None
+    """What ``auto:F`` would take for each tap, if that was asked for."""
     assumptions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +188,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         UsageError: the teacher or a tap is not possible.
     """
     sources = find_named_lmdbs(config.data)
-    teacher = _load_stand_in(config)
+    teacher = _load_teacher(config)
     teacher.require_room(config.labels.max_label_length)
     started = time.perf_counter()
     scan = scan_sources(sources, config.labels)
@@ -184,37 +206,28 @@ def plan_cache(config: PlanConfig) -> Plan:
     order = scan.order(spec.seed)
     augments = {config.augment_of(num_views) for num_views in config.views}
     samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
-    some_views = next(iter(samples.values())).views
-    few = torch.from_numpy(some_views[:_ENCODED_ROWS])
-    features = {tap: taps.cpu() for tap, taps in teacher.image_taps(few).items()}
-    rates = _measure(config, spec, scan_s, teacher, samples, features, drafts[0])
-    fixed_parts = {
-        f"text/{draft.spec.name}": _weigh_text(spec, draft, len(scan.labels)) for draft in drafts
+    first_sample = next(iter(samples.values()))
+    codecs = {name: name for name in _possible_codecs(spec)}
+    chosen, choice_s = None, 0.0
+    if config.fidelity is not None:
+        chosen, choice_s = _choose(spec, scan, teacher, config.fidelity)
+        codecs[auto_codec(config.fidelity)] = chosen
+    rates = _measure(config, spec, scan_s, choice_s, teacher, samples, codecs, drafts[0])
+    parts = {
+        f"text/{draft.spec.name}": weigh_text(spec, draft, len(scan.labels)) for draft in drafts
     }
-    fixed_parts["index"] = _weigh_index(spec, scan)
-    costs = []
-    for codec in _possible_codecs(spec):
-        with_codec = replace(spec, codec=codec)
-        index_bytes = fixed_parts["index"] + _weigh_tables(with_codec)
-        for num_views in config.views:
-            augment = config.augment_of(num_views)
-            of_view = _weigh_view(with_codec, samples[augment].views)
-            image_s, bottleneck = _image_seconds(
-                config, rates, augment, sum(of_view.values()), spec.num_rows
-            )
-            text_s = sum(draft.spec.num_strings for draft in drafts) / rates.labels_per_s
-            costs.append(
-                Cost(
-                    codec=codec,
-                    num_views=num_views,
-                    augment=augment,
-                    bytes_by_part={k: num_views * n for k, n in of_view.items()}
-                    | fixed_parts
-                    | {"index": index_bytes},
-                    seconds=scan_s + text_s + num_views * image_s,
-                    bottleneck=bottleneck,
-                )
-            )
+    num_strings = sum(draft.spec.num_strings for draft in drafts)
+    measured = _Measured(
+        rates=rates,
+        samples=samples,
+        parts=parts | {"index": weigh_index(spec, scan)},
+        fixed_s=scan_s + num_strings / rates.labels_per_s,
+    )
+    costs = [
+        _cost(config, measured, name, replace(spec, codec=codec), num_views)
+        for name, codec in codecs.items()
+        for num_views in config.views
+    ]
     return Plan(
         teacher=config.teacher,
         device=str(config.device),
@@ -232,12 +245,63 @@ def plan_cache(config: PlanConfig) -> Plan:
             )
             for draft in drafts
         ),
-        num_sampled=len(some_views),
-        sampled_bad=next(iter(samples.values())).bad,
+        num_sampled=len(first_sample.views),
+        sampled_bad=first_sample.bad,
         rates=rates,
         costs=tuple(costs),
-        assumptions=_assumptions(config, len(some_views)),
+        chosen_codec=chosen,
+        assumptions=_assumptions(config, len(first_sample.views), chosen),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What costs are added up from."""
+
+    rates: Rates
+    samples: Mapping[str, SampleViews]
+    """By augmentation."""
+    parts: Mapping[str, int]
+    """Bytes of what views and codecs do not change."""
+    fixed_s: float
+    """Time that neither changes."""
+
+
+def _cost(
+    config: PlanConfig, measured: _Measured, name: str, spec: CacheSpec, num_views: int
+) -> Cost:
+    """Return what a build takes with codec `name`; `spec` has the codecs that this makes."""
+    rates, augment = measured.rates, config.augment_of(num_views)
+    of_view = weigh_view(spec, measured.samples[augment].views)
+    view_s, bottleneck = _image_seconds(
+        config, rates, name, augment, sum(of_view.values()), spec.num_rows
+    )
+    table_bytes = weigh_tables(spec)
+    is_auto = asked_fidelity(name) is not None
+    sample_s = rates.choice_s if is_auto else 0.0
+    if is_auto or table_bytes:
+        sample_rows = min(CALIBRATION_ROWS, spec.num_rows)
+        sample_s += sample_rows * (1 / rates.images_per_s + 1 / rates.views_per_s[augment])
+    bytes_by_part = {key: num_views * n for key, n in of_view.items()} | dict(measured.parts)
+    bytes_by_part["index"] += table_bytes
+    return Cost(
+        codec=name,
+        num_views=num_views,
+        augment=augment,
+        bytes_by_part=bytes_by_part,
+        seconds=measured.fixed_s + sample_s + num_views * view_s,
+        bottleneck=bottleneck,
+    )
+
+
+def _choose(spec: CacheSpec, scan: Scan, teacher: Teacher, fidelity: float) -> tuple[str, float]:
+    """Return what ``auto:F`` takes for each tap, and the time that comparing codecs took."""
+    calibration = Calibration(spec, scan, teacher)
+    calibration.run()
+    started = time.perf_counter()
+    choices = [calibration.choose(tap, fidelity) for tap in spec.teacher.image_taps]
+    seconds = time.perf_counter() - started
+    return join_tap_codecs(choice.codec for choice in choices), seconds
 
 
 def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
@@ -264,7 +328,17 @@ def _possible_codecs(spec: CacheSpec) -> list[str]:
     return names
 
 
-def _load_stand_in(config: PlanConfig) -> Teacher:
+def _load_teacher(config: PlanConfig) -> Teacher:
+    """Return the teacher if its features are to be judged, else one that takes the same time."""
+    precision = config.precision or ("fp16" if config.device.type == "cuda" else "fp32")
+    if config.fidelity is not None:
+        return load_teacher(
+            config.teacher,
+            image_taps=config.image_taps,
+            text_taps=config.text_taps,
+            precision=precision,
+            device=config.device,
+        )
     model, separator, weights = config.teacher.partition("/")
     if not separator or not weights:
         raise UsageError(f"teacher {config.teacher!r} is not MODEL/WEIGHTS")
@@ -275,7 +349,7 @@ def _load_stand_in(config: PlanConfig) -> Teacher:
         f"{model}/random:0",
         image_taps=config.image_taps,
         text_taps=config.text_taps,
-        precision=config.precision or ("fp16" if config.device.type == "cuda" else "fp32"),
+        precision=precision,
         device=config.device,
         activation="quickgelu" if is_quick else None,
     )
@@ -286,65 +360,45 @@ def _count_rejected(scan: Scan) -> dict[str, int]:
     return {reason: n for reason, n in zip(REJECTION_REASONS, counts, strict=True) if n}
 
 
-# -- sizes -----------------------------------------------------------------------------------------
-
-
-def _weigh_view(spec: CacheSpec, views: Pixels) -> dict[str, int]:
-    layouts = spec.image_layouts(0)
-    pixels = weigh_array(layouts["pixels"], filter_pixels(views))
-    of_taps = (
-        weigh_array(layouts[f"block{tap}"], np.empty(0))  # Not compressed: only its layout counts.
-        for tap in spec.teacher.image_taps
-    )
-    return {"pixels": pixels, "features": sum(of_taps)}
-
-
-def _weigh_text(spec: CacheSpec, draft: TextDraft, num_labels: int) -> int:
-    text = draft.spec
-    layouts = text.layouts(spec.teacher, num_labels)
-    layouts |= strings_layouts(f"text/{text.name}", text.num_strings, text.num_string_bytes)
-    nothing = np.empty(0)  # Features are not compressed, so only their layouts count.
-    return sum(weigh_array(a, draft.arrays.get(key, nothing)) for key, a in layouts.items())
-
-
-def _weigh_tables(spec: CacheSpec) -> int:
-    return sum(weigh_array(layout, np.empty(0)) for layout in spec.codec_layouts({}).values())
-
-
-def _weigh_index(spec: CacheSpec, scan: Scan) -> int:
-    arrays = index_arrays(draft_manifest(spec, scan), scan)
-    return sum(weigh_array(layout, values) for layout, values in arrays)
-
-
-# -- times -----------------------------------------------------------------------------------------
-
-
 def _measure(
     config: PlanConfig,
     spec: CacheSpec,
     scan_s: float,
+    choice_s: float,
     teacher: Teacher,
     samples: Mapping[str, SampleViews],
-    features: Mapping[int, torch.Tensor],
+    codecs: Mapping[str, str],
     draft: TextDraft,
 ) -> Rates:
     views = next(iter(samples.values())).views
+    features = teacher.image_taps(torch.from_numpy(views[:_ENCODED_ROWS]))
     tap, of_tap = next(iter(features.items()))
-    stored = feature_codec(spec.codec).encode(of_tap).numpy()
+    stored = feature_codec(spec.codec).encode(of_tap).cpu().numpy()
     return Rates(
         scan_s=scan_s,
+        choice_s=choice_s,
         views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
-        images_per_s=measure_images(teacher, views, spec.codec, spec.chunk_rows),
+        images_per_s=measure_images(teacher, views, spec.chunk_rows),
+        encoded_per_s={
+            name: measure_encoding(features, replace(spec, codec=codec).tap_codecs)
+            for name, codec in codecs.items()
+        },
         labels_per_s=measure_labels(teacher, draft.trie, spec.chunk_rows),
         written_bytes_per_s=measure_disk(spec, stored, f"block{tap}", config.disk),
     )
 
 
 def _image_seconds(
-    config: PlanConfig, rates: Rates, augment: str, view_bytes: int, num_rows: int
+    config: PlanConfig,
+    rates: Rates,
+    codec: str,
+    augment: str,
+    view_bytes: int,
+    num_rows: int,
 ) -> tuple[float, str]:
     """Return the time that all rows of one view take, and what they wait for."""
-    teacher_s = num_rows / rates.images_per_s
+    # Encoding is work of the teacher's device, between two of its batches.
+    teacher_s = num_rows * (1 / rates.images_per_s + 1 / rates.encoded_per_s[codec])
     disk_s = view_bytes / rates.written_bytes_per_s
     views_s = num_rows / rates.views_per_s[augment]
     if config.device.type == "cpu":
@@ -360,7 +414,7 @@ def _image_seconds(
     return times[bottleneck], bottleneck
 
 
-def _assumptions(config: PlanConfig, num_sampled: int) -> tuple[str, ...]:
+def _assumptions(config: PlanConfig, num_sampled: int, chosen: str | None) -> tuple[str, ...]:
     shared = (
         f"views are made on the teacher's {config.num_cores} cores"
         if config.device.type == "cpu"
@@ -369,8 +423,12 @@ def _assumptions(config: PlanConfig, num_sampled: int) -> tuple[str, ...]:
     lines = [
         "features, text and index are exact to the byte; pixels are scaled up from "
         f"{num_sampled:,} real views; zarr.json files and commit records are not counted",
-        "the teacher ran with random weights of the same shapes, in batches of up to "
-        f"{config.chunk_rows}; {shared}",
+        ("the teacher ran" if chosen else "the teacher ran with random weights of the same shapes,")
+        + f" in batches of up to {config.chunk_rows}; {shared}",
+        "codec auto may take less: --fidelity 0.99 measures what, with the teacher's own weights"
+        if chosen is None
+        else f"codec auto at fidelity {config.fidelity} takes {chosen}, here; other devices may "
+        "differ by a byte",
         f"the disk is that of {config.disk or 'temporary files; --out names another'}",
         "one process; N of them, each with a device of its own, take about an N-th of the time",
     ]

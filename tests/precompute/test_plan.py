@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,11 +15,14 @@ from samples import TINY_TEACHER, WORDS, draw_word, tiny_build, write_words
 from clipocr.cli import main
 from clipocr.precompute import measure, plan
 from clipocr.precompute.build import build_cache
+from clipocr.precompute.measure import SampleViews
 from clipocr.precompute.plan import Plan, PlanConfig, plan_cache
 from clipocr.shared.arrays import weigh_array
 from clipocr.shared.cache import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
-from clipocr.shared.errors import DataError, UsageError
+from clipocr.shared.errors import DataError, TeacherError, UsageError
+from clipocr.shared.klt import num_table_rows
+from clipocr.shared.schema import CacheSpec, TeacherSpec, ViewSpec
 from clipocr.shared.words import WordLmdbWriter
 
 CODECS = ["fp16", "int8", "int4"]
@@ -117,7 +122,7 @@ def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "views_per_s", "disk", "expected"),
     [
-        # 1000 rows: 10 s of teacher, on two cores that also make 100 views/s each.
+        # 1000 rows: 5 s of teacher, 5 s of encoding; two cores also make 100 views/s each.
         ("cpu", 100.0, 1e9, (15.0, "teacher")),
         ("cpu", 1e9, 100.0, (20.0, "disk")),
         # On a GPU each waits for the slowest only; two workers.
@@ -133,11 +138,70 @@ def test_time_is_that_of_the_slowest(
         data=(), charsets=(), device=torch.device(device), num_cores=2, num_workers=2
     )
     rates = plan.Rates(
-        scan_s=0, views_per_s={"clean": views_per_s}, images_per_s=100.0, labels_per_s=1,
-        written_bytes_per_s=disk,
+        scan_s=0, choice_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
+        encoded_per_s={"klt:9": 200.0}, labels_per_s=1, written_bytes_per_s=disk,
     )  # fmt: skip
-    seconds, bottleneck = plan._image_seconds(config, rates, "clean", 2000, 1000)
+    seconds, bottleneck = plan._image_seconds(config, rates, "klt:9", "clean", 2000, 1000)
     assert (pytest.approx(seconds), bottleneck) == expected
+
+
+def test_codecs_with_tables_pay_for_their_sample() -> None:
+    teacher = TeacherSpec(
+        model="m", weights="w", weights_sha256="", activation="gelu", precision="fp32",
+        image_taps=(3,), text_taps=(3,), num_image_tokens=17, image_width=768, text_width=512,
+        eot_width=512,
+    )  # fmt: skip
+    spec = CacheSpec(
+        teacher=teacher, view=ViewSpec(), labels=LabelRules(), codec="fp16", seed=0, sources=(),
+        num_rows=10_000, unit_rows=256, chunk_rows=256,
+    )  # fmt: skip
+    codecs = {"fp16": "fp16", "klt:96": "klt:96", "auto:0.9": "klt:96", "auto:0.99999": "int8"}
+    rates = plan.Rates(
+        scan_s=0, choice_s=7, views_per_s={"clean": 200.0}, images_per_s=100.0,
+        encoded_per_s=dict.fromkeys(codecs, 1e12), labels_per_s=1, written_bytes_per_s=1e12,
+    )  # fmt: skip
+    views = np.zeros((4, 32, 128, 3), np.uint8)
+    measured = plan._Measured(
+        rates=rates,
+        samples={"clean": SampleViews(views=views, bad={}, views_per_s=200.0)},
+        parts={"index": 50},
+        fixed_s=3,
+    )
+    config = PlanConfig(data=(), charsets=(), device=torch.device("cpu"), num_cores=1)
+    costs = {
+        name: plan._cost(config, measured, name, replace(spec, codec=codec), 1)
+        for name, codec in codecs.items()
+    }
+    seconds = {name: cost.seconds for name, cost in costs.items()}
+    # 10,000 rows at 100/s of teacher and 200/s of views; 2,304 of them twice.
+    assert seconds["fp16"] == pytest.approx(3 + 150)
+    assert seconds["klt:96"] == pytest.approx(3 + 150 + 34.56)
+    assert seconds["auto:0.9"] == seconds["auto:0.99999"] == pytest.approx(3 + 150 + 34.56 + 7)
+    table_bytes = 4 * 768 * num_table_rows(17, 768)
+    assert costs["klt:96"].bytes_by_part["index"] == pytest.approx(50 + table_bytes, abs=100)
+    assert costs["auto:0.9"].bytes_by_part == costs["klt:96"].bytes_by_part
+    assert costs["auto:0.99999"].bytes_by_part["index"] == 50
+
+
+def test_what_auto_would_take_is_what_it_takes(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", WORDS * 4)
+    planned = tiny_plan(
+        tmp_path / "data", charsets=(Charset.load("36"),), views=(1,), fidelity=0.97
+    )
+    summary = build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", codec="auto:0.97"))
+    assert planned.chosen_codec == summary.cache.spec.codec
+    assert any(planned.chosen_codec in line for line in planned.assumptions)
+    cost = planned.costs[-1]
+    assert cost.codec == "auto:0.97"
+    built = sum(bytes_below(tmp_path / f"cache/image/view0/block{tap}") for tap in (1, 2, 3))
+    assert cost.bytes_by_part["features"] == built
+    tables = bytes_below(tmp_path / "cache/codec")
+    assert cost.bytes_by_part["index"] == planned.costs[0].bytes_by_part["index"] + tables
+
+
+def test_a_choice_is_measured_with_the_teachers_own_weights(data_root: Path) -> None:
+    with pytest.raises(TeacherError, match="missing-weights"):
+        tiny_plan(data_root, teacher="ViT-tiny-test/missing-weights.pt", fidelity=0.9)
 
 
 def test_nothing_is_written_and_no_weights_are_fetched(
