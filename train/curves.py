@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CURVES_NAME = "curves.png"
 
@@ -16,6 +22,51 @@ _PANELS = (
 )
 """Tag or prefix of tags, title, scale of the axis."""
 
+Curve = list[tuple[int, float]]
+"""(Step, value) pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Curves that share their axes."""
+
+    title: str
+    scale: str
+    """``log`` or ``linear``; a value of 0 or less makes it linear."""
+    curves: Mapping[str, Curve]
+    """By name, without what all in the panel begin with."""
+
+
+def read_panels(run: Path) -> list[Panel]:
+    """Return what a run logged, without what a resumed run did over; nothing if it has no log."""
+    curves = _read_curves(run)
+    panels = []
+    for prefix, title, scale in _PANELS:
+        named = {
+            tag.partition("/")[2]: curves[tag]
+            for tag in sorted(curves)
+            if tag.startswith(prefix) and (tag != "loss/total" or prefix == tag)
+        }
+        if named:
+            panels.append(Panel(title=title, scale=scale, curves=named))
+    return panels
+
+
+def draw_panel(axis: Axes, panel: Panel) -> None:
+    """Draw the curves of a panel."""
+    for name, curve in panel.curves.items():
+        steps, values = zip(*curve, strict=True)
+        marker = "o" if len(steps) < 20 else None
+        axis.plot(steps, values, linewidth=1.2, marker=marker, markersize=3, label=name)
+    axis.set_title(panel.title)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    values_of_all = (value for curve in panel.curves.values() for _, value in curve)
+    if panel.scale == "log" and all(value > 0 for value in values_of_all):
+        axis.set_yscale("log")
+    if len(panel.curves) > 1:
+        axis.legend(fontsize=7, ncols=2)
+
 
 def draw_curves(run: Path) -> Path:
     """Draw what a run logged into its `CURVES_NAME`.
@@ -26,34 +77,21 @@ def draw_curves(run: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curves = _read_curves(run)
-    panels = [panel for panel in _PANELS if any(tag.startswith(panel[0]) for tag in curves)]
-    figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
+    panels = read_panels(run)
+    num_rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    axes = figure.subplots(num_rows, 3, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (prefix, title, scale) in zip(axes, panels, strict=False):
-        tags = [tag for tag in sorted(curves) if tag.startswith(prefix)]
-        if prefix == "loss/":
-            tags.remove("loss/total")
-        for tag in tags:
-            steps, values = zip(*curves[tag], strict=True)
-            marker = "o" if len(steps) < 20 else None
-            axis.plot(steps, values, linewidth=1.2, marker=marker, markersize=3, label=tag)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        if scale == "log" and all(v > 0 for tag in tags for _, v in curves[tag]):
-            axis.set_yscale("log")
-        if len(tags) > 1:
-            axis.legend([tag.partition("/")[2] for tag in tags], fontsize=7, ncols=2)
+    for axis, panel in zip(axes, panels, strict=False):
+        draw_panel(axis, panel)
     figure.suptitle(str(run.resolve().name))
     figure.savefig(run / CURVES_NAME, dpi=110)
     return run / CURVES_NAME
 
 
-def _read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+def _read_curves(run: Path) -> dict[str, Curve]:
     """Return (step, value) pairs by tag, without what a resumed run did over."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
