@@ -1,0 +1,11 @@
+"""The clipocr command, with the model of `small_clip.py` among those that open_clip knows."""
+
+from __future__ import annotations
+
+from small_clip import register
+
+from clipocr.cli import main
+
+if __name__ == "__main__":
+    register()
+    main()
