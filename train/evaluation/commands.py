@@ -88,7 +88,13 @@ def eval_command(
     from ...shared.device import choose_device
     from ..checkpoint import find_checkpoint
     from .evaluate import evaluate
-    from .results import predictions_path, results_as_table, write_predictions, write_results
+    from .results import (
+        predictions_path,
+        remarks_on,
+        results_as_table,
+        write_predictions,
+        write_results,
+    )
     from .test_sets import open_test_sets
 
     is_one = len(runs) == 1
@@ -118,7 +124,8 @@ def eval_command(
         click.echo(results_as_table(results))
     else:
         _compare(all_results, checkpoints, charset, comparison_path)
-    _remark(all_results, charset)
+    for remark in remarks_on(all_results, charset):
+        click.echo(remark, err=True)
     written = str(paths[0]) if is_one else f"{comparison_path}, and {paths[0].name} of each run"
     click.echo(
         f"Wrote {written}: {counted(len(results), 'test set')} for "
@@ -171,23 +178,6 @@ def _compare(
     click.echo(f"\n{comparison_as_table(comparison)}")
     record = {"checkpoints": named, "charset": charset.name, **comparison_as_json(comparison)}
     write_json(path, record)
-
-
-def _remark(all_results: Sequence[Sequence[SetResult]], charset: Charset) -> None:
-    """Say on stderr what a reader of the table must know."""
-    from .results import groups_of
-
-    remarks = groups_of(all_results[0])[1]
-    for results in all_results:
-        for result in results:
-            if result.num_broken or result.num_unlabelled:
-                remarks.append(
-                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
-                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
-                    f"charset {charset.name}, or too long)"
-                )
-    for remark in dict.fromkeys(remarks):
-        click.echo(remark, err=True)
 
 
 def _parse_batch_sizes(

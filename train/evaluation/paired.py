@@ -10,7 +10,7 @@ from typing import Any
 from ...shared.errors import UsageError
 from .evaluate import SetResult
 from .protocol import Group
-from .results import PLAIN, WEIGHTED, as_markdown, groups_of
+from .results import PLAIN, WEIGHTED, Table, groups_of
 from .significance import PairedCounts
 
 _LEVEL = 0.05
@@ -96,8 +96,8 @@ def student_letters(num_students: int) -> list[str]:
     return [chr(ord("A") + i) for i in range(num_students)]
 
 
-def comparison_as_table(comparison: Comparison) -> str:
-    """Return a Markdown table, and below it what its p values are."""
+def comparison_as_table(comparison: Comparison) -> Table:
+    """Return accuracies and differences, with a note on what the p values are."""
     first, *others = student_letters(len(comparison.sets[0].num_correct))
     headers = ["set", "samples", first]
     for letter in others:
@@ -124,7 +124,7 @@ def comparison_as_table(comparison: Comparison) -> str:
             f": of {num_tests} tests over sets, hold each against {_LEVEL} / {num_tests} = "
             f"{_LEVEL / num_tests:.2g} (Bonferroni)"
         )
-    return f"{as_markdown(headers, rows)}\n\n{notes}."
+    return Table(headers=headers, rows=rows, notes=f"{notes}.")
 
 
 def _row(some: SetComparison) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from ...shared.charset import Charset
+from ...shared.terminal import counted
 from ..replacing import replacing
 from .evaluate import SetResult
 from .metrics import Figures, plain_mean, weighted_mean
@@ -27,15 +28,43 @@ def groups_of(results: Sequence[SetResult]) -> tuple[list[Group], list[str]]:
     )
 
 
-def results_as_table(results: Sequence[SetResult]) -> str:
-    """Return the results as a Markdown table: each set, then both means of each group."""
+def remarks_on(runs: Sequence[Sequence[SetResult]], charset: Charset) -> list[str]:
+    """Return what a reader of some students' figures must know."""
+    remarks = groups_of(runs[0])[1]
+    for results in runs:
+        for result in results:
+            if result.num_broken or result.num_unlabelled:
+                remarks.append(
+                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
+                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
+                    f"charset {charset.name}, or too long)"
+                )
+    return list(dict.fromkeys(remarks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text, as it is shown; converted to `str`, it is Markdown."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: str = ""
+    """What its columns are, where that is not plain."""
+
+    def __str__(self) -> str:
+        markdown = as_markdown(self.headers, self.rows)
+        return f"{markdown}\n\n{self.notes}" if self.notes else markdown
+
+
+def results_as_table(results: Sequence[SetResult]) -> Table:
+    """Return the results: each set, then both means of each group."""
     rows = [(result.name, result.counts.figures) for result in results]
     for group in groups_of(results)[0]:
         counts = [result.counts for result in results if result.name in group.set_names]
         rows.append((f"{group.title}, {WEIGHTED}", weighted_mean(counts)))
         rows.append((f"{group.title}, {PLAIN}", plain_mean(counts)))
     headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
-    return as_markdown(headers, [[name, *_cells(figures)] for name, figures in rows])
+    return Table(headers=headers, rows=[[name, *_cells(figures)] for name, figures in rows])
 
 
 def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
