@@ -5,7 +5,7 @@
     training   step, heads, optimizer, scheduler, ...      only in last.pt
 
 They load with ``weights_only=True``, are written under a temporary name and then renamed, and never
-contain CLIP.
+contain CLIP. A ``model.safetensors`` is read as one without training state.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from ..shared.charset import Charset
 from ..shared.errors import CheckpointError
 from .replacing import replacing
+from .safetensors_file import MODEL_NAME, read_safetensors
 from .student import Student, StudentConfig
 from .tokenizer import LabelTokenizer
 
@@ -59,7 +60,9 @@ def save_checkpoint(
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
-    """Return the checkpoint meant by a file, or by a run folder: its best, else its last.
+    """Return the checkpoint meant by a file, or by a run folder: its best, its last, its model.
+
+    The model is what a folder from a hub has instead.
 
     Raises:
         CheckpointError: there is none.
@@ -67,22 +70,24 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     if not run_or_checkpoint.is_dir():
         candidates = [run_or_checkpoint]
     else:
-        candidates = [run_or_checkpoint / BEST_NAME, run_or_checkpoint / LAST_NAME]
+        candidates = [run_or_checkpoint / name for name in (BEST_NAME, LAST_NAME, MODEL_NAME)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise CheckpointError(
-        f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME} or "
-        f"{LAST_NAME}; make one with: clipocr train --cache CACHE --out {run_or_checkpoint}"
+        f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME}, "
+        f"{LAST_NAME} or {MODEL_NAME}; make one with: clipocr train --cache CACHE --out {run_or_checkpoint}"
     )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content, tensors on the CPU.
+    """Return a checkpoint's content, or a safetensors file's as one, tensors on the CPU.
 
     Raises:
         CheckpointError: not a checkpoint of this program, or damaged.
     """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
@@ -92,6 +97,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a clipocr checkpoint; expected a best.pt or last.pt of clipocr train"
         )
+    if missing := {"student", "teacher", "training"} - checkpoint.keys():
+        raise CheckpointError(
+            f"{path} lacks {', '.join(sorted(missing))}: another version of clipocr wrote it; "
+            "train again, or use the version that run.json beside it names"
+        )
     return checkpoint
 
 
@@ -99,13 +109,21 @@ def load_student(run_or_checkpoint: Path, device: torch.device) -> Student:
     """Return the trained student of a run folder or checkpoint, in eval mode.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or its weights are of another student.
     """
     path = find_checkpoint(run_or_checkpoint)
     saved = load_checkpoint(path)["student"]
-    tokenizer = LabelTokenizer(Charset(**saved["charset"]))
-    student = Student(StudentConfig(**saved["config"]), tokenizer)
-    student.load_state_dict(saved["weights"])
+    try:
+        tokenizer = LabelTokenizer(Charset(**saved["charset"]))
+        student = Student(StudentConfig(**saved["config"]), tokenizer)
+        student.load_state_dict(saved["weights"])
+    except (KeyError, TypeError, RuntimeError) as e:
+        # PyTorch names every parameter that is missing, unexpected or of another shape.
+        raise CheckpointError(
+            f"{path}: the weights do not fit the charset, label length and sizes that it states "
+            f"({' '.join(str(e).split())[:400]}); it was changed, or written by another version of "
+            "clipocr. Charset and label length of a student are fixed when it is trained"
+        ) from e
     return student.to(device).eval()
 
 

@@ -69,3 +69,23 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save(Charset.load("36"), path)  # An object: refused by weights_only.
     with pytest.raises(CheckpointError, match=r"some\.pt cannot be read"):
         load_checkpoint(path)
+
+
+def test_weights_of_another_charset_are_named(student: Student, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, student)
+    content = torch.load(path, weights_only=True)
+    content["student"]["charset"] = vars(Charset.load("94"))
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"do not fit .* size mismatch for head.weight"):
+        load_student(path, torch.device("cpu"))
+
+
+def test_a_checkpoint_of_another_version_is_named(student: Student, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, student)
+    content = torch.load(path, weights_only=True)
+    del content["teacher"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="lacks teacher: another version"):
+        load_checkpoint(path)
