@@ -77,7 +77,15 @@ def cache() -> None:
     default="fp16",
     show_default=True,
     help="How image features are stored: fp16 exactly; int8 and int4 standardised, in a half and a "
-    "quarter of its bytes; klt:BYTES in that many bytes a token, by tables fit to the features.",
+    "quarter of its bytes; klt:BYTES in that many bytes a token, by tables fit to the features; "
+    "auto in the fewest that will do. Or one for each image tap, by commas.",
+)
+@click.option(
+    "--fidelity",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    show_default="0.99",
+    help="With --codec auto: the median centred cosine to keep; bounds for the worst tokens and "
+    "for LCL's Gram matrix follow from it.",
 )
 @click.option(
     "--precision",
@@ -135,6 +143,7 @@ def build_command(
     max_label_length: int,
     keep_unicode: bool,
     codec: str,
+    fidelity: float | None,
     precision: str | None,
     augment: str,
     num_views: int,
@@ -157,9 +166,14 @@ def build_command(
       clipocr cache build --data data/train/synth --out mjst.cache --teacher ViT-B-16/openai
     """
     from ..shared.charset import Charset, LabelRules
+    from ..shared.choice import auto_codec
     from ..shared.device import choose_device
     from .build import BuildConfig, build_cache
 
+    if fidelity is not None:
+        if codec != "auto":
+            raise click.UsageError(f"--fidelity is for --codec auto, not for --codec {codec}")
+        codec = auto_codec(fidelity)
     rank, world_size, local_rank = process_of()
     device = choose_device(device_name)
     if device.type == "cuda" and device.index is None and world_size > 1:
@@ -199,6 +213,8 @@ def build_command(
         else "nothing was missing"
     )
     rest = "" if summary.is_complete else "; units of other processes are still missing"
+    if summary.cache.manifest.choices:
+        click.echo(f"Codec auto took {spec.codec}.", err=True)
     click.echo(
         f"Wrote {out}: {counted(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad), {size}; "
         f"{done}{rest}."
@@ -301,7 +317,7 @@ def text_command(
     metavar="MODEL/WEIGHTS",
     default="ViT-B-16/openai",
     show_default=True,
-    help="As for cache build; its weights are not loaded.",
+    help="As for cache build; its weights are loaded for --fidelity only.",
 )
 @click.option(
     "--image-taps",
@@ -330,6 +346,12 @@ def text_command(
 )
 @click.option(
     "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
+)
+@click.option(
+    "--fidelity",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Plan for --codec auto with this fidelity too: its choice is measured as the build does "
+    "it, on up to 2,304 images.",
 )
 @click.option(
     "--precision",
@@ -373,6 +395,7 @@ def plan_command(
     charset_names: tuple[str, ...],
     max_label_length: int,
     keep_unicode: bool,
+    fidelity: float | None,
     precision: str | None,
     augment: str,
     views: tuple[int, ...],
@@ -385,7 +408,7 @@ def plan_command(
     """Say what a cache would take, in rows, bytes and time, before anything is built.
 
     The sources are scanned, and a few seconds of each part of the work are timed on this machine.
-    No cache is written and no weights are downloaded.
+    No cache is written and, without --fidelity, no weights are downloaded.
 
     \b
     Example:
@@ -404,6 +427,7 @@ def plan_command(
             out=out,
             teacher=teacher,
             device=device,
+            fidelity=fidelity,
             precision=precision,
             image_taps=image_taps,
             text_taps=text_taps,
@@ -454,6 +478,10 @@ def _print_plan(plan: Plan) -> None:
         ),
         ("teacher", f"{rates.images_per_s:,.0f} images/s, {rates.labels_per_s:,.0f} labels/s "
                     f"({plan.teacher} on {plan.device} in {plan.precision})"),
+        *(
+            (f"codec {name}", f"{rate:,.0f} rows/s encoded")
+            for name, rate in rates.encoded_per_s.items()
+        ),
         ("disk", f"{byte_size(rates.written_bytes_per_s)}/s"),
     ]  # fmt: skip
     click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))

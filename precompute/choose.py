@@ -109,15 +109,7 @@ class _Curve:
             return good[0]
         best = max(self.points, key=lambda point: point.fidelity.cosine_p50)
         raise UsageError(
-            f"no codec keeps a tap as well as asked ({describe(target)}); the best is "
-            f"{best.codec} ({describe(best.fidelity)}). Pass a lower --fidelity, or --codec "
+            f"no codec keeps a tap as well as asked ({target}); the best is "
+            f"{best.codec} ({best.fidelity}). Pass a lower --fidelity, or --codec "
             f"{best.codec}"
         )
-
-
-def describe(fidelity: Fidelity) -> str:
-    """Return the three measures in a line."""
-    return (
-        f"cosine {fidelity.cosine_p50:.6g} median, {fidelity.cosine_p01:.6g} 1st percentile, "
-        f"Gram error {fidelity.gram_l1:.3g}"
-    )

@@ -45,6 +45,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
         ("weights", f"sha256 {teacher.weights_sha256[:16]}..., {teacher.activation}"),
         ("precision", teacher.precision),
         ("image taps", f"{_list(teacher.image_taps)}: {tap_shape} each, codec {spec.codec}"),
+        *_choice(cache),
         ("text taps", f"{_list(teacher.text_taps)}: {teacher.text_width} wide each"),
         (
             "views",
@@ -84,6 +85,24 @@ def describe_cache(path: str | Path) -> CacheDescription:
         num_rows=spec.num_rows,
         num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
     )
+
+
+def _choice(cache: FeatureCache) -> list[tuple[str, str]]:
+    """Return what to say of how the codecs were chosen; nothing if they were named."""
+    choices = list(cache.manifest.choices.values())
+    if not choices:
+        return []
+    target = choices[0].target
+    row_bytes = " + ".join(f"{choice.chosen.row_bytes:,}" for choice in choices)
+    exact = 2 * cache.spec.teacher.num_image_tokens * cache.spec.teacher.image_width
+    return [
+        (
+            "codec chosen",
+            f"auto, fidelity {target.cosine_p50:g}: {row_bytes} bytes a row, {exact:,} each in "
+            f"fp16; measured on {choices[0].num_judged:,} rows",
+        ),
+        ("codec target", f"{target}"),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -7,11 +7,11 @@ tables were not fitted to:
     centred cosine, 1st percentile      at least  1 - 10 (1 - F)
     Gram error                          at most   0.2 sqrt(1 - F)
 
-One number for all three, because they are three views of one error. The worst tokens lose nine to
-seventeen times what the median loses, with every codec and rate that was measured; ten keeps out a
-codec whose worst tokens are its own doing. A cosine of F is an error of sqrt(2 (1 - F)) of a
-token's length, to which that of the cosines between tokens is proportional: it was 0.04 to 0.13
-times sqrt(1 - F).
+One number for all three, because they are views of one error. Where the median is 0.98 to 0.995,
+the worst tokens of ``klt`` lose seven to fourteen times as much; ten keeps out what does worse. A
+cosine of F is an error of sqrt(2 (1 - F)) of a token's length, to which that of the cosines between
+tokens is proportional: 0.1 to 0.2 times sqrt(1 - F) there, half that with ``int4``. (Random
+ViT-B/16 on real words.)
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class Fidelity:
     cosine_p50: float
     cosine_p01: float
     gram_l1: float
+
+    def __str__(self) -> str:
+        return (
+            f"centred cosine {self.cosine_p50:.6g} (median), {self.cosine_p01:.6g} (1st "
+            f"percentile); Gram error {self.gram_l1:.3g}"
+        )
 
     @classmethod
     def at(cls, fidelity: float) -> Self:
