@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,17 @@ from ..shared.device import allow_fast_products
 from ..shared.errors import CacheError, CheckpointError, UsageError
 from ..shared.hashing import mix
 from ..shared.schema import MANIFEST_NAME
+from ..shared.storage import hash_file
+from .ancestor import inherit
 from .batch import Batch
-from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
+from .checkpoint import (
+    BEST_NAME,
+    LAST_NAME,
+    find_checkpoint,
+    load_checkpoint,
+    load_student,
+    save_checkpoint,
+)
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
 from .loader import CacheLoader
@@ -71,8 +81,16 @@ class TrainSummary:
     """Whether the cache's teacher was never trained."""
 
 
-def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> TrainSummary:
+def train(
+    config: TrainConfig, place: TrainPlace, *, resume: bool = False, init: Path | None = None
+) -> TrainSummary:
     """Train a student from a cache, or go on where an interrupted run stopped.
+
+    Args:
+        config: What decides the weights.
+        place: Where the run reads and writes.
+        resume: Whether to go on with the run that is there.
+        init: Run folder or checkpoint whose student this one begins with; None: random weights.
 
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
@@ -80,12 +98,16 @@ def train(config: TrainConfig, place: TrainPlace, *, resume: bool = False) -> Tr
         TrainingError: too many steps in a row were not finite.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
+    if resume and init is not None:
+        raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
     cache = open_cache(place)
     text_spec = require_targets(config, cache)
     method = config.method
     with place.processes.joined(place.device):
         run = _Run(config, place, cache)
         run.take_state(resume=resume)
+        if init is not None:
+            run.begin_with(init)
         loader = CacheLoader(
             cache,
             cache.text_table(text_spec.name, method.needed_text_taps),
@@ -124,7 +146,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.student, self.method], config.weight_decay),
             lr=config.learning_rate,
-            fused=place.device.type == "cuda",
+            fused=True,
         )
         # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
         # it needs no look at the gradient from here. Only fp16 needs its scale.
@@ -143,6 +165,8 @@ class _Run:
         names = (*self.method.term_names, "total", "grad_norm")
         self.meter = Meter(names, place.device, self.processes, config.max_skipped_steps)
         self._commands: list[list[str]] = []
+        self._init: dict[str, str] | None = None
+        """Which checkpoint the run began with; None: random weights."""
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
@@ -166,6 +190,15 @@ class _Run:
                 self._restore(last)
         # Nobody may find what the first process is about to write.
         self.processes.wait()
+
+    def begin_with(self, init: Path) -> None:
+        """Take up the student of another run, as far as it fits."""
+        path = find_checkpoint(init)
+        new = inherit(self.student, load_student(path, torch.device("cpu")))
+        self._init = {"checkpoint": str(path), "sha256": hash_file(path)}
+        if self.processes.is_first:
+            but = f"; anew: {new}" if new else ""
+            tqdm.write(f"Beginning with {path}{but}.", file=sys.stderr)
 
     def _open_validation(self) -> list[TestSet]:
         """Open the validation sets before the first step, not after hours of training."""
@@ -202,6 +235,7 @@ class _Run:
                 "history": self.history,
                 "epoch_sums": sums,
                 "best_accuracy": self.best_accuracy,
+                "init": self._init,
             },
             teacher=self.cache.spec.teacher.name,
         )
@@ -230,8 +264,7 @@ class _Run:
         self.method.load_state_dict(training["method"])
         self.optimizer.load_state_dict(training["optimizer"])
         for group in self.optimizer.param_groups:
-            # The run may have begun on another kind of device.
-            group["fused"] = self.place.device.type == "cuda"
+            group["fused"] = True  # Runs that began on a CPU once had it off.
         self.scaler.load_state_dict(training["scaler"])
         # The cache may have grown since; this run goes on with the rows it began with.
         self.units, self.num_views = training["units"], training["num_views"]
@@ -239,6 +272,7 @@ class _Run:
         self.history = training["history"]
         self.meter.restore(training["epoch_sums"])
         self.best_accuracy = training["best_accuracy"]
+        self._init = training.get("init")  # Not in checkpoints of before there was one.
 
     # -- training ----------------------------------------------------------------------------
 
@@ -251,6 +285,9 @@ class _Run:
         if self.processes.is_first:
             self.place.out.mkdir(parents=True, exist_ok=True)
         self._commands.append(list(self.place.command))
+        if self._init is not None and self.step == 0:
+            # A run that is killed before its first checkpoint must not begin at random.
+            self.save()
         self._write_record()
         with self._logbook() as logbook, stop_signals() as stop:
             while True:
@@ -422,6 +459,7 @@ class _Run:
                 self.cache,
                 {
                     "commands": self._commands,
+                    "init": self._init,
                     "units": list(self.units),
                     "num_views": self.num_views,
                     "student_parameters": sum(p.numel() for p in self.student.parameters()),

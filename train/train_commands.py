@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..shared.options import CACHE, FOLDER, NEW_PATH, copies_options, device_option, parse_taps
+from ..shared.options import (
+    CACHE,
+    FOLDER,
+    NEW_PATH,
+    PATH,
+    copies_options,
+    device_option,
+    parse_taps,
+)
 from ..shared.terminal import counted, warn_of_random_teacher
 
 if TYPE_CHECKING:
@@ -201,6 +209,12 @@ def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> t
     show_default=True,
     help="Steps between writes of last.pt, besides the end of each epoch.",
 )
+@click.option(
+    "--init",
+    type=PATH,
+    show_default="random weights",
+    help="Begin with the student of a run or checkpoint (fine-tuning); another charset may be.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @device_option
 def train(
@@ -210,6 +224,7 @@ def train(
     cache_bytes: int,
     val_roots: tuple[Path, ...],
     checkpoint_every_steps: int,
+    init: Path | None,
     resume: bool,
     device_name: str,
     **settings: Any,
@@ -257,7 +272,7 @@ def train(
         _, reason = choose_precision(asked_precision(given), device)
         click.echo(f"Training on {device} in {config.precision} ({reason}).", err=True)
     try:
-        summary = train_run(config, place, resume=resume)
+        summary = train_run(config, place, resume=resume, init=init)
     except StopRequestedError as e:
         click.echo(f"Stopped; {out / 'last.pt'} holds the run, go on with --resume.", err=True)
         raise SystemExit(128 + e.signal_number) from None
