@@ -13,6 +13,7 @@ chunk; and read here because the index need not be fetched again for each chunk.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from numcodecs import Zstd
 
 from .errors import MEND, CacheCorruptError, CacheMissingError
+from .memory import Bytes, MemoryPool
 from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
 
 Array = npt.NDArray[Any]
@@ -63,6 +65,11 @@ class ArrayLayout:
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row."""
         return self.shape[1:]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, before compression."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
 
     @property
     def chunks_per_shard(self) -> int:
@@ -190,8 +197,13 @@ class ArrayReader:
         self._files = files
         self._index: dict[int, npt.NDArray[np.uint64]] = {}
 
-    def chunk(self, shard_idx: int, chunk_idx: int) -> Array:
+    def chunk(self, shard_idx: int, chunk_idx: int, *, memory: MemoryPool | None = None) -> Array:
         """Return a chunk, padding rows at the array's end cut off. Shape: (rows, *row_shape).
+
+        Args:
+            shard_idx: Which file.
+            chunk_idx: Which chunk of it.
+            memory: Where its rows shall be; None: wherever.
 
         Raises:
             CacheCorruptError: the bytes are not those that were committed.
@@ -201,8 +213,10 @@ class ArrayReader:
         name = layout.shard_name(shard_idx)
         offset, num_bytes = (int(v) for v in self._shard_index(shard_idx)[chunk_idx])
         expected = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-        payload = self._payload(name, offset, num_bytes, expected, f"chunk {chunk_idx}")
-        data = Zstd().decode(payload) if layout.compressed else payload
+        data = self._payload(name, offset, num_bytes, expected, f"chunk {chunk_idx}", memory)
+        if layout.compressed:
+            out = memory.take(layout.chunk_rows * layout.row_bytes) if memory else None
+            data = Zstd().decode(data, out)
         rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
         rows = rows.reshape(layout.chunk_rows, *layout.row_shape)
         first_row = shard_idx * layout.shard_rows + chunk_idx * layout.chunk_rows
@@ -235,8 +249,14 @@ class ArrayReader:
         return self._index[shard_idx]
 
     def _payload(
-        self, name: str, start: int, num_bytes: int, expected: str | None, what: str
-    ) -> npt.NDArray[np.uint8]:
+        self,
+        name: str,
+        start: int,
+        num_bytes: int,
+        expected: str | None,
+        what: str,
+        memory: MemoryPool | None = None,
+    ) -> Bytes:
         """Return a range without the checksum it ends in, once that is as `expected`.
 
         Args:
@@ -245,28 +265,30 @@ class ArrayReader:
             num_bytes: Its length, checksum included.
             expected: CRC-32C in hex by the commit record; None: what the range itself ends in.
             what: The range in words, for the error.
+            memory: Where it shall be.
         """
 
-        def is_sound(stored: bytes) -> bool:
+        def is_sound(stored: bytes | Bytes) -> bool:
             if len(stored) != num_bytes:
                 return False
             # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
             checksum: int = google_crc32c.value(np.frombuffer(stored, np.uint8)[:-_CRC_BYTES])
             if expected is None:
-                return stored[-_CRC_BYTES:] == struct.pack("<I", checksum)
+                return bytes(stored[-_CRC_BYTES:]) == struct.pack("<I", checksum)
             return f"{checksum:08x}" == expected
 
         # The index of an exchanged file may point anywhere, even beyond what a file can hold.
         if start + num_bytes > self._files[name].num_bytes:
             raise self._corrupt(name, what)
         check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
+        block = memory.take(num_bytes) if memory else np.empty(num_bytes, np.uint8)
         try:
-            stored = self._storage.read_range(name, start, num_bytes, check)
+            stored = block[: self._storage.read_into(block, name, start, check)]
         except CacheMissingError as e:
             raise CacheMissingError(f"{e}. {MEND}") from None
         if not is_sound(stored):
             raise self._corrupt(name, what)
-        return np.frombuffer(stored, np.uint8)[:-_CRC_BYTES]
+        return stored[:-_CRC_BYTES]
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
         # image/view0/block3/c/1/0/0 is a file of unit 1.
@@ -289,8 +311,7 @@ def weigh_array(layout: ArrayLayout, values: Array) -> int:
     num_chunks = sum(layout.num_chunks(shard_idx) for shard_idx in range(layout.num_shards))
     num_rows, chunk_rows = layout.shape[0], layout.chunk_rows
     if not layout.compressed:
-        row_bytes = np.dtype(layout.dtype).itemsize * int(np.prod(layout.row_shape))
-        payload_bytes = num_chunks * chunk_rows * row_bytes
+        payload_bytes = num_chunks * chunk_rows * layout.row_bytes
     else:
         payload_bytes = 0
         for start in range(0, len(values), chunk_rows):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from .errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
+from .memory import Bytes
 from .range_cache import RangeCache
 from .storage import LocalStorage, RangeCheck, ReadStorage, is_address
 
@@ -195,6 +196,14 @@ class RemoteStorage:
         if check and self._copies:
             self._copies.put(key, stored)
         return stored
+
+    def read_into(
+        self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
+    ) -> int:
+        """Fill `block` as `read_range` reads, and return how many bytes there were."""
+        stored = self.read_range(name, start, len(block), check)
+        block.data[:] = stored
+        return len(stored)
 
     def _call(self, method: str, name: str, **options: int | str) -> Any:
         """Call a method of the file system within the time limit."""

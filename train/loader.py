@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..shared.arrays import Array, ArrayReader
 from ..shared.cache import FeatureCache, TextTable
 from ..shared.codecs import unfilter_pixels
 from ..shared.errors import UsageError
+from ..shared.memory import MemoryPool
 from .batch import Batch
 from .order import NUM_LANES, EpochOrder, lanes_of
 
@@ -46,18 +48,22 @@ class _Chunk:
     text_ids: npt.NDArray[np.int32]
     """Of the usable rows."""
 
+    def places_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return where some of its usable rows stand in it."""
+        return rows if self.rows is None else self.rows[rows]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(kw_only=True)
 class _Step:
     """What one batch takes from which chunk."""
 
-    to_open: list[int]
+    to_open: list[int] = field(default_factory=list)
     """Chunks to have read before the batch."""
-    to_close: list[int]
+    to_close: list[int] = field(default_factory=list)
     """Chunks that no lane is in after the batch."""
-    parts: list[tuple[int, npt.NDArray[np.int64]]]
+    parts: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     """(chunk, which of its usable rows), in the order of the batch's rows."""
-    num_positions: int
+    num_positions: int = 0
     """L: characters of the longest label of the global batch, and EOS."""
 
 
@@ -117,7 +123,7 @@ class CacheLoader:
             )
         self._cache, self._text, self._device = cache, text, device
         self._text_taps = tuple(text_taps)
-        self._codecs = {tap: cache.tap_codec(tap) for tap in image_taps}
+        self._memory = MemoryPool()
         arrays = ("pixels", *(f"block{tap}" for tap in image_taps))
         self._readers = [
             {key: cache.view_reader(view_idx, key) for key in arrays}
@@ -127,6 +133,7 @@ class CacheLoader:
             key: np.empty((0, *reader.layout.row_shape), reader.layout.dtype)
             for key, reader in self._readers[0].items()
         }
+        self._codecs = {tap: cache.tap_codec(tap) for tap in image_taps}
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._lengths = np.fromiter(map(len, text.strings), np.int64, len(text.strings))
@@ -193,18 +200,13 @@ class CacheLoader:
             # Lane by lane, so that the rows of a chunk come in runs.
             places = places[np.argsort(lanes_of(places), kind="stable")]
             chunks, rows = order.locate(places)
-            text_ids = [self._chunks[c].text_ids[r] for c, r in zip(chunks, rows, strict=True)]
-            lanes = lanes_of(places)
-            own = lanes % self._world_size == self._rank
-            step = _Step(
-                to_open=[],
-                to_close=[],
-                parts=[],
+            step, longest, left = _Step(), 0, set()
+            for lane, chunk, part in _runs(lanes_of(places), chunks, rows):
                 # The longest of all processes, so that the loss is the same for any number of them.
-                num_positions=int(self._lengths[text_ids].max()) + 1,
-            )
-            left = set()
-            for lane, chunk, part in _runs(lanes[own], chunks[own], rows[own]):
+                text_ids = self._chunks[chunk].text_ids[part]
+                longest = max(longest, int(self._lengths[text_ids].max()))
+                if lane % self._world_size != self._rank:
+                    continue
                 step.parts.append((chunk, part))
                 if chunk_of_lane.get(lane) == chunk:
                     continue
@@ -215,6 +217,7 @@ class CacheLoader:
                     step.to_open.append(chunk)
                 chunk_of_lane[lane] = chunk
                 num_lanes_in[chunk] += 1
+            step.num_positions = longest + 1
             step.to_close.extend(sorted(chunk for chunk in left if not num_lanes_in[chunk]))
             yield step
 
@@ -235,36 +238,31 @@ class CacheLoader:
                     del opened[chunk]
 
     def _read(self, readers: Mapping[str, ArrayReader], chunk: int) -> dict[str, Array]:
-        """Return the usable rows of a chunk."""
+        """Return a chunk of each array."""
         at = self._chunks[chunk]
-        arrays = {key: reader.chunk(at.unit_idx, at.chunk_idx) for key, reader in readers.items()}
-        if at.rows is not None:
-            arrays = {key: rows[at.rows] for key, rows in arrays.items()}
-        return arrays
+        return {
+            key: reader.chunk(at.unit_idx, at.chunk_idx, memory=self._memory)
+            for key, reader in readers.items()
+        }
 
     def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> HostBatch:
-        text_ids = np.concatenate(
-            [
-                np.empty(0, np.int32),
-                *(self._chunks[chunk].text_ids[rows] for chunk, rows in step.parts),
-            ]
-        )
-        arrays = {}
-        for key, like in self._row_types.items():
-            arrays[key] = self._empty(len(text_ids), like)
-            out, start = arrays[key].numpy(), 0
-            for chunk, rows in step.parts:
-                out[start : start + len(rows)] = opened[chunk][key][rows]
-                start += len(rows)
-        # NumPy: torch would start a second team of threads for this one.
+        chunks = [self._chunks[chunk] for chunk, _ in step.parts]
+        parts = [chunk.text_ids[rows] for chunk, (_, rows) in zip(chunks, step.parts, strict=True)]
+        text_ids = np.concatenate([np.empty(0, np.int32), *parts])
+        arrays = {key: self._empty(len(text_ids), like) for key, like in self._row_types.items()}
+        images, start = {key: rows.numpy() for key, rows in arrays.items()}, 0
+        for chunk, (chunk_idx, rows) in zip(chunks, step.parts, strict=True):
+            where, stop = chunk.places_of(rows), start + len(rows)
+            for key, values in opened[chunk_idx].items():
+                _gather_rows(values, where, images[key][start:stop])
+            start = stop
         nodes = self._text.nodes[text_ids, : step.num_positions]
-        for key, table, where in (
+        for key, table, at in (
             *((f"text{tap}", self._text.taps[tap], nodes) for tap in self._text_taps),
             ("eot", self._text.eot, text_ids),
         ):
-            arrays[key] = self._empty(len(text_ids), table[where[:0]])
-            # "raise", the default, would gather into a buffer first.
-            np.take(table, where, axis=0, out=arrays[key].numpy(), mode="wrap")
+            arrays[key] = self._empty(len(text_ids), table[at[:0]])
+            _gather_rows(table, at, arrays[key].numpy())
         return HostBatch(
             labels=[self._text.strings[i] for i in text_ids.tolist()],
             num_positions=step.num_positions,
@@ -272,10 +270,12 @@ class CacheLoader:
         )
 
     def _empty(self, num_rows: int, like: Array) -> torch.Tensor:
-        """Return room for rows, pinned where a copy to the device gains from it."""
-        dtype = torch.from_numpy(like).dtype
-        pinned = self._device.type == "cuda"
-        return torch.empty(num_rows, *like.shape[1:], dtype=dtype, pin_memory=pinned)
+        """Return room for rows; pinned on the way to a GPU, for the copy there to need no wait."""
+        shape = (num_rows, *like.shape[1:])
+        if self._device.type == "cuda":  # torch has a pool of its own for such memory.
+            return torch.empty(shape, dtype=torch.from_numpy(like).dtype, pin_memory=True)
+        block = self._memory.take(like.itemsize * math.prod(shape))
+        return torch.from_numpy(block.view(like.dtype).reshape(shape))
 
     def _to_device(self, batch: HostBatch) -> Batch:
         arrays = {k: t.to(self._device, non_blocking=True) for k, t in batch.arrays.items()}
@@ -289,6 +289,13 @@ class CacheLoader:
             text_taps={tap: arrays[f"text{tap}"] for tap in self._text_taps},
             eot=arrays["eot"],
         )
+
+
+def _gather_rows(table: Array, where: Array, out: Array) -> None:
+    """Copy rows of a table. Shape: (N, ...), (...) -> (..., ...)."""
+    # NumPy: torch would start a second team of threads for this one. And "wrap", for "raise" would
+    # gather into a buffer first.
+    np.take(table, where, axis=0, out=out, mode="wrap")
 
 
 def _runs(

@@ -144,7 +144,7 @@ def test_reads_whole_chunks_and_holds_only_those_that_lanes_are_in(
     rows, read = loader(cache, batch_size=4), []
     reader = rows._readers[0]["pixels"]
     real = reader.chunk
-    reader.chunk = lambda *where: (read.append(where), real(*where))[1]
+    reader.chunk = lambda *where, memory: (read.append(where), real(*where, memory=memory))[1]
     try:
         list(rows.epoch(0))
     finally:
@@ -236,3 +236,21 @@ def test_leaving_an_epoch_early_leaves_no_thread(cache: FeatureCache) -> None:
     next(batches)
     batches.close()
     assert threading.active_count() == before
+
+
+def test_batches_that_are_kept_stay_as_they_are(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=9)
+    kept = list(rows.epoch(0))
+    copies = [(batch.image_taps[3].clone(), batch.eot.clone()) for batch in kept]
+    for epoch in (1, 2):
+        list(rows.epoch(epoch))
+    for batch, (tap, eot) in zip(kept, copies, strict=True):
+        assert torch.equal(batch.image_taps[3], tap)
+        assert torch.equal(batch.eot, eot)
+
+
+def test_batches_that_are_let_go_leave_their_memory_to_later_ones(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=4)
+    places = {batch.eot.data_ptr() for epoch in range(3) for batch in rows.epoch(epoch)}
+    # One with the caller, one being put together, those that wait between, one of the last epoch.
+    assert len(places) <= 6
