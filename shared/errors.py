@@ -6,6 +6,8 @@
     ├── TeacherError            CLIP weights that cannot be loaded or do not fit (RuntimeError)
     ├── CheckpointError         a student checkpoint that cannot be loaded (RuntimeError)
     ├── TrainingError           a run that cannot go on (RuntimeError)
+    ├── ExportError             an exported student that is not the student (RuntimeError)
+    ├── HubError                a model hub that does not answer, or refuses to (ConnectionError)
     └── CacheError
         ├── CacheMissingError   no cache, or not yet built far enough (FileNotFoundError)
         ├── CacheMismatchError  a sound cache, but not the one this command needs (ValueError)
@@ -45,6 +47,14 @@ class CheckpointError(ClipocrError, RuntimeError):
 
 class TrainingError(ClipocrError, RuntimeError):
     """A training run that cannot go on."""
+
+
+class ExportError(ClipocrError, RuntimeError):
+    """An exported student that does not read as the student does."""
+
+
+class HubError(ClipocrError, ConnectionError):
+    """A hub of models does not answer, refuses to, or does not have what was asked for."""
 
 
 class CacheError(ClipocrError):

@@ -76,7 +76,8 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
             return candidate
     raise CheckpointError(
         f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME}, "
-        f"{LAST_NAME} or {MODEL_NAME}; make one with: clipocr train --cache CACHE --out {run_or_checkpoint}"
+        f"{LAST_NAME} or {MODEL_NAME}; make one with: "
+        f"clipocr train --cache CACHE --out {run_or_checkpoint}"
     )
 
 
@@ -112,7 +113,16 @@ def load_student(run_or_checkpoint: Path, device: torch.device) -> Student:
         CheckpointError: there is none, it is damaged, or its weights are of another student.
     """
     path = find_checkpoint(run_or_checkpoint)
-    saved = load_checkpoint(path)["student"]
+    return build_student(load_checkpoint(path), path).to(device)
+
+
+def build_student(checkpoint: Mapping[str, Any], path: Path) -> Student:
+    """Return the student of a checkpoint's content, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: its weights are of another student; names `path`.
+    """
+    saved = checkpoint["student"]
     try:
         tokenizer = LabelTokenizer(Charset(**saved["charset"]))
         student = Student(StudentConfig(**saved["config"]), tokenizer)
@@ -124,7 +134,7 @@ def load_student(run_or_checkpoint: Path, device: torch.device) -> Student:
             f"({' '.join(str(e).split())[:400]}); it was changed, or written by another version of "
             "clipocr. Charset and label length of a student are fixed when it is trained"
         ) from e
-    return student.to(device).eval()
+    return student.eval()
 
 
 def _first_line(error: Exception) -> str:
