@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil
+from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
@@ -22,9 +23,10 @@ import torch
 from ...shared.device import allow_fast_products
 from ...shared.errors import DataError
 from ...shared.images import ImageProblemError, decode_image, stretch
+from ...shared.terminal import counted
 from ..student import Student
 from .evaluate import Reading, read_views
-from .results import as_markdown
+from .results import Table
 from .test_sets import TestSet
 
 NUM_WARM_UP_BATCHES = 3
@@ -133,14 +135,23 @@ def _setting(student: Student, precision: str) -> str:
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
-        name = platform.processor() or platform.machine()
-        machine = f"CPU ({name}), {torch.get_num_threads()} threads"
+        machine = f"CPU ({_processor()}), {counted(torch.get_num_threads(), 'thread')}"
     num_parameters = sum(parameter.numel() for parameter in parameters)
     return f"{num_parameters:,} parameters, {precision}, {machine}, PyTorch {torch.__version__}"
 
 
-def latency_as_table(latency: Latency) -> str:
-    """Return a Markdown table, and below it what was measured on what."""
+def _processor() -> str:
+    """Return the processor's model where Linux says it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def latency_as_table(latency: Latency) -> Table:
+    """Return a row per batch size, with a note on what was measured on what."""
     headers = ["batch size", "preprocessing", "reading", "together", "images/s", "characters"]
     rows = [
         [
@@ -154,9 +165,9 @@ def latency_as_table(latency: Latency) -> str:
         for some in latency.batches
     ]
     counts = ", ".join(f"{some.num_batches} of {some.batch_size}" for some in latency.batches)
-    return (
-        f"{as_markdown(headers, rows)}\n\n"
+    notes = (
         f"Milliseconds per image, medians: preprocessing of {latency.num_images:,} images one by "
         f"one on one thread; reading of batches ({counts}) after {NUM_WARM_UP_BATCHES} to warm "
         f"up. {latency.setting}."
     )
+    return Table(headers=headers, rows=rows, notes=notes)

@@ -102,10 +102,10 @@ def comparison_as_table(comparison: Comparison) -> Table:
     headers = ["set", "samples", first]
     for letter in others:
         headers += [letter, f"{letter} - {first}", f"only {first} / only {letter}", "p"]
-    rows = []
-    for some in comparison.sets:
-        rows.append(_row(some))
+    rows = [_row(some) for some in comparison.sets]
     for group in comparison.groups:
+        if len(group.set_names) == 1:
+            continue  # Its row is there already.
         pooled = comparison.pooled(group)
         plain = comparison.plain_accuracies(group)
         rows.append(_row(pooled))

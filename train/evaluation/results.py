@@ -57,12 +57,13 @@ class Table:
 
 
 def results_as_table(results: Sequence[SetResult]) -> Table:
-    """Return the results: each set, then both means of each group."""
+    """Return the results: each set, then both means of each group, which are one of one set."""
     rows = [(result.name, result.counts.figures) for result in results]
     for group in groups_of(results)[0]:
         counts = [result.counts for result in results if result.name in group.set_names]
         rows.append((f"{group.title}, {WEIGHTED}", weighted_mean(counts)))
-        rows.append((f"{group.title}, {PLAIN}", plain_mean(counts)))
+        if len(counts) > 1:
+            rows.append((f"{group.title}, {PLAIN}", plain_mean(counts)))
     headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
     return Table(headers=headers, rows=[[name, *_cells(figures)] for name, figures in rows])
 

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
+from oracle import Oracle, painted, write_painted
 from samples import draw_word, write_words
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
-from clipocr.shared.images import ImageProblemError
-from clipocr.train.evaluation.evaluate import SetResult, evaluate, read_images, total
+from clipocr.train.evaluation.evaluate import SetResult, evaluate, total
+from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.test_sets import open_test_sets
 from clipocr.train.student import Student, StudentConfig
 from clipocr.train.tokenizer import LabelTokenizer
@@ -23,42 +20,6 @@ def measure(
 ) -> list[SetResult]:
     sets = open_test_sets([root], Charset.load(charset), student.config.max_label_length)
     return evaluate(student, sets, batch_size=batch_size)
-
-
-class Oracle(Student):
-    """Reads the red level of the picture, which `painted` makes the index of an answer.
-
-    It stands in for a trained student so that every prediction of a test is known beforehand.
-    """
-
-    def __init__(self, answers: list[str], charset: str = "94") -> None:
-        config = StudentConfig(
-            width=8, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
-        )
-        super().__init__(config, LabelTokenizer(Charset.load(charset)))
-        self.answers = answers
-        self.eval()
-
-    def decode(self, images: torch.Tensor, max_length: int | None = None) -> torch.Tensor:
-        del max_length
-        levels = ((images[:, 0, 16, 64] * 0.5 + 0.5) * 255).round().long().tolist()
-        ids = self.tokenizer.encode([self.answers[level] for level in levels])[:, 1:]
-        ids = ids.clamp(max=self.tokenizer.num_classes - 1)
-        logits = torch.nn.functional.one_hot(ids, self.tokenizer.num_classes).float()
-        return logits * 50  # Certain.
-
-
-def painted(level: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((20, 50, 3), level, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_painted(path: Path, labels: list[str], broken: int | None = None) -> None:
-    images = {i: painted(i - 1) for i in range(1, len(labels) + 1)}
-    if broken:
-        images[broken] = b"broken"
-    write_words(path, labels, images)
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
@@ -98,26 +59,6 @@ def test_a_set_the_charset_empties_is_named(tmp_path: Path) -> None:
         measure(Oracle(["a"]), tmp_path)
 
 
-def test_read_images_in_order_with_problems(tmp_path: Path) -> None:
-    paths = []
-    for name, content in (
-        ("b.png", painted(1)),
-        ("missing.png", None),
-        ("a.png", painted(0)),
-        ("note.txt", b"text"),
-    ):
-        paths.append(tmp_path / name)
-        if content is not None:
-            paths[-1].write_bytes(content)
-    outcomes = list(read_images(Oracle(["zero", "one"]), paths, batch_size=3))
-    assert [path for path, _ in outcomes] == paths
-    texts = [o.text if not isinstance(o, ImageProblemError) else str(o) for _, o in outcomes]
-    assert texts == ["one", "No such file or directory", "zero", "not an image"]
-    first = outcomes[0][1]
-    assert len(first.character_confidence) == 4  # o, n, e and EOS
-    assert first.confidence == pytest.approx(1)
-
-
 def test_a_real_student_reads_something(tmp_path: Path) -> None:
     write_words(tmp_path / "A", ["word"], {1: draw_word("word")})
     config = StudentConfig(
@@ -126,3 +67,27 @@ def test_a_real_student_reads_something(tmp_path: Path) -> None:
     student = Student(config, LabelTokenizer(Charset.load("36"))).eval()
     (result,) = measure(student, tmp_path)
     assert result.counts.num_samples == 1
+
+
+def test_every_sample_s_outcome_is_kept(tmp_path: Path) -> None:
+    write_painted(tmp_path / "A", ["Cat!", "???", "dog", "Y"], broken=3)
+    (result,) = measure(Oracle(["cAt", "any", "dog", "x" * 25]), tmp_path)
+    cat, dog, long = result.samples
+    assert (cat.key, cat.label, cat.adapted_label) == (1, "Cat!", "cat")
+    assert (cat.prediction, cat.adapted_prediction, cat.is_correct) == ("cAt", "cat", True)
+    assert len(cat.character_confidence) == 4  # c, A, t and EOS
+    assert (dog.key, dog.prediction, dog.problem, dog.is_correct) == (3, "", "not an image", False)
+    assert (dog.character_confidence, dog.confidence) == ((), 0)
+    # All positions are decoded, however short the label is.
+    assert (long.key, long.adapted_prediction, long.is_correct) == (4, "x" * 25, False)
+    (test_set,) = open_test_sets([tmp_path], Charset.load("36"), 25)
+    assert test_set.image(cat.key) == painted(0)
+
+
+def test_shares_make_a_whole(tmp_path: Path) -> None:
+    write_painted(tmp_path / "A", ["a", "b", "c", "d", "e"])
+    student = Oracle(list("abxdy"))
+    (test_set,) = open_test_sets([tmp_path], Charset.load("36"), 25)
+    shares = [evaluate(student, [test_set.share(rank, 2)]) for rank in range(2)]
+    assert [len(results[0].samples) for results in shares] == [3, 2]
+    assert sum(map(total, shares), WordCounts()) == total(evaluate(student, [test_set]))

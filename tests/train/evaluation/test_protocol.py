@@ -1,0 +1,91 @@
+"""Which folder is which benchmark, and what is averaged together."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipocr.train.evaluation.protocol import Group, benchmark_of, find_groups
+
+SIX = {"IIIT5k": 3000, "SVT": 647, "IC13_857": 857, "IC15_1811": 1811, "SVTP": 645, "CUTE80": 288}
+OTHER_SIX = {"IC13_1015": 1015, "IC15_2077": 2077}
+
+
+def groups_and_remarks(sizes: dict[str, int]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    groups, remarks = find_groups({name: (size, size) for name, size in sizes.items()})
+    return {group.title: group.set_names for group in groups}, remarks
+
+
+@pytest.mark.parametrize(
+    ("folder", "benchmark"),
+    [
+        ("IIIT5k", "IIIT5k"),
+        ("test/IIIT5K_3000", "IIIT5k"),
+        ("iiit5k_test.lmdb", "IIIT5k"),
+        ("SVT_647", "SVT"),
+        ("SVTP_645", "SVTP"),
+        ("CUTE80_288", "CUTE80"),
+        ("ic13_857", "IC13_857"),
+        ("ICDAR2013_1015", "IC13_1015"),
+        ("IC15-2077", "IC15_2077"),
+        ("ArT", "ArT"),
+        ("COCOv1.4", "COCOv1.4"),
+        ("coco-text", "COCOv1.4"),
+        ("Uber", "Uber"),
+        ("OST/weak", "OST weak"),
+        ("OST_heavy", "OST heavy"),
+        ("wordart_test", "WordArt"),
+        ("u14m/multi_oriented", "Union14M multi_oriented"),
+        ("U14M-MultiWords", "Union14M multi_words"),
+        ("Union14M/general", "Union14M general"),
+        ("IC13", None),  # Which of three versions it is, its name does not say.
+        ("my_words", None),
+        ("test", None),
+    ],
+)
+def test_benchmarks_are_known_by_their_folders(folder: str, benchmark: str | None) -> None:
+    assert benchmark_of(folder) == benchmark
+
+
+def test_both_conventions_have_the_samples_they_are_named_after() -> None:
+    groups, remarks = groups_and_remarks({**SIX, **OTHER_SIX})
+    sizes = {**SIX, **OTHER_SIX}
+    assert sum(sizes[name] for name in groups["six benchmarks (7,248)"]) == 7248
+    assert sum(sizes[name] for name in groups["six benchmarks (7,672)"]) == 7672
+    assert list(groups)[-1] == "total"
+    assert groups["total"] == tuple(sizes)
+    # The total counts most words of IC13 and IC15 twice, and says so.
+    assert remarks[1:] == [
+        "total: IC13_857, IC13_1015 share words; it counts them all",
+        "total: IC15_1811, IC15_2077 share words; it counts them all",
+    ]
+
+
+def test_a_group_that_lacks_a_set_is_not_averaged_but_named() -> None:
+    groups, remarks = groups_and_remarks({k: v for k, v in SIX.items() if k != "SVTP"})
+    assert list(groups) == ["total"]
+    assert remarks == [
+        "six benchmarks (7,248): no mean; not there: SVTP",
+        "six benchmarks (7,672): no mean; not there: IC13_1015, IC15_2077, SVTP",
+        "no set is there of: ArT, COCO-Text, Uber; OST; Union14M",
+    ]
+
+
+def test_own_sets_alone_are_just_averaged() -> None:
+    groups, remarks = find_groups({"mine": (3, 4), "yours": (5, 5)})
+    assert groups == [Group(title="total", set_names=("mine", "yours"))]
+    assert remarks == []
+
+
+def test_a_set_of_another_size_is_said() -> None:
+    _, remarks = find_groups({"SVT": (645, 646)})
+    assert remarks[0].startswith("SVT has 645 samples that count, the published SVT has 647")
+    # The published number may be of all samples, or of those that the filter leaves.
+    _, remarks = find_groups({"SVT": (640, 647)})
+    assert not any("published" in remark for remark in remarks)
+
+
+def test_of_two_folders_of_a_benchmark_the_one_of_the_published_size_counts() -> None:
+    sizes = {f"test/{name}": size for name, size in SIX.items()}
+    groups, remarks = groups_and_remarks({"a/IIIT5k": 2000, **sizes})
+    assert groups["six benchmarks (7,248)"] == tuple(sizes)
+    assert "IIIT5k is there as a/IIIT5k, test/IIIT5k; means take test/IIIT5k" in remarks

@@ -1,0 +1,96 @@
+"""LMDBs and image folders as test sets."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from oracle import Oracle, painted, write_painted
+
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import DataError
+from clipocr.shared.images import ImageProblemError
+from clipocr.train.evaluation.evaluate import evaluate
+from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+
+
+def open_all(root: Path, max_label_length: int = 25) -> list[TestSet]:
+    return open_test_sets([root], Charset.load("36"), max_label_length)
+
+
+def write_folder(folder: Path, labels: str, num_images: int, name: str = "gt.tsv") -> None:
+    (folder / "words").mkdir(parents=True)
+    for i in range(num_images):
+        (folder / "words" / f"{i}.png").write_bytes(painted(i))
+    (folder / name).write_text(labels, encoding="utf-8")
+
+
+def test_lmdbs_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None:
+    write_painted(tmp_path / "deep" / "SVT", ["a"])
+    write_folder(tmp_path / "mine", "words/0.png\tAb\nwords/1.png\tcd\n", 2)
+    write_folder(tmp_path / "theirs", json.dumps({"words/0.png": "x"}), 1, "labels.json")
+    sets = open_all(tmp_path)
+    assert [test_set.name for test_set in sets] == ["deep/SVT", "mine", "theirs"]
+    assert [(s.key, s.label, s.adapted_label) for s in sets[1].samples] == [
+        ("words/0.png", "Ab", "ab"),
+        ("words/1.png", "cd", "cd"),
+    ]
+    # Right under the root itself as well, and by its name.
+    (alone,) = open_all(tmp_path / "mine")
+    assert (alone.name, alone.samples) == ("mine", sets[1].samples)
+
+
+def test_what_is_wrong_in_an_image_folder_counts_as_wrong_with_its_reason(tmp_path: Path) -> None:
+    lines = ["words/0.png\tzero", "words/gone.png\tone", "../up.png\ttwo", "note.txt\tthree",
+             "words/1.png\t", "words/1.png\tagain", "./words/0.png\ttwice"]  # fmt: skip
+    write_folder(tmp_path / "set", "\n".join(lines), 2)
+    (tmp_path / "up.png").write_bytes(painted(0))
+    (tmp_path / "set" / "note.txt").write_text("no picture")
+    (test_set,) = open_all(tmp_path)
+    # A file's first label counts; an empty one leaves it out.
+    assert test_set.num_unlabelled == 1
+    (result,) = evaluate(Oracle(["zero"]), [test_set])
+    assert [(s.key, s.problem, s.is_correct) for s in result.samples] == [
+        ("words/0.png", None, True),
+        ("words/gone.png", "no such file", False),
+        ("../up.png", "outside the image folder", False),
+        ("note.txt", "not an image", False),
+    ]
+    assert result.num_broken == 3
+    with pytest.raises(ImageProblemError, match="no such file"):
+        test_set.image("words/gone.png")
+
+
+def test_labels_that_are_too_long_for_a_student_do_not_count(tmp_path: Path) -> None:
+    write_painted(tmp_path / "A", ["four", "fives"])
+    (test_set,) = open_all(tmp_path, max_label_length=4)
+    assert ([s.label for s in test_set.samples], test_set.num_unlabelled) == (["four"], 1)
+
+
+def test_the_digest_is_of_samples_labels_and_sizes(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", "words/0.png\ta\nwords/1.png\tb\n", 2)
+    digests = [open_all(tmp_path)[0].digest()]
+    assert open_all(tmp_path)[0].digest() == digests[0]
+    (tmp_path / "set" / "gt.tsv").write_text("words/0.png\ta\nwords/1.png\tc\n")
+    digests.append(open_all(tmp_path)[0].digest())
+    os.truncate(tmp_path / "set" / "words" / "1.png", 10)
+    digests.append(open_all(tmp_path)[0].digest())
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no LMDB .* no image folder .* at or below .*clipocr data import"),
+        ({"gt.txt": "a.png a", "labels.txt": "a.png a"}, "holds gt.txt, labels.txt; expected one"),
+        ({"gt.txt": "a.png a"}, "gt.txt names no file that is there; expected lines of"),
+        ({"labels.json": "[1]"}, "not a JSON object"),
+    ],
+)
+def test_what_is_no_test_set_is_named(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_all(tmp_path)
