@@ -303,7 +303,7 @@ def _model_from_file(
             with warnings.catch_warnings():
                 # Deprecated for new models; OpenAI's files will stay as they are.
                 warnings.simplefilter("ignore", FutureWarning)
-                archive: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+                archive: Any = torch.jit.load(str(path), map_location="cpu")
             state = archive.state_dict()
             for key in ("input_resolution", "context_length", "vocab_size"):
                 state.pop(key, None)

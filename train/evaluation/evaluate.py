@@ -6,12 +6,11 @@ positions, never just as many as the label has. Every sample's outcome is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -129,28 +128,6 @@ def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Re
         Reading(text=text, character_confidence=tuple(confidence.tolist()))
         for text, confidence in zip(texts, confidences, strict=True)
     ]
-
-
-def read_images(
-    student: Student, paths: Sequence[Path], *, batch_size: int = 64
-) -> Iterator[tuple[Path, Reading | ImageProblemError]]:
-    """Read cropped words from image files, in order; a file that is no image yields its problem."""
-    device = next(student.parameters()).device
-    for start in range(0, len(paths), batch_size):
-        some = paths[start : start + batch_size]
-        outcomes: dict[Path, Reading | ImageProblemError] = {}
-        views = {}
-        for path in some:
-            try:
-                views[path] = stretch(decode_image(path.read_bytes()))
-            except OSError as e:
-                outcomes[path] = ImageProblemError(e.strerror or "cannot be read")
-            except ImageProblemError as e:
-                outcomes[path] = e
-        if views:
-            batch = torch.from_numpy(np.stack(list(views.values()))).to(device)
-            outcomes |= dict(zip(views, read_views(student, batch, "fp32"), strict=True))
-        yield from ((path, outcomes[path]) for path in some)
 
 
 def _evaluate_set(

@@ -1,0 +1,1 @@
+"""A trained student in formats that need no clipocr: ONNX, TorchScript, safetensors."""
