@@ -237,9 +237,9 @@ def codecs(width: int) -> dict[str, Callable[[Tap], Codec]]:
     def opq(p: int) -> Callable[[Tap], Codec]:
         return lambda tap: OpqCodec(tap.basis, tap.fitted, p)
 
+    fixed = (Fp16Codec(), BloscCodec(), Int8Codec(), Int4Codec())
     return {
-        **{codec.name: lambda _, codec=codec: codec for codec in (Fp16Codec(), BloscCodec())},
-        **{codec.name: lambda _, codec=codec: codec for codec in (Int8Codec(), Int4Codec())},
+        **{codec.name: lambda _, codec=codec: codec for codec in fixed},
         **{f"klt:{p}": klt(p) for p in rates(KLT_BITS)},
         **{f"pca:{p}": pca(p) for p in rates(PCA_BITS)},
         **{f"opq:{p}": opq(p) for p in rates(OPQ_BITS)},
@@ -297,34 +297,26 @@ def codec_table(scores: list[Score], shape: tuple[int, int, int], pixel_bytes: f
 
 
 def bound_table(taps: dict[int, Tap]) -> str:
-    """What the goal's cosine takes: measured, by klt's own arithmetic, and at least.
+    """What the goal's cosine takes of each tap: at least, by klt's arithmetic, and as measured.
 
-    The last two columns are for the goal's shape: KB a sample that klt would take with as many bits
-    a value as measured, and by its arithmetic if variances go on to fall by the same power.
+    The last column is what a sample of the goal's shape would take with as many bits a value.
     """
     rows = []
     for number, tap in taps.items():
         variances = tap.basis.variances
-        width, slope = len(variances), spectrum_slope(variances)
-        needed = least_klt_bytes(tap)
-        power_law = np.arange(1.0, GOAL_SHAPE[2] + 1) ** -slope
+        width, needed = len(variances), least_klt_bytes(tap)
+        goal_kb = math.prod(GOAL_SHAPE) * needed / width / 1024
         rows.append(
             (
-                *(f"{number}", f"{slope:.2f}", f"{num_components(variances, 0.9)} of {width}"),
+                *(f"{number}", f"{spectrum_slope(variances):.2f}"),
+                f"{num_components(variances, 0.9)} of {width}",
                 *(f"{shannon_bytes(variances):.1f}", f"{predicted_klt_bytes(variances)}"),
-                *(f"{needed}", f"{8 * needed / width:.2f}"),
-                f"{sample_kb(needed * GOAL_SHAPE[2] / width):.1f}",
-                f"{sample_kb(predicted_klt_bytes(power_law)):.1f}",
+                *(f"{needed}", f"{8 * needed / width:.2f}", f"{goal_kb:.1f}"),
             )
         )
     headers = ["tap", "slope a", "90 % of variance in", "Shannon B/token", "klt by variances"]
-    headers += ["klt measured", "bits/value", f"KB at {GOAL_SHAPE[2]}: same bits", "power law"]
+    headers += ["klt measured", "bits/value", f"KB/sample at width {GOAL_SHAPE[2]}"]
     return markdown(rows, headers)
-
-
-def sample_kb(token_bytes: float) -> float:
-    """Return what a sample of the goal's shape takes."""
-    return math.prod(GOAL_SHAPE[:2]) * token_bytes / 1024
 
 
 def spectrum_slope(variances: Doubles) -> float:
@@ -417,7 +409,7 @@ def draw(
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
-    losses = np.geomspace(5e-1, 1e-4, 60)
+    losses = np.geomspace(5e-1, 1e-5, 60)
     floor = [
         num_tokens * max(shannon_bytes(tap.basis.variances, 1 - loss) for tap in taps.values())
         for loss in losses.tolist()
@@ -447,14 +439,16 @@ def draw(
     axis.axvline(goal_bytes, **line)
     axis.annotate(
         f"{8 * GOAL_BYTES / math.prod(GOAL_SHAPE):.2f} bits/value,\n10 KB at width {GOAL_SHAPE[2]}",
-        *((goal_bytes, 0), (4, 5)),
+        *((goal_bytes, 1), (4, -5)),
+        va="top",
         xycoords=("data", "axes fraction"),
         **text,
     )
     least = num_tokens * min(score.token_bytes for score in scores)
     axis.set(xscale="log", yscale="log", xlim=(least / 1.5, None))
     axis.set(xlabel="features, bytes a sample", ylabel="1 - median centred cosine, worst tap")
-    axis.legend(frameon=False, loc="upper right")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=160)
 
 
