@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
 from ..shared.ahead import map_ahead
 from ..shared.cache import FeatureCache, publish_seal, read_commits, read_manifest, unit_name
+from ..shared.codecs import join_tap_codecs
 from ..shared.errors import CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
 from ..shared.records import encode_record
 from ..shared.schema import MANIFEST_NAME, Commit, Manifest
@@ -123,7 +124,33 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
             f"{source.storage} holds image taps {held}, not {', '.join(map(str, missing))}; pass "
             f"--taps with some of {','.join(map(str, held))}"
         )
-    return source.manifest.with_taps(tuple(tap for tap in held if tap in wanted))
+    return _with_taps(source.manifest, tuple(tap for tap in held if tap in wanted))
+
+
+def _with_taps(manifest: Manifest, taps: tuple[int, ...]) -> Manifest:
+    """Return what a build with these of a cache's image taps alone would have made."""
+    spec, codecs, keys = manifest.spec, manifest.spec.tap_codecs, {f"block{tap}" for tap in taps}
+    made = replace(
+        manifest,
+        spec=replace(
+            spec,
+            teacher=replace(spec.teacher, image_taps=taps),
+            codec=join_tap_codecs(codecs[tap] for tap in taps),
+        ),
+        choices={key: choice for key, choice in manifest.choices.items() if key in keys},
+    )
+    tables = [layout.name for layout in made.codec_layouts().values()]
+    # Of the tables' groups only those that still lead to one.
+    groups = {folder.as_posix() for name in tables for folder in PurePosixPath(name).parents}
+    ours = {*(f"{group}/zarr.json" for group in groups), *made.choice_files().values()}
+    files = {
+        name: file
+        for name, file in manifest.files.items()
+        if not name.startswith(("codec/", "choice/"))
+        or name in ours
+        or name.startswith(tuple(f"{table}/" for table in tables))
+    }
+    return replace(made, files=files)
 
 
 def _commits(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> list[Commit]:

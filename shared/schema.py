@@ -24,7 +24,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any, Self
 
 from .arrays import ArrayLayout
@@ -32,7 +31,6 @@ from .charset import LabelRules
 from .choice import CodecChoice, asked_fidelity, auto_codec
 from .codecs import (
     feature_codec,
-    join_tap_codecs,
     klt_record_bytes,
     parse_tap_codecs,
     pixel_layout,
@@ -165,15 +163,6 @@ class CacheSpec:
         """The codec of each image tap, once it is known."""
         taps = self.teacher.image_taps
         return dict(zip(taps, parse_tap_codecs(self.codec, len(taps)), strict=True))
-
-    def with_taps(self, taps: tuple[int, ...]) -> Self:
-        """Return the spec of the same cache with these of its image taps alone."""
-        codecs = self.tap_codecs
-        return replace(
-            self,
-            teacher=replace(self.teacher, image_taps=taps),
-            codec=join_tap_codecs(codecs[tap] for tap in taps),
-        )
 
     @property
     def num_units(self) -> int:
@@ -408,7 +397,8 @@ class Manifest:
         fields["spec"] = CacheSpec.from_json(data["spec"])
         fields["files"] = {name: FileRecord(**file) for name, file in data["files"].items()}
         choices = data.get("choices", {})
-        fields["choices"] = {key: CodecChoice.from_json(c) for key, c in choices.items()}
+        keys = [f"block{tap}" for tap in fields["spec"].teacher.image_taps]
+        fields["choices"] = {k: CodecChoice.from_json(choices[k]) for k in keys if k in choices}
         return cls(**fields)
 
     @property
@@ -418,32 +408,6 @@ class Manifest:
         if choice is None:
             return self.spec
         return replace(self.spec, codec=auto_codec(choice.target.cosine_p50))
-
-    def with_taps(self, taps: tuple[int, ...]) -> Self:
-        """Return the manifest of the same cache with these of its image taps alone."""
-        keys = [f"block{tap}" for tap in taps]
-        made = replace(
-            self,
-            spec=self.spec.with_taps(taps),
-            choices={key: self.choices[key] for key in keys if key in self.choices},
-        )
-        ours = made.codec_files()
-        files = {
-            name: file
-            for name, file in self.files.items()
-            if name in ours or not name.startswith(("codec/", "choice/"))
-        }
-        return replace(made, files=files)
-
-    def codec_files(self) -> set[str]:
-        """Return the files of the index that say how features are stored: tables and choices."""
-        arrays = [layout.name for layout in self.codec_layouts().values()]
-        folders = {folder.as_posix() for a in arrays for folder in PurePosixPath(a).parents[:-1]}
-        return {
-            *(f"{folder}/zarr.json" for folder in folders.union(arrays)),
-            *(layout.shard_name(0) for layout in self.codec_layouts().values()),
-            *self.choice_files().values(),
-        }
 
     def choice_files(self) -> dict[str, str]:
         """Return the file of each tap's choice, by ``block{i}``."""

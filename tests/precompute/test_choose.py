@@ -237,6 +237,15 @@ def test_a_manifest_from_before_choices_is_read(auto_path: Path, cache_path: Pat
     assert Manifest.from_json(data) == FeatureCache.open(cache_path).manifest
 
 
+def test_choices_stand_in_the_order_of_their_taps(auto_path: Path) -> None:
+    """JSON has them sorted by name, where block12 comes before block2."""
+    data = json.loads((auto_path / "manifest.json").read_text())
+    del data["sha256"]
+    data["spec"]["teacher"]["image_taps"] = [2, 12]
+    data["choices"] = dict.fromkeys(("block12", "block2"), data["choices"]["block2"])
+    assert list(Manifest.from_json(data).choices) == ["block2", "block12"]
+
+
 # ------------------------------------------------------------------------------------ tap by tap
 
 
