@@ -37,6 +37,10 @@ class LmdbReport:
     """(key, reason) in key order."""
     label_problems: Counter[str] = field(default_factory=Counter)
     """Labels that a cache or the charset leaves out, by reason."""
+    num_spaced: int = 0
+    """Labels with whitespace, which every STR toolkit drops."""
+    num_losing: int = 0
+    """Labels that lose letters when they are reduced to ASCII."""
     label_lengths: Counter[int] = field(default_factory=Counter)
     """Of the labels a cache keeps, in characters."""
     characters: Counter[str] = field(default_factory=Counter)
@@ -48,6 +52,8 @@ class LmdbReport:
         self.num_broken += part.num_broken
         self.broken += part.broken
         self.label_problems += part.label_problems
+        self.num_spaced += part.num_spaced
+        self.num_losing += part.num_losing
         self.label_lengths += part.label_lengths
         self.characters += part.characters
 
@@ -177,6 +183,8 @@ def _check_label(
     if raw_label is None:
         report.broken.append((label_key(sample_idx).decode(), "missing or not UTF-8"))
         return
+    report.num_spaced += any(c.isspace() for c in raw_label)
+    report.num_losing += rules.loses_letters(raw_label)
     label = rules.apply(raw_label)
     if isinstance(label, LabelProblem):
         report.label_problems[label.value] += 1

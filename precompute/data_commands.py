@@ -278,6 +278,12 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
 
     rows = [("samples", f"{report.num_samples:,}"), ("broken", f"{report.num_broken:,}")]
     rows += [(reason, f"{n:,}") for reason, n in sorted(report.label_problems.items())]
+    if report.num_spaced:
+        rows.append(("with whitespace", f"{report.num_spaced:,}, which is dropped"))
+    if report.num_losing:
+        rows.append(
+            ("losing letters", f"{report.num_losing:,}, reduced to ASCII; or --keep-unicode")
+        )
     rows.append(("label lengths", histogram(report.label_lengths)))
     outside = report.outside(charset).most_common()
     listed = "  ".join(

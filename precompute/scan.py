@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,7 @@ def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
     for source_idx, (name, path) in enumerate(sources.items()):
         specs.append(_scan_source(source_idx, name, path, rules, label_ids, columns))
     if not columns.row_source:
-        raise DataError(
-            f"no usable sample in {', '.join(str(p) for p in sources.values())}; "
-            "look at them with: clipocr data check"
-        )
+        raise DataError(_why_nothing_is_usable(list(sources.values()), columns, rules))
     return Scan(
         sources=tuple(specs),
         paths=tuple(sources.values()),
@@ -104,6 +102,20 @@ def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
         rejected_source=np.asarray(columns.rejected_source, np.uint16),
         rejected_lmdb_index=np.asarray(columns.rejected_lmdb_index, np.uint32),
         rejected_reason=np.asarray(columns.rejected_reason, np.uint8),
+    )
+
+
+def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: LabelRules) -> str:
+    reasons = Counter(REJECTION_REASONS[code] for code in columns.rejected_reason)
+    listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
+    unicode_hint = (
+        "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
+        if rules.normalize_unicode and reasons["empty label"]
+        else ""
+    )
+    return (
+        f"no usable sample in {', '.join(map(str, paths))} ({listed or 'no samples'}); "
+        f"{unicode_hint}look at them with: clipocr data check"
     )
 
 

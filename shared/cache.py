@@ -229,7 +229,8 @@ class FeatureCache:
                     raise CacheMismatchError(
                         f"{self.storage}: text table {spec.name} holds labels of up to "
                         f"{spec.max_label_length} characters, this run needs {max_label_length}; "
-                        f"pass --max-label-length {spec.max_label_length}"
+                        f"pass --max-label-length {spec.max_label_length}, or build another cache "
+                        f"with cache build --max-label-length {max_label_length}"
                     )
                 return spec
         held = ", ".join(

@@ -57,6 +57,13 @@ class LabelRules:
             return LabelProblem.TOO_LONG
         return label or LabelProblem.EMPTY
 
+    def loses_letters(self, raw_label: str) -> bool:
+        """Whether `apply` drops letters that have no ASCII form: another script's, not accents."""
+        if not self.normalize_unicode or raw_label.isascii():
+            return False
+        decomposed = unicodedata.normalize("NFKD", raw_label)
+        return any(c.isalpha() and not c.isascii() for c in decomposed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Charset:

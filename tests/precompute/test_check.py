@@ -6,8 +6,10 @@ import os
 import lmdb
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from clipocr.cli import main
 from clipocr.precompute import check
 from clipocr.precompute.check import check_lmdbs
 from clipocr.shared.charset import Charset, LabelRules
@@ -81,6 +83,20 @@ def test_other_scripts_are_outside_only_if_kept(tmp_path) -> None:
     kept = check_one(path, rules=LabelRules(normalize_unicode=False))
     assert kept.outside(CHARSET) == {"東": 1}
     assert kept.label_lengths == {2: 1}
+
+
+def test_labels_that_are_changed_are_counted(tmp_path) -> None:
+    # An accent has an ASCII form, a letter of another script none.
+    labels = ["Ünïcödé", "New York", "東京2020", "नमस्ते", "a\tb", "plain"]
+    samples = {i: (png(), label.encode()) for i, label in enumerate(labels, start=1)}
+    path = make_lmdb(tmp_path / "x", samples, b"6")
+    report = check_one(path)
+    assert (report.num_losing, report.num_spaced) == (2, 2)
+    assert report.label_problems == {"empty label": 1}  # The third is 2020 now.
+    assert check_one(path, rules=LabelRules(normalize_unicode=False)).num_losing == 0
+    result = CliRunner().invoke(main, ["data", "check", str(path)])
+    assert "losing letters      2, reduced to ASCII; or --keep-unicode" in result.stdout
+    assert "with whitespace     2, which is dropped" in result.stdout
 
 
 def test_broken_samples_are_listed_by_key_with_the_reason(tmp_path) -> None:

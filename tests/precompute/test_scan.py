@@ -93,9 +93,12 @@ def test_what_is_no_word_lmdb_is_named(tmp_path: Path) -> None:
 
 
 def test_a_set_without_a_usable_sample_is_refused(tmp_path: Path) -> None:
-    write_words(tmp_path / "set", ["日本"])
-    with pytest.raises(DataError, match=r"no usable sample.*clipocr data check"):
+    write_words(tmp_path / "set", ["日本", "x" * 26])
+    reasons = r"no usable sample.*\(empty label: 1, label too long: 1\).*--keep-unicode"
+    with pytest.raises(DataError, match=reasons):
         scan(tmp_path)
+    with pytest.raises(DataError, match=r"\(label too long: 2\); look at them with: clipocr data"):
+        scan(tmp_path, normalize_unicode=False, max_label_length=1)
 
 
 def test_two_roots_may_not_share_a_name(tmp_path: Path) -> None:
