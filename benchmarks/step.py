@@ -1,0 +1,433 @@
+"""What a training step costs, and what a cache saves of it.
+
+    python benchmarks/step.py DATA [--students tiny:16:16,tiny:64:8,small:16:4] [--rounds 3]
+
+DATA is a folder of word LMDBs; of its words as many are used as the longest round takes. For each
+student, as PRESET:BATCH:STEPS, it prints a table of
+
+    student alone     recognition loss only; batches lie ready on the device
+    random targets    alignment heads and all losses, on targets that lie ready: what a cache costs
+                      beyond this is its reading
+    cached            `clipocr train`: the loader reads, checks and decodes a cache
+    online, tuned     the teacher in the step as well as one can: no block after the last tap, text
+                      features looked up, fp16 and torch.compile on a GPU, pictures decoded by the
+                      processes of a DataLoader
+    online, official  as the official code: fp32 weights, all 12 blocks, the labels of every batch
+                      through the text encoder at the batch's own length
+
+all with the trainer's own step: forward, backward, clipping, AdamW, the meter. A round is a whole
+epoch of STEPS batches, from asking for the first to the end of the last step; so it holds reading
+all of its data, and the wait for the first batch, which in an epoch of 50,000 steps is nothing.
+Variants take turns, each in a process of its own that idles meanwhile: a machine whose speed
+drifts does so for all, and memory is one variant's. CPU time and peak memory (`VmHWM`; on a GPU, of
+PyTorch's allocator) are the process's; those that decode pictures come on top. Figures are medians
+over rounds, ratios those of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from lcl import peak_resident_bytes
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+
+from clipocr.shared.cache import FeatureCache
+from clipocr.shared.charset import Charset
+from clipocr.shared.device import choose_device, choose_precision
+from clipocr.shared.images import ImageProblemError, decode_image, stretch
+from clipocr.shared.words import WordLmdb, WordLmdbWriter, find_named_lmdbs
+from clipocr.train.batch import Batch
+from clipocr.train.clip_ocr import ClipOcrConfig
+from clipocr.train.config import TrainConfig, TrainPlace
+from clipocr.train.loader import CacheLoader
+from clipocr.train.run import _Run
+from clipocr.train.student import STUDENT_PRESETS
+
+TEACHER = "ViT-B-16/random:0"
+TAPS = (3, 6, 9)
+UNIT_ROWS = 64
+"""Small, so that a round can be any multiple of it."""
+CHARSET = Charset.load("36")
+MAX_LABEL_LENGTH = 25
+WORKERS = 2
+"""Processes that decode pictures for the online variants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One student and one batch size."""
+
+    preset: str
+    batch_size: int
+    num_steps: int
+    """Of a round."""
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        preset, batch_size, num_steps = text.split(":")
+        setting = cls(preset=preset, batch_size=int(batch_size), num_steps=int(num_steps))
+        if preset not in STUDENT_PRESETS or setting.num_rows % UNIT_ROWS:
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected one of {', '.join(STUDENT_PRESETS)}, and batch size x steps a "
+                f"multiple of {UNIT_ROWS}"
+            )
+        return setting
+
+    @property
+    def num_rows(self) -> int:
+        return self.batch_size * self.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a process of its own measures."""
+
+    name: str
+    setting: Setting
+    words: Path
+    cache: Path
+    device: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--students", default="tiny:16:16,tiny:64:8,small:16:4")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.variant:
+        fields = json.loads(args.variant)
+        setting = Setting(**fields.pop("setting"))
+        paths = {name: Path(fields.pop(name)) for name in ("words", "cache")}
+        serve(Variant(setting=setting, **paths, **fields))
+        return
+    settings = [Setting.parse(text) for text in args.students.split(",")]
+    device = choose_device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        num_words = max(setting.num_rows for setting in settings)
+        words = copy_words(args.data, Path(folder) / "words.lmdb", num_words)
+        cache = build(words, Path(folder) / "words.cache", device)
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        print(f"{device}{threads}, {precision_on(device)}, torch {torch.__version__}, {TEACHER}")
+        for setting in settings:
+            variants = [
+                Variant(name=name, setting=setting, words=words, cache=cache, device=str(device))
+                for name in BATCHES
+            ]
+            print(f"\n{setting.preset}, batch size {setting.batch_size}\n")
+            print(table(measure(variants, args.rounds)), flush=True)
+
+
+def copy_words(data: Path, out: Path, num_words: int) -> Path:
+    """Copy words that every variant can use into one LMDB."""
+    chosen: list[tuple[bytes, str]] = []
+    for lmdb in map(WordLmdb, find_named_lmdbs((data,)).values()):
+        for idx in range(1, len(lmdb) + 1):
+            image, label = lmdb.image(idx) or b"", CHARSET.adapt(lmdb.label(idx) or "")
+            with contextlib.suppress(ImageProblemError):
+                decode_image(image)
+                if 0 < len(label) <= MAX_LABEL_LENGTH:
+                    chosen.append((image, label))
+            if len(chosen) == num_words:
+                with WordLmdbWriter(out) as writer:
+                    for image, label in chosen:
+                        writer.add(image, label)
+                return out
+    raise SystemExit(f"{data}: {len(chosen)} usable words, expected {num_words}; lower the steps")
+
+
+def build(words: Path, out: Path, device: torch.device) -> Path:
+    from clipocr.precompute.build import BuildConfig, build_cache
+
+    config = BuildConfig(
+        data=(words,), out=out, teacher=TEACHER, charset=CHARSET, device=device,
+        unit_rows=UNIT_ROWS, chunk_rows=UNIT_ROWS,
+    )  # fmt: skip
+    build_cache(config)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a variant's rounds came to."""
+
+    rates: list[float]
+    """Samples/s."""
+    cpu_ms: list[float]
+    """CPU time per sample."""
+    peak_bytes: int
+
+
+def measure(variants: list[Variant], num_rounds: int) -> dict[str, Figures]:
+    """Return each variant's figures, round by round."""
+    processes = {variant.name: start(variant) for variant in variants}
+    num_rows = variants[0].setting.num_rows
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
+    for round_idx in range(num_rounds):
+        turns = list(processes.items())
+        # There and back: what drifts one way favours nobody.
+        for name, process in reversed(turns) if round_idx % 2 else turns:
+            wall_s, cpu_s, _ = ask(process)
+            rounds[name].append((num_rows / wall_s, 1e3 * cpu_s / num_rows))
+    figures = {}
+    for name, process in processes.items():
+        rates, cpu_ms = map(list, zip(*rounds[name], strict=True))
+        figures[name] = Figures(rates=rates, cpu_ms=cpu_ms, peak_bytes=int(ask(process)[2]))
+        process.communicate()
+    return figures
+
+
+def start(variant: Variant) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "-", "--variant", json.dumps(asdict(variant), default=str)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ask(process)  # A round for what is set up once; and no two processes set up at a time.
+    return process
+
+
+def ask(process: subprocess.Popen[str]) -> tuple[float, float, float]:
+    """Have a variant train for a round; return its seconds, CPU seconds, and peak bytes so far."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("round\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"a variant ended with {process.wait()}; see above")
+    wall_s, cpu_s, peak_bytes = map(float, answer.split())
+    return wall_s, cpu_s, peak_bytes
+
+
+def table(figures: dict[str, Figures]) -> str:
+    rows = []
+    for name, own in figures.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(own.rates, figures[other].rates, strict=True))
+            for other in ("random targets", "online, tuned", "online, official")
+        ]
+        row = [name, f"{statistics.median(own.rates):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
+        row += [f"{statistics.median(own.cpu_ms):.1f}", f"{own.peak_bytes / 1e6:,.0f}"]
+        rows.append(row)
+    headers = ["", "samples/s", "of random targets", "of tuned", "of official"]
+    headers += ["CPU ms/sample", "peak MB"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+# -- in the process of one variant --------------------------------------------------------------
+
+
+def serve(variant: Variant) -> None:
+    """For each line of stdin train for a round and print what `ask` returns."""
+    on_gpu = torch.device(variant.device).type == "cuda"
+    for _, (wall_s, cpu_s) in zip(sys.stdin, rounds(variant), strict=False):
+        peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+        print(wall_s, cpu_s, peak_bytes, flush=True)
+
+
+def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
+    """Train, a round at a time; yield the seconds and the CPU seconds of each."""
+    setting, device = variant.setting, torch.device(variant.device)
+    cache = FeatureCache.open(variant.cache)
+    config = TrainConfig(
+        student=STUDENT_PRESETS[setting.preset],
+        charset=CHARSET,
+        batch_size=setting.batch_size,
+        precision=precision_on(device),
+        compile=device.type == "cuda",
+    )
+    if variant.name == "student alone":
+        config = replace(config, method=ClipOcrConfig(image_stages=(), text_stages=(), word=False))
+    place = TrainPlace(cache=variant.cache, out=Path(), device=device, val_charset=CHARSET)
+    # The trainer's own step. What surrounds it, checkpoints and logs, is no part of this.
+    run = _Run(config, place, cache)
+    objective = run._objective()
+    batches = BATCHES[variant.name](variant, cache)
+    while True:
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        epoch = iter(batches())
+        for _ in range(setting.num_steps):
+            run._take_step(objective, epoch, 1, 1 << 30)
+        assert next(epoch, None) is None
+        run.meter.check(run.step, "")  # Waits for a GPU.
+        yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
+
+
+def precision_on(device: torch.device) -> str:
+    return choose_precision("auto", device)[0]
+
+
+Epochs = Callable[[], Iterable[Batch]]
+
+
+def ready_batches(variant: Variant, cache: FeatureCache) -> Epochs:
+    """Noise as pictures and targets, on the device before the clock starts; the labels are real."""
+    teacher, rows, device = cache.spec.teacher, variant.setting.batch_size, variant.device
+    labels = [label for _, label in labelled(variant)]
+    views = torch.randint(256, (rows, 32, 128, 3), dtype=torch.uint8, device=device)
+    image = {
+        tap: half_noise(rows, teacher.num_image_tokens, teacher.image_width, device=device)
+        for tap in TAPS
+    }
+    length = MAX_LABEL_LENGTH + 1
+    text = {tap: half_noise(rows, length, teacher.text_width, device=device) for tap in TAPS}
+    eot = half_noise(rows, teacher.eot_width, device=device)
+    batches = []
+    for start_idx in range(0, len(labels), rows):
+        own = labels[start_idx : start_idx + rows]
+        longest = max(map(len, own)) + 1
+        batches.append(
+            Batch(
+                views=views,
+                labels=own,
+                num_positions=longest,
+                image_taps=image,
+                text_taps={tap: features[:, :longest] for tap, features in text.items()},
+                eot=eot,
+            )
+        )
+    return lambda: batches
+
+
+def half_noise(*shape: int, device: str) -> torch.Tensor:
+    return torch.randn(shape, device=device).half()
+
+
+def cached_batches(variant: Variant, cache: FeatureCache) -> Epochs:
+    """As `clipocr train` reads them: the units that a round takes."""
+    setting = variant.setting
+    loader = CacheLoader(
+        cache,
+        cache.text_table(text_name(cache), TAPS),
+        image_taps=TAPS,
+        text_taps=TAPS,
+        max_label_length=MAX_LABEL_LENGTH,
+        batch_size=setting.batch_size,
+        seed=0,
+        device=torch.device(variant.device),
+        units=cache.units()[: setting.num_rows // UNIT_ROWS],
+        num_views=1,
+    )
+    return lambda: loader.epoch(0)
+
+
+def text_name(cache: FeatureCache) -> str:
+    return cache.require_text(CHARSET, MAX_LABEL_LENGTH, "char").name
+
+
+def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
+    """Only the image encoder runs in the step."""
+    device = torch.device(variant.device)
+    teacher = load_online_teacher(device, "fp16" if device.type == "cuda" else "fp32", TAPS)
+    if device.type == "cuda":
+        teacher._visual.transformer.compile()
+    text = cache.text_table(text_name(cache), TAPS)
+    number = {label: idx for idx, label in enumerate(text.strings)}
+
+    def batch(views: torch.Tensor, labels: list[str]) -> Batch:
+        ids = np.asarray([number[label] for label in labels])
+        num_positions = max(map(len, labels)) + 1
+        nodes = text.nodes[ids, :num_positions]
+        return Batch(
+            views=views.to(device),
+            labels=labels,
+            num_positions=num_positions,
+            image_taps=teacher.image_taps(views),
+            text_taps={tap: torch.from_numpy(text.taps[tap][nodes]).to(device) for tap in TAPS},
+            eot=torch.from_numpy(text.eot[ids]).to(device),
+        )
+
+    return decoded_ahead(variant, batch)
+
+
+def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: ARG001
+    """Official ``system.py`` 276-285: everything anew for each batch."""
+    import open_clip
+
+    device = torch.device(variant.device)
+    teacher = load_online_teacher(device, "fp32", (*TAPS, 12))
+
+    def batch(views: torch.Tensor, labels: list[str]) -> Batch:
+        num_positions = max(map(len, labels)) + 1
+        # Split into characters; SOT, characters, EOT.
+        tokens = open_clip.tokenize([" ".join(label) for label in labels])[:, : num_positions + 1]
+        text, eot = teacher.text_taps(tokens, tokens.argmax(dim=1))
+        return Batch(
+            views=views.to(device),
+            labels=labels,
+            num_positions=num_positions,
+            image_taps=teacher.image_taps(views),
+            text_taps={tap: text[tap][:, 1:] for tap in TAPS},
+            eot=eot,
+        )
+
+    return decoded_ahead(variant, batch)
+
+
+def load_online_teacher(device: torch.device, precision: str, image_taps: tuple[int, ...]):
+    from clipocr.precompute.teacher import load_teacher
+
+    return load_teacher(
+        TEACHER, image_taps=image_taps, text_taps=TAPS, precision=precision, device=device
+    )
+
+
+class Pictures(Dataset[tuple[torch.Tensor, str]]):
+    """Views and labels, decoded where they are asked for."""
+
+    def __init__(self, words: Path, samples: list[tuple[int, str]]) -> None:
+        self._lmdb, self._samples = WordLmdb(words), samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, idx: int) -> tuple[torch.Tensor, str]:
+        lmdb_index, label = self._samples[idx]
+        image = decode_image(self._lmdb.image(lmdb_index) or b"")
+        return torch.from_numpy(stretch(image).copy()), label
+
+
+def decoded_ahead(variant: Variant, batch: Callable[[torch.Tensor, list[str]], Batch]) -> Epochs:
+    """Decode on processes of their own, some batches ahead, and have the teacher look at each."""
+    pictures = DataLoader(
+        Pictures(variant.words, labelled(variant)),
+        batch_size=variant.setting.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        pin_memory=torch.device(variant.device).type == "cuda",
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+    return lambda: (batch(views, list(labels)) for views, labels in pictures)
+
+
+def labelled(variant: Variant) -> list[tuple[int, str]]:
+    """Return (LMDB index, label) of the words that a round takes."""
+    lmdb = WordLmdb(variant.words)
+    indexes = range(1, variant.setting.num_rows + 1)
+    return [(i, CHARSET.adapt(lmdb.label(i) or "")) for i in indexes]
+
+
+BATCHES: dict[str, Callable[[Variant, FeatureCache], Epochs]] = {
+    "student alone": ready_batches,
+    "random targets": ready_batches,
+    "cached": cached_batches,
+    "online, tuned": tuned_batches,
+    "online, official": official_batches,
+}
+
+if __name__ == "__main__":
+    main()
