@@ -12,8 +12,9 @@ pictures in the same order, whatever the codec. One row is the same student with
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -58,21 +59,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for codec in codecs:
         build(args.out / f"{codec}.cache", codec, args.data / "train", args.teacher)
-    options = (
-        "--data",
-        args.data / "test",
-        "--seeds",
-        args.seeds,
-        "--set",
-        f"epochs={args.epochs}",
-    )
+    seeds, epochs = ("--seeds", args.seeds), ("--set", f"epochs={args.epochs}")
+    options = ("--data", args.data / "test", *seeds, *epochs)
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     work = [(codec, codec, TAUGHT) for codec in codecs]
     # Without a teacher all caches are the same.
     work.insert(1, ("none", codecs[0], UNTAUGHT))
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(lambda row: train_and_describe(args.out, options, *row), work))
-    headers = ["codec", "B/token", "centred cosine p50", "p01", "word accuracy", "runs"]
+    headers = ["codec", "B/token", "centred cosine p50", "p01", "word accuracy", "1-NED", "runs"]
     align = ("left", *["right"] * (len(headers) - 1))
     print(tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True))
 
@@ -94,13 +89,19 @@ def train_and_describe(
     runs, cache = out / name, out / f"{codec}.cache"
     toml = out / f"{name}.toml"
     toml.write_text(table)
-    clipocr("ablate", toml, "--cache", cache, "--out", runs, "--device", "cpu", *options)
-    with (runs / "table.csv").open(newline="") as file:
-        (figures,) = csv.DictReader(file)
-    accuracy = f"{float(figures['Avg mean']):.1f} ± {float(figures['Avg std'] or 'nan'):.1f}"
-    if name != codec:
-        return (name, "-", "-", "-", accuracy, figures["runs"])
-    return (name, *describe(FeatureCache.open(cache)), accuracy, figures["runs"])
+    clipocr("ablate", toml, "--cache", cache, "--out", runs, *options)
+    totals = [
+        json.loads(path.read_text())["total_weighted_by_samples"]
+        for path in sorted(runs.glob("*/ablation.json"))
+    ]
+    figures = [mean_and_spread([total[key] for total in totals]) for key in ("accuracy", "1-NED")]
+    of_cache = ("-", "-", "-") if name == "none" else describe(FeatureCache.open(cache))
+    return (name, *of_cache, *figures, f"{len(totals)}")
+
+
+def mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def describe(cache: FeatureCache) -> tuple[str, str, str]:
