@@ -19,7 +19,7 @@ Made from the program by `make docs`; a test compares the two. Every command say
 """
 _EXTRA = re.compile(
     r"(?:default: (?P<default>.*?))?"  # Lazy, for the limits and "required" may follow it.
-    r"(?:(?:^|; )(?:(?P<least>\d+)<=)?x(?:>=(?P<only_least>\d+)|<=(?P<most>\d+)))?"
+    r"(?:(?:^|; )[-\d.<=]*x[-\d.<>=]*)?"
     r"(?P<required>(?:^|; )required)?"
 )
 """What click puts into brackets after an option's text."""
@@ -76,13 +76,18 @@ def _row(option: click.Option, context: click.Context) -> str:
         default = f"`{default}`"
     if found["required"]:
         default = "**required**"
-    limits = ""
-    if found["only_least"]:
-        limits = f" At least {found['only_least']}."
-    elif found["most"]:
-        limits = f" From {found['least']} to {found['most']}."
     names = names.replace(" RANGE", "")
-    return f"| `{_cell(names)}` | {_cell(default)} | {_cell(what + limits)} |"
+    return f"| `{_cell(names)}` | {_cell(default)} | {_cell(what + _limits(option.type))} |"
+
+
+def _limits(kind: click.ParamType) -> str:
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return ""
+    if kind.max is None:
+        return f" {'More than' if kind.min_open else 'At least'} {kind.min}."
+    if kind.min_open or kind.max_open:
+        return f" Between {kind.min} and {kind.max}."
+    return f" From {kind.min} to {kind.max}."
 
 
 def _cell(text: str) -> str:
