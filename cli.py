@@ -19,6 +19,7 @@ from .precompute.data_commands import data
 from .precompute.upkeep_commands import copy_command, info_command, show_command, verify_command
 from .shared.errors import ClipocrError
 from .train.evaluation.commands import eval_command, latency
+from .train.hub_commands import pull, push
 from .train.student_commands import export, read
 from .train.train_commands import ablate, train
 
@@ -69,5 +70,5 @@ def main() -> None:
 
 for of_cache in (info_command, show_command, align_command, verify_command, copy_command):
     cache.add_command(of_cache)
-for command in (data, cache, train, ablate, eval_command, latency, read, export):
+for command in (data, cache, train, ablate, eval_command, latency, read, export, push, pull):
     main.add_command(command)

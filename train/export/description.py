@@ -29,7 +29,7 @@ def describe(student: Student, *, checkpoint: Path, teacher: str | None) -> dict
     return {
         "clipocr_version": importlib.metadata.version("clipocr"),
         "checkpoint_sha256": digest,
-        "teacher": teacher,
+        "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
         "student": asdict(student.config),
         "charset": asdict(student.tokenizer.charset),
@@ -48,6 +48,14 @@ def describe(student: Student, *, checkpoint: Path, teacher: str | None) -> dict
             "normalization": "(value / 255 - mean) / std",
         },
     }
+
+
+def teacher_without_folder(teacher: str | None) -> str | None:
+    """Return a teacher's name as it may leave this machine: of a file of weights, its name only."""
+    if teacher is None:
+        return None
+    model, slash, weights = teacher.partition("/")
+    return f"{model}{slash}{Path(weights).name}"
 
 
 def describe_graph() -> dict[str, Any]:
