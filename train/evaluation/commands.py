@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...shared.options import FOLDER, NEW_PATH, PATH, device_option
-from ...shared.terminal import counted, warn_of_random_teacher
+from ...shared.terminal import byte_size, counted, warn_of_random_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,14 @@ _data_option = click.option(
     help="Where the figures of one RUN are written, or the comparison of several; what was read "
     "in each picture goes to a .predictions.jsonl beside them.",
 )
+@click.option(
+    "--report",
+    "report_folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write DIR/index.html, one page that opens from disk: tables, accuracy by length and "
+    "character, confusions, calibration, errors with their pictures, the decoder's attention.",
+)
 @device_option
 def eval_command(
     runs: tuple[Path, ...],
@@ -71,6 +79,7 @@ def eval_command(
     batch_size: int,
     precision: str,
     json_path: Path | None,
+    report_folder: Path | None,
     device_name: str,
 ) -> None:
     """Measure word accuracy on every test set at or below ROOT, as PARSeq does.
@@ -82,7 +91,7 @@ def eval_command(
     \b
     Example:
       clipocr eval run --data data/test
-      clipocr eval run other_run --data data/test --charset 94
+      clipocr eval run other_run --data data/test --charset 94 --report report
     """
     from ...shared.charset import Charset
     from ...shared.device import choose_device
@@ -105,18 +114,25 @@ def eval_command(
         if not os.access(path.parent, os.W_OK):
             advice = "choose a place by --json" if is_one else "evaluate it alone, with --json"
             raise click.ClickException(f"{path} cannot be written; {advice}")
+    if report_folder is not None:
+        _make_folder(report_folder)
     charset = Charset.load(charset_name)
     device = choose_device(device_name)
-    all_results, test_sets = [], {}
-    for checkpoint, path in zip(checkpoints, paths, strict=True):
+    # Everything first: what is wrong with the last student must not wait for the others' reading.
+    students = [_load(checkpoint, device) for checkpoint in checkpoints]
+    of_length = {
+        longest: open_test_sets(roots, charset, longest)
+        for longest in {student.config.max_label_length for student in students}
+    }
+    all_sets = [of_length[student.config.max_label_length] for student in students]
+    all_results = []
+    for student, test_sets, checkpoint, path in zip(
+        students, all_sets, checkpoints, paths, strict=True
+    ):
         if not is_one:
             click.echo(f"{checkpoint}:", err=True)
-        student = _load(checkpoint, device)
         _note_missing_characters(student, charset)
-        longest = student.config.max_label_length
-        if longest not in test_sets:
-            test_sets[longest] = open_test_sets(roots, charset, longest)
-        results = evaluate(student, test_sets[longest], precision=precision, batch_size=batch_size)
+        results = evaluate(student, test_sets, precision=precision, batch_size=batch_size)
         all_results.append(results)
         write_results(path, results, checkpoint=checkpoint, charset=charset)
         write_predictions(predictions_path(path), results)
@@ -126,11 +142,37 @@ def eval_command(
         _compare(all_results, checkpoints, charset, comparison_path)
     for remark in remarks_on(all_results, charset):
         click.echo(remark, err=True)
+    if report_folder is not None:
+        from ..report.detail import Evaluation
+        from ..report.page import write_report
+
+        page = write_report(
+            report_folder,
+            [
+                Evaluation(checkpoint=checkpoint, test_sets=sets, results=results)
+                for checkpoint, sets, results in zip(
+                    checkpoints, all_sets, all_results, strict=True
+                )
+            ],
+            charset=charset,
+            precision=precision,
+            device=device,
+        )
+        click.echo(f"Wrote {page}: {byte_size(page.stat().st_size)}, to open in a browser.")
     written = str(paths[0]) if is_one else f"{comparison_path}, and {paths[0].name} of each run"
     click.echo(
         f"Wrote {written}: {counted(len(results), 'test set')} for "
         f"{', '.join(map(str, checkpoints))}."
     )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise click.ClickException(
+            f"{path} cannot be made: {e.strerror}; choose another place by --report"
+        ) from e
 
 
 def _figures_path(run: Path) -> Path:

@@ -1,0 +1,104 @@
+"""Pictures for the page: the samples' own, and what the decoder looked at.
+
+All of them are decoded by Pillow and encoded anew, so that no byte of a data set gets into the page
+as it is, and what is embedded has a known format and size.
+
+Shapes: L characters read, and EOS; S student image tokens (class token first).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from ...shared.geometry import (
+    IMAGE_HEIGHT_PX,
+    IMAGE_WIDTH_PX,
+    STUDENT_MEAN,
+    STUDENT_STD,
+    normalize,
+)
+from ...shared.images import decode_image, stretch
+from ..student import Student
+
+_MAX_WIDTH_PX, _MAX_HEIGHT_PX = 320, 96
+_JPEG_QUALITY = 80
+_HEAT = colormaps["inferno"]
+_HEAT_OPACITY = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What the decoder looked at when it wrote one character."""
+
+    character: str
+    """Empty for EOS."""
+    picture: str
+    """Data URI of the view with the weights over it."""
+    class_share: float
+    """Weight of the class token, which is no place in the picture; 0 to 1."""
+
+
+def picture_uri(encoded: bytes) -> str:
+    """Return a sample's picture as a data URI, its size bounded.
+
+    Raises:
+        ImageProblemError: it cannot be decoded.
+    """
+    picture = decode_image(encoded)
+    picture.thumbnail((_MAX_WIDTH_PX, _MAX_HEIGHT_PX))
+    return _data_uri(picture)
+
+
+def glances(student: Student, encoded: bytes, text: str) -> list[Glance]:
+    """Return where the decoder's last layer looked for each character it read, and for EOS.
+
+    Args:
+        student: In eval mode.
+        encoded: The picture it read.
+        text: What it read there, in its own charset.
+
+    Raises:
+        ImageProblemError: the picture cannot be decoded.
+    """
+    view = stretch(decode_image(encoded))
+    device = next(student.parameters()).device
+    images = normalize(torch.tensor(view[None], device=device), STUDENT_MEAN, STUDENT_STD)
+    # A text without EOS may have one character more than a label.
+    num_positions = student.config.max_label_length + 1
+    token_ids_BL = student.tokenizer.encode([text])[:, : num_positions + 1].to(device)
+    (weights_LS,) = student.image_attention(images, token_ids_BL).float().cpu().numpy()
+    rows = IMAGE_HEIGHT_PX // student.config.patch_height_px
+    characters = [*text, ""][:num_positions]
+    return [
+        Glance(
+            character=character,
+            picture=_data_uri(_with_heat(view, weights_S[1:].reshape(rows, -1))),
+            class_share=float(weights_S[0]),
+        )
+        for character, weights_S in zip(characters, weights_LS, strict=True)
+    ]
+
+
+def _with_heat(view: npt.NDArray[np.uint8], patches: npt.NDArray[np.float32]) -> Image.Image:
+    """Lay weights over a view; the heaviest patch is brightest. Shapes: (32, 128, 3), any 2-D."""
+    heat = Image.fromarray(patches / max(float(patches.max()), 1e-12))
+    resized = heat.resize((IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX), Image.Resampling.BILINEAR)
+    weights = np.asarray(resized)[..., None]
+    grey = view.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    colours = 255 * _HEAT(weights[..., 0])[..., :3]
+    opacity = _HEAT_OPACITY * weights
+    return Image.fromarray((grey * (1 - opacity) + colours * opacity).astype(np.uint8))
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,215 @@
+"""What the outcomes of an evaluation say about where a student fails.
+
+Everything is under the test charset: labels and predictions as `SampleResult` has them adapted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import fmean
+
+from rapidfuzz.distance import Levenshtein
+
+from ..evaluation.evaluate import SampleResult
+
+NOTHING = ""
+"""Stands for the missing side of an alignment: a character left out, or one too many."""
+
+NUM_CONFIDENCE_BINS = 10
+"""Of a reliability diagram, all equally wide."""
+
+_Z_95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A share of right ones, with what so many samples can say of it."""
+
+    num_right: int
+    num_samples: int
+
+    @property
+    def percent(self) -> float:
+        """Right ones per hundred."""
+        return 100 * self.num_right / self.num_samples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval at 95 %, in percent: it stays in 0 to 100, also for few."""
+        n, share, z = self.num_samples, self.num_right / self.num_samples, _Z_95
+        centre = share + z**2 / (2 * n)
+        half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        scale = 100 / (1 + z**2 / n)
+        # Exact where there is nothing to round.
+        low = scale * (centre - half) if self.num_right else 0.0
+        high = scale * (centre + half) if self.num_right < n else 100.0
+        return low, high
+
+
+def accuracy_by_length(samples: Iterable[SampleResult]) -> dict[int, Rate]:
+    """Return the word accuracy by the label's length in characters, in that order."""
+    by_length: dict[int, list[SampleResult]] = {}
+    for sample in samples:
+        by_length.setdefault(len(sample.adapted_label), []).append(sample)
+    return {length: _rate(some) for length, some in sorted(by_length.items())}
+
+
+def align(label: str, prediction: str) -> Iterator[tuple[str, str]]:
+    """Pair the characters of a label with those of a prediction, by the fewest edits.
+
+    Where several alignments need as few, it is the one rapidfuzz finds.
+
+    Yields:
+        (character of the label, character read for it); `NOTHING` on the right for a character
+        left out, on the left for one too many.
+    """
+    for edit in Levenshtein.opcodes(label, prediction):
+        written = label[edit.src_start : edit.src_end]
+        read = prediction[edit.dest_start : edit.dest_end]
+        yield from zip_longest(written, read, fillvalue=NOTHING)
+
+
+class Confusions:
+    """How often each character of the labels was read as each character."""
+
+    def __init__(self, samples: Iterable[SampleResult]) -> None:
+        """Align the words of all pictures that could be decoded."""
+        self.counts = Counter(
+            pair
+            for sample in samples
+            if sample.problem is None
+            for pair in align(sample.adapted_label, sample.adapted_prediction)
+        )
+
+    def by_character(self) -> dict[str, Rate]:
+        """Return how often each character of the labels was read as itself, in their order."""
+        num_samples = Counter[str]()
+        for (character, _), num in self.counts.items():
+            num_samples[character] += num
+        return {
+            character: Rate(num_right=self.counts[character, character], num_samples=num)
+            for character, num in sorted(num_samples.items())
+            if character != NOTHING
+        }
+
+    def errors(self, character: str | None = None) -> list[tuple[tuple[str, str], int]]:
+        """Return (label's, read) pairs that differ with their counts, most frequent first.
+
+        Args:
+            character: Those of this character of the labels; None: all.
+        """
+        wrong = [
+            (pair, num)
+            for pair, num in self.counts.items()
+            if pair[0] != pair[1] and character in (None, pair[0])
+        ]
+        return sorted(wrong, key=lambda entry: (-entry[1], entry[0]))
+
+    def frequent_characters(self, num_most: int) -> list[str]:
+        """Return the characters that labels and predictions have most often, in their order."""
+        num_seen = Counter[str]()
+        for (character, read), num in self.counts.items():
+            num_seen[character] += num
+            num_seen[read] += num
+        del num_seen[NOTHING]
+        return sorted(character for character, _ in num_seen.most_common(num_most))
+
+    def matrix(self, characters: Sequence[str]) -> list[MatrixCell]:
+        """Return what is not empty of the rows and columns of some characters."""
+        place = {character: i for i, character in enumerate(characters)}
+        num_of_row = Counter[str]()
+        for (character, _), num in self.counts.items():
+            num_of_row[character] += num
+        return [
+            MatrixCell(
+                row=place[character],
+                column=place[read],
+                label=character,
+                read=read,
+                num=num,
+                num_of_row=num_of_row[character],
+            )
+            for (character, read), num in sorted(self.counts.items())
+            if character in place and read in place
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixCell:
+    """How often one character of the labels was read as one character."""
+
+    row: int
+    column: int
+    label: str
+    read: str
+    num: int
+    num_of_row: int
+    """How often the labels have the character at all."""
+
+    @property
+    def opacity(self) -> float:
+        """How full the cell's colour is: the root of its share, so that rare confusions show."""
+        return 0.1 + 0.9 * math.sqrt(self.num / self.num_of_row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """Words whose confidence lies in one interval, the lower end of it included."""
+
+    low: float
+    high: float
+    mean_confidence: float
+    """0 to 1."""
+    rate: Rate
+    """Of the words, how many were read rightly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far the confidence of words can be taken as the probability that they are right."""
+
+    bins: tuple[ConfidenceBin, ...]
+    """Those with words, in order."""
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error in percent (Guo et al., ICML 2017, equation 3).
+
+        The distance of accuracy and mean confidence of each bin, weighted by its words.
+        """
+        num_words = sum(some.rate.num_samples for some in self.bins)
+        distances = (
+            some.rate.num_samples * abs(some.rate.percent - 100 * some.mean_confidence)
+            for some in self.bins
+        )
+        return sum(distances) / max(num_words, 1)
+
+
+def calibration(samples: Iterable[SampleResult]) -> Calibration:
+    """Sort the words of all pictures that could be decoded into equally wide bins of confidence."""
+    members: list[list[SampleResult]] = [[] for _ in range(NUM_CONFIDENCE_BINS)]
+    for sample in samples:
+        if sample.problem is None:
+            bin_idx = int(sample.confidence * NUM_CONFIDENCE_BINS)
+            members[min(bin_idx, NUM_CONFIDENCE_BINS - 1)].append(sample)
+    return Calibration(
+        bins=tuple(
+            ConfidenceBin(
+                low=bin_idx / NUM_CONFIDENCE_BINS,
+                high=(bin_idx + 1) / NUM_CONFIDENCE_BINS,
+                mean_confidence=fmean(sample.confidence for sample in some),
+                rate=_rate(some),
+            )
+            for bin_idx, some in enumerate(members)
+            if some
+        )
+    )
+
+
+def _rate(samples: Sequence[SampleResult]) -> Rate:
+    return Rate(num_right=sum(sample.is_correct for sample in samples), num_samples=len(samples))
