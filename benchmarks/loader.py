@@ -50,6 +50,9 @@ from clipocr.shared.words import WordLmdb, find_named_lmdbs
 from clipocr.train.loader import CacheLoader
 
 NUM_WORDS = 1024
+"""Rows of the small cache."""
+NUM_USUAL_WORDS = 4096
+"""Words that the usual pipeline goes through in an epoch."""
 WAIT_ROWS = 1536
 NUM_GROWTH_EPOCHS = 10
 
@@ -88,6 +91,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         work = Path(folder)
+        sample_words(args.data, work / "usual" / "words", NUM_USUAL_WORDS)
         words = sample_words(args.data, work / "words", NUM_WORDS)
         for codec in args.codecs.split(","):
             compare(args, codec, words, work / codec.replace(":", "-"), device)
@@ -102,7 +106,7 @@ def compare(
     num_rows = int(args.megabytes * 1e6 / bytes_per_row(small))
     cache = repeat_rows(small, work / "words.cache", num_rows)
     num_bytes = num_rows * bytes_per_row(cache)
-    contestants = [usual_pipeline(args.data, args.batch_size)]
+    contestants = [usual_pipeline(work.parent / "usual", args.batch_size)]
     for name, make in ({} if args.no_rivals else RIVALS).items():
         batches = make(cache, work / name.replace(" ", "-"), args.batch_size)
         contestants.append(
@@ -119,7 +123,7 @@ def compare(
         )
     seconds = measure(contestants, args.rounds)
     print(f"\n{codec}: {num_rows:,} rows of {num_bytes / num_rows:,.0f} bytes\n")
-    print(table(contestants, seconds))
+    print(table(contestants, seconds), flush=True)
     del contestants
     print(f"\nresident MB after each of {NUM_GROWTH_EPOCHS} epochs: {growth(cache, args)}")
     few = repeat_rows(small, work / "few.cache", WAIT_ROWS)
