@@ -245,9 +245,12 @@ def test_the_command_prints_a_table_or_json(data_root: Path) -> None:
     assert lines[-1].startswith("Building K=1 here takes about ")
     assert f"unique labels      {len(set(WORDS))}" in lines
     assert sum(line.startswith("| fp16 ") for line in lines) == 3
-    result = CliRunner().invoke(main, [*map(str, args), "--json", "--views", "2"])
-    costs = json.loads(result.stdout)["costs"]
-    assert [cost["codec"] for cost in costs] == CODECS
+    more = ["--json", "--views", "2", "--fidelity", "0.9"]
+    printed = json.loads(CliRunner().invoke(main, [*map(str, args), *more]).stdout)
+    costs = printed["costs"]
+    assert [cost["codec"] for cost in costs] == [*CODECS, "auto:0.9"]
+    assert printed["chosen_codec"].startswith("klt:")
+    assert set(printed["rates"]["encoded_per_s"]) == {*CODECS, "auto:0.9"}
     cost = costs[0]
     assert cost["num_views"] == 2
     assert cost["num_bytes"] == sum(cost["bytes_by_part"].values())
