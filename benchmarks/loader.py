@@ -152,7 +152,7 @@ def table(contestants: list[Contestant], rounds: list[list[float]]) -> str:
         names,
         [f"{rate:,.0f}" for rate in np.median(rates, axis=0)],
         [
-            f"{rate * c.num_bytes / c.num_rows / 1e6:,.0f}"
+            f"{rate * c.num_bytes / c.num_rows / 1e6:,.1f}"
             for rate, c in zip(np.median(rates, axis=0), contestants, strict=True)
         ],
         [f"{ratio:.1f}" for ratio in np.median(rates / usual, axis=0)],

@@ -3,7 +3,8 @@
 Reading single rows of a sharded array is 50 to 200 times slower than reading whole chunks, so
 nothing here ever does: a chunk is read when the first of a batch's lanes reaches it, on threads
 some chunks ahead, and let go when the last lane has left it. Memory holds one chunk per lane that
-this process serves, and a few more.
+this process serves, and a few more; what one leaves the next is read into. Rows go from there into
+the batch at once.
 
 Shapes: B rows of a global batch, b those of this process, C chunks, N rows, L label positions.
 """

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -138,6 +139,9 @@ def test_the_storage_keeps_the_contract_of_a_folder(
     assert remote.size(name) == local.size(name)
     assert remote.read(name) == local.read(name)
     assert remote.read_range(name, 3, 40) == local.read_range(name, 3, 40)
+    blocks = np.zeros((2, 40), np.uint8)
+    assert remote.read_into(blocks[0], name, 3) == local.read_into(blocks[1], name, 3) == 40
+    assert blocks[0].tobytes() == blocks[1].tobytes() == local.read_range(name, 3, 40)
     assert remote.exists(name)
     assert remote.size("none") is None
     proxy.requests.clear()

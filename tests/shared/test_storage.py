@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipocr.shared.errors import CacheCorruptError, CacheMissingError
@@ -25,13 +26,22 @@ def test_write_read_and_record(tmp_path: Path) -> None:
     assert storage.read("a/b/c.bin") == b"0123456789"
     assert storage.read_range("a/b/c.bin", 3, 4) == b"3456"
     assert storage.read_range("a/b/c.bin", 8, 99) == b"89"
+    block = np.zeros(4, np.uint8)
+    assert storage.read_into(block, "a/b/c.bin", 3) == 4
+    assert block.tobytes() == b"3456"
+    assert storage.read_into(block, "a/b/c.bin", 8) == 2
+    assert block.tobytes() == b"8956"
     assert storage.names("a") == ["a/b/c.bin"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert storage.size("x") is None
-    for read in (lambda: storage.read("x"), lambda: storage.read_range("x", 0, 1)):
+    for read in (
+        lambda: storage.read("x"),
+        lambda: storage.read_range("x", 0, 1),
+        lambda: storage.read_into(np.zeros(1, np.uint8), "x", 0),
+    ):
         with pytest.raises(CacheMissingError, match=str(tmp_path / "x")):
             read()
 
