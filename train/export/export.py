@@ -43,6 +43,7 @@ def export(
 
         require_onnx()
     student, description = load_described(run_or_checkpoint)
+    student.requires_grad_(False)  # TorchScript would keep the mark, and with it every activation.
     views = drawn_views(student) if pictures is None else given_views(pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:

@@ -7,6 +7,7 @@ traced, the loop around them is compiled.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -62,7 +63,10 @@ def write_torchscript(path: Path, student: Student, description: dict[str, Any])
             torch.jit.trace(Step(student).eval(), step_inputs, strict=False),
         )
         script = torch.jit.script(_Reading(*halves, student).eval())
-        script.save(path, _extra_files={DESCRIPTION_NAME: json.dumps(description)})
+        # Not right to the path: the archive would be named after a name that is only for a while.
+        archive = io.BytesIO()
+        torch.jit.save(script, archive, _extra_files={DESCRIPTION_NAME: json.dumps(description)})
+    path.write_bytes(archive.getvalue())
 
 
 def open_torchscript(path: Path) -> Callable[[np.ndarray], np.ndarray]:
