@@ -48,8 +48,8 @@ def inherit(student: Student, ancestor: Student) -> str:
                     _copy_rows(value, theirs[name], classes)
                 case _:
                     value.copy_(theirs[name])
-    listed = new if len(new) <= _MOST_LISTED else f"{new[:_MOST_LISTED]}..."
-    parts = [f"characters {listed}"] if new else []
+    more = f" and {len(new) - _MOST_LISTED} others" if len(new) > _MOST_LISTED else ""
+    parts = [f"characters {new[:_MOST_LISTED]}{more}"] if new else []
     if num_positions < own["positions"].shape[1]:
         parts.append(f"label positions from {num_positions + 1} on")
     return " and ".join(parts)

@@ -77,6 +77,12 @@ def test_characters_keep_their_weights_in_another_charset() -> None:
     assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - apart)
 
 
+def test_many_new_characters_are_not_all_listed() -> None:
+    ancestor, student = student_of("abc", 1), student_of(Charset.load("94").characters, 2)
+    listed = Charset.load("94").characters.translate(str.maketrans("", "", "abc"))[:40]
+    assert inherit(student, ancestor) == f"characters {listed} and 51 others"
+
+
 def test_longer_and_shorter_labels_keep_their_positions() -> None:
     ancestor, longer = student_of("abc", 1), student_of("abc", 2, max_label_length=30)
     assert inherit(longer, ancestor) == "label positions from 27 on"  # 25 characters and EOS.
