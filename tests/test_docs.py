@@ -19,6 +19,7 @@ from clipocr.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_PROGRAMS = ("pip", "tensorboard", "find")
 OFFICIAL_FOLDERS = ("strhub/", "clip/")
 ADDRESSES = ("http://", "https://", "#")
 
@@ -84,13 +85,13 @@ def require_usable(command: click.Command, arguments: list[str], line: str) -> N
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_can_be_typed(page: Path) -> None:
-    for line in console_commands(page):
+    for line in (part for line in console_commands(page) for part in line.split(" | ")):
         if line.startswith("make "):
             require_target(line)
         elif found := parsed(line):
             require_usable(*found, line)
         else:
-            assert line.split()[0] in ("pip", "tensorboard"), f"{page.name}: {line!r}"
+            assert line.split()[0] in OTHER_PROGRAMS, f"{page.name}: {line!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
