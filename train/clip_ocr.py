@@ -174,13 +174,14 @@ class ClipOcr(nn.Module):
         }
         # PAD and BOS are no classes of the student; see `tokenizer`.
         keep_BL = targets_BL < output.logits.shape[-1] if config.mask_pads else None
+        batch_sizes = config.loss.batch_sizes(len(batch.labels), output.logits.device)
         # Encoder stages 1 to 3 are raw residual streams, whose largest values half precision may
         # not hold, and the heads cost about a hundredth of the student.
         with torch.autocast(output.logits.device.type, enabled=False):
             for name, head, student, teacher in self._matches(output, batch):
                 pair: AlignedPair = head(student.float(), teacher.detach().float())
                 keep = keep_BL if name.startswith("text") else None
-                terms[name] = config.loss(*pair, keep)
+                terms[name] = config.loss(*pair, keep, batch_sizes)
         return terms
 
     def _matches(

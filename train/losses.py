@@ -14,6 +14,7 @@ L label positions, C characters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 from .relations import (
+    gather_counts,
     inter_within_samples,
     intra_within_samples,
     other_rows,
@@ -82,7 +84,11 @@ class AlignmentLoss:
     # Tiles written in place, collectives, row counts that are data: nothing a graph could hold.
     @torch.compiler.disable  # type: ignore[untyped-decorator] # torch does not type it
     def __call__(
-        self, student_BTD: Tensor, teacher_BTD: Tensor, keep_BT: Tensor | None = None
+        self,
+        student_BTD: Tensor,
+        teacher_BTD: Tensor,
+        keep_BT: Tensor | None = None,
+        batch_sizes: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the loss; 0 if no row counts. Unless ``gather`` is none, all processes must call.
 
@@ -91,6 +97,8 @@ class AlignmentLoss:
             teacher_BTD: The teacher's, row by row. Shape: (B, T, D).
             keep_BT: Which rows count, for example all but padding; None for all, as in the
                 official code. Shape: (B, T).
+            batch_sizes: B of every process, see `batch_sizes`; T is the same everywhere. None: all
+                ask one another, as they do for the rows that `keep_BT` leaves.
 
         Returns:
             A float32 scalar.
@@ -101,12 +109,30 @@ class AlignmentLoss:
             if self.kind == "lcl" and self.scope == "sample" and student_BTD.shape[1] > 1:
                 return self._lcl_within_samples(student_BTD, teacher_BTD, keep_BT)
             rows = student_BTD.flatten(end_dim=1), teacher_BTD.flatten(end_dim=1)
+            counts = None
             if keep_BT is not None:
                 kept_N = keep_BT.flatten().nonzero().squeeze(1)
                 rows = rows[0][kept_N], rows[1][kept_N]
-            return global_mean(self._sum_over_rows(*rows), len(rows[0]), self.gather)
+            elif batch_sizes is not None:
+                counts = [size * student_BTD.shape[1] for size in batch_sizes]
+            total = self._sum_over_rows(*rows, counts)
+            return global_mean(total, len(rows[0]), self.gather)
 
-    def _sum_over_rows(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    def batch_sizes(self, num_own: int, device: torch.device) -> list[int] | None:
+        """Return B of every process, once for all terms of a step; None where nobody will ask.
+
+        Every process must call this. On a GPU it waits for the device.
+        """
+        asks = self.kind == "lcl" and self._needs_others()
+        return gather_counts(num_own, device) if asks else None
+
+    def _needs_others(self) -> bool:
+        is_wanted = self.gather == "all" or (self.gather == "inter" and self.inter_weight > 0)
+        return is_wanted and _num_processes() > 1
+
+    def _sum_over_rows(
+        self, student_ND: Tensor, teacher_ND: Tensor, counts: Sequence[int] | None
+    ) -> Tensor:
         match self.kind:
             case "l1":
                 return (student_ND - teacher_ND).abs().mean(1).sum()
@@ -116,17 +142,18 @@ class AlignmentLoss:
         s_ND, t_ND = _unit_rows(student_ND), _unit_rows(teacher_ND)
         if self.kind == "cosine":
             return (1 - (s_ND * t_ND).sum(1)).sum()
-        return self._lcl_sum(s_ND, t_ND)
+        return self._lcl_sum(s_ND, t_ND, counts)
 
-    def _lcl_sum(self, s_ND: Tensor, t_ND: Tensor) -> Tensor:
+    def _lcl_sum(self, s_ND: Tensor, t_ND: Tensor, counts: Sequence[int] | None) -> Tensor:
         """Sum over own rows what Eq. 7 is the mean of."""
         s_KD = t_KD = None
-        if _num_processes() > 1:
+        if self._needs_others():
+            counts = counts or gather_counts(len(s_ND), s_ND.device)
             if self.gather == "all":
-                t_KD = other_rows(t_ND if self.inter_weight else t_ND.detach())
-                s_KD = other_rows(s_ND.detach()) if self.intra_weight else None
-            elif self.gather == "inter" and self.inter_weight:
-                t_KD = other_rows(t_ND.detach())
+                t_KD = other_rows(t_ND if self.inter_weight else t_ND.detach(), counts)
+                s_KD = other_rows(s_ND.detach(), counts) if self.intra_weight else None
+            else:
+                t_KD = other_rows(t_ND.detach(), counts)
         return relation_sum(
             *(s_ND, t_ND, s_KD, t_KD),
             intra_weight=self.intra_weight,

@@ -108,17 +108,27 @@ def inter_within_samples(
     return -(chosen_BT.where(keep_BT, 0).sum(1) / keep_BT.sum(1).clamp(min=1)).sum()
 
 
-def other_rows(rows_ND: Tensor) -> Tensor:
+def gather_counts(num_own: int, device: torch.device) -> list[int]:
+    """Return every process's number, by rank. Every process must call this; a GPU is waited for."""
+    own = torch.tensor([num_own], device=device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
+
+
+def other_rows(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the rows of all other processes, in order of rank. Every process must call this.
 
     The gradient of a row is the sum of what all processes want of it.
 
-    Shape: (N, D), N differing between processes -> (K, D).
+    Args:
+        rows_ND: N differs between processes. Shape: (N, D).
+        counts: N of every process, by rank.
+
+    Returns:
+        Shape: (K, D).
     """
-    num_own = torch.tensor([len(rows_ND)], device=rows_ND.device)
-    counts = [torch.empty_like(num_own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, num_own)
-    gathered: Tensor = _OtherRows.apply(rows_ND, torch.cat(counts).tolist())
+    gathered: Tensor = _OtherRows.apply(rows_ND, counts)
     return gathered
 
 
@@ -234,7 +244,7 @@ class _OtherRows(torch.autograd.Function):
     """`other_rows`. Collectives know equal shapes only, hence the padding."""
 
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.counts = counts
         padded = rows_ND.new_zeros(max(1, *counts), rows_ND.shape[1])
         padded[: len(rows_ND)] = rows_ND

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -378,6 +379,14 @@ def losses_of_a_process(rank: int) -> dict[tuple[str, ...], tuple[Tensor, ...]]:
         value = AlignmentLoss(kind=kind, scope=scope, gather=gather)(student, teacher, keep)
         value.backward()
         found[layout, kind, scope, gather] = value.detach(), student.grad, teacher.grad
+    for layout, gather in itertools.product(LAYOUTS, ("inter", "all")):
+        student, teacher, _ = pair_of(layout, rank)
+        loss = AlignmentLoss(gather=gather)
+        sizes = loss.batch_sizes(len(student), student.device)
+        assert sizes == list(LAYOUTS[layout])
+        found["sizes", layout, gather] = (
+            *(loss(student, teacher, None, known).detach() for known in (sizes, None)),
+        )
     logits, targets = labels_of(rank)
     value = recognition_loss(logits, targets, gather="all")
     value.backward()
@@ -421,6 +430,19 @@ def test_gather_all_is_the_loss_of_one_process(layout, kind, scope, two_processe
     gradients = torch.autograd.grad(value, (student, teacher))
     found = [process[layout, kind, scope, "all"] for process in two_processes]
     assert_is_the_loss_of_one_process(found, value.detach(), gradients)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("gather", ["inter", "all"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_sizes_spare_the_question_and_change_nothing(layout, gather, rank, two_processes):
+    told, asked = two_processes[rank]["sizes", layout, gather]
+    assert torch.equal(told, asked)
+
+
+def test_no_one_is_asked_for_batch_sizes_that_no_loss_uses():
+    # Alone, there is no process group that could answer.
+    assert AlignmentLoss().batch_sizes(3, torch.device("cpu")) is None
 
 
 def test_recognition_of_all_is_the_loss_of_one_process(two_processes):
