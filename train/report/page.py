@@ -132,9 +132,7 @@ def _rate_table(
     """Return a table of rates: a row for each range, three columns for each student."""
     headers = [what]
     for letter in letters:
-        headers += [
-            f"{letter} {name}".strip() for name in ("words", "accuracy, %", "95 % interval")
-        ]
+        headers += [f"{letter} {name}".strip() for name in ("words", "right, %", "95 %")]
     cells = [
         [name, *(cell for rate in rates for cell in (_rate_cells(rate) if rate else [""] * 3))]
         for name, rates in rows.items()

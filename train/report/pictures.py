@@ -100,5 +100,7 @@ def _with_heat(view: npt.NDArray[np.uint8], patches: npt.NDArray[np.float32]) ->
 
 def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    # Pixels alone: Pillow would carry a file's comments and colour profile over.
+    pixels = Image.fromarray(np.asarray(picture))
+    pixels.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,299 @@
+"""The page as a browser would take it apart: well-formed, closed to the outside, and right."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from samples import draw_word, write_words
+
+from clipocr.cli import main
+from clipocr.shared.charset import Charset
+from clipocr.train.checkpoint import save_checkpoint
+from clipocr.train.evaluation.evaluate import SampleResult, SetResult
+from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+from clipocr.train.report.detail import Evaluation
+from clipocr.train.report.page import write_report
+from clipocr.train.student import Student, StudentConfig
+from clipocr.train.tokenizer import LabelTokenizer
+
+CHARSET = Charset.load("94")
+SCRIPT = "<script>alert(1)</script>"  # As long as a label may be.
+FILES = {
+    "cat.png": "cat",
+    'x" onerror="alert(2).png': "dog",
+    "<img src=x>.png": SCRIPT,
+    "broken.png": "ab",
+}
+RIGHT = {"cat.png": ("cat", (0.9, 0.9, 0.9, 1.0))}
+READ_BY_A = RIGHT | {
+    'x" onerror="alert(2).png': ("dig", (0.8, 0.5, 0.9, 1.0)),
+    "<img src=x>.png": ("<b>", (0.5, 0.5, 0.2, 1.0)),
+}
+READ_BY_B = {
+    "cat.png": ("cut", (0.9, 0.9, 0.9, 1.0)),
+    'x" onerror="alert(2).png': ("dog", (1.0, 1.0, 1.0, 1.0)),
+    "<img src=x>.png": (SCRIPT, (1.0,) * 26),
+}
+
+
+class Page(HTMLParser):
+    """What a page holds; complains where its elements do not close in order."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.texts: list[str] = []
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append((tag, dict(attrs)))
+        if tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open
+        if tag in ("td", "th"):
+            self._table[-1][-1] = " ".join(self._table[-1][-1].split())
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if any(tag in ("td", "th") for tag, _ in self._open):
+            self._table[-1][-1] += data
+
+    @property
+    def _table(self) -> list[list[str]]:
+        labels = [attrs["aria-label"] for _, attrs in self._open if attrs.get("role") == "region"]
+        return self.tables.setdefault(labels[-1], [])
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def write_folder(root: Path) -> Path:
+    """Write an image folder whose name, files and labels all try to be markup."""
+    folder = root / "<i>set"
+    folder.mkdir(parents=True)
+    for name, label in FILES.items():
+        is_broken = name == "broken.png"
+        (folder / name).write_bytes(b"broken" if is_broken else draw_word(label))
+    lines = [f"{name}\t{label}" for name, label in FILES.items()]
+    (folder / "gt.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def write_student(folder: Path, charset: Charset = CHARSET, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = StudentConfig(
+        width=8, patch_height_px=16, encoder_layers=4, encoder_heads=1, decoder_heads=1
+    )
+    folder.mkdir(parents=True)
+    student = Student(config, LabelTokenizer(charset))
+    save_checkpoint(folder / "last.pt", student, teacher="ViT-B-16/random:0")
+    return folder / "last.pt"
+
+
+def evaluation(
+    checkpoint: Path, test_set: TestSet, read: dict[str, tuple[str, tuple[float, ...]]]
+) -> Evaluation:
+    samples = []
+    for sample in test_set.samples:
+        prediction, confidence = read.get(str(sample.key), ("", ()))
+        samples.append(
+            SampleResult(
+                key=sample.key,
+                label=sample.label,
+                adapted_label=sample.adapted_label,
+                prediction=prediction,
+                adapted_prediction=prediction,
+                character_confidence=confidence,
+                problem=None if confidence else "not an image",
+            )
+        )
+    result = SetResult(name=test_set.name, samples=tuple(samples), num_unlabelled=0)
+    return Evaluation(checkpoint=checkpoint, test_sets=[test_set], results=[result])
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[Evaluation]:
+    root = tmp_path_factory.mktemp("report")
+    write_folder(root / "data")
+    (test_set,) = open_test_sets([root / "data"], CHARSET, 25)
+    return [
+        evaluation(write_student(root / name), test_set, read)
+        for name, read in (("run&1", READ_BY_A), ("run2", READ_BY_B))
+    ]
+
+
+def page_of(evaluations: list[Evaluation], folder: Path) -> Page:
+    path = write_report(
+        folder, evaluations, charset=CHARSET, precision="fp32", device=torch.device("cpu")
+    )
+    assert path == folder / "index.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(evaluations: list[Evaluation], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(evaluations[:1], tmp_path_factory.mktemp("one") / "deep" / "folder")
+
+
+@pytest.fixture(scope="module")
+def page_of_two(evaluations: list[Evaluation], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(evaluations, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("which", ["page", "page_of_two"])
+def test_nothing_is_loaded_and_nothing_runs(which: str, request: pytest.FixtureRequest) -> None:
+    page: Page = request.getfixturevalue(which)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "i"}
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.attributes("src"))
+    links = page.attributes("href") + page.attributes("xlink:href")
+    ids = page.attributes("id")
+    assert len(set(ids)) == len(ids)
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    (style,) = [text for text in page.texts if "--ink" in text]
+    assert not re.search(r"url\(|@import", style)
+    used = re.findall(r"url\(([^)]*)\)", " ".join(page.attributes("clip-path")))
+    assert used
+    assert {name[1:] for name in used} <= set(ids)
+    (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
+    assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+
+
+def test_labels_and_names_are_text(page: Page) -> None:
+    for written in (
+        SCRIPT,
+        "<b>",
+        "<i>set",
+        'x" onerror="alert(2).png',
+        "<img src=x>.png",
+        "run&1",
+    ):
+        assert written in page.text
+
+
+def test_it_can_be_read_by_everybody(page_of_two: Page) -> None:
+    tags = page_of_two.tags
+    assert ("html", {"lang": "en"}) in tags
+    assert all(attrs.get("alt") for tag, attrs in tags if tag == "img")
+    assert all(attrs.get("scope") in ("col", "row") for tag, attrs in tags if tag == "th")
+    assert all("aria-label" in a or "aria-hidden" in a for tag, a in tags if tag == "svg")
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_figures_are_those_worked_out_by_hand(page: Page) -> None:
+    tables = page.tables
+    assert tables["Results of run&1/last.pt"][1][:3] == ["<i>set", "4", "25.00"]
+    # cat is right and dog is not; neither is the script, nor the picture that is none.
+    assert tables["Accuracy by label length"] == [
+        ["characters", "words", "right, %", "95 %"],
+        ["2", "1", "0.0", "0.0 to 79.3"],
+        ["3", "2", "50.0", "9.5 to 90.5"],
+        ["25", "1", "0.0", "0.0 to 79.3"],
+    ]
+    assert tables["Calibration"][1:] == [
+        ["0 to 10", "1", "0.0", "0.0 to 79.3"],  # 0.5 * 0.5 * 0.2
+        ["30 to 40", "1", "0.0", "0.0 to 79.3"],  # 0.8 * 0.5 * 0.9
+        ["70 to 80", "1", "100.0", "20.7 to 100.0"],  # 0.9 ** 3
+    ]
+    # |0.05 - 0| + |0.36 - 0| + |0.729 - 1|, each of a third of the words.
+    assert "Expected calibration error: 22.70" in page.text
+    by_character = {row[0]: row[1:] for row in tables["Accuracy by character"]}
+    # o: of dog, read as i. c: of cat, and of the two of script.
+    assert by_character["o"] == ["1", "0.0", "", "0.0 to 79.3", "i × 1"]
+    assert by_character["c"][:2] == ["3", "33.3"]
+    assert ["o", "i", "1", "100.0"] in tables["Most frequent confusions"]
+    (broken,) = tables["Pictures that cannot be decoded"][1:]
+    assert broken == ["<i>set", "broken.png", "ab", "not an image"]
+
+
+def test_errors_are_shown_with_what_was_expected(page: Page) -> None:
+    assert "i: 0.5000; the label has o" in page.attributes("title")
+    assert "end of the word: 1.0000" in page.attributes("title")
+    assert page.text.count("2 of 2 wrong words") == 2
+
+
+def test_every_character_has_its_attention(page: Page) -> None:
+    seen = [alt for alt in page.attributes("alt") if alt.startswith("Weights")]
+    read = [prediction for prediction, _ in READ_BY_A.values()]
+    assert sorted(seen) == sorted(
+        f"Weights while writing {character}" for text in read for character in (*text, "the end")
+    )
+
+
+def test_header_names_what_was_measured(page: Page) -> None:
+    for said in ("94 (94 characters)", "fp32", "ViT-B-16/random:0 was never trained"):
+        assert said in page.text
+
+
+def test_two_students_side_by_side(page_of_two: Page) -> None:
+    assert page_of_two.tables["Words that both, one or none read"] == [
+        ["words", "B right", "B wrong"],
+        ["A right", "0", "1"],
+        ["A wrong", "2", "1"],
+    ]
+    assert "Only A reads 1 of 1 words" in page_of_two.text
+    assert "Only B reads 2 of 2 words" in page_of_two.text
+    assert page_of_two.tables["Comparison"][1][:4] == ["<i>set", "4", "25.00", "50.00"]
+    headers = page_of_two.tables["Accuracy by label length"][0]
+    assert headers[1:] == [f"{s} {c}" for s in "AB" for c in ("words", "right, %", "95 %")]
+
+
+def test_the_same_results_give_the_same_page(
+    page: Page, evaluations: list[Evaluation], tmp_path: Path
+) -> None:
+    def without_date(some: Page) -> list[str]:
+        return [text for text in some.texts if not re.match(r"\d{4}-\d\d-\d\d ", text)]
+
+    again = page_of(evaluations[:1], tmp_path)
+    assert again.tags == page.tags
+    assert without_date(again) == without_date(page)
+
+
+def test_by_the_command_with_the_curves_of_the_run(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    write_words(tmp_path / "data" / "A", ["one", "two"])
+    checkpoint = write_student(tmp_path / "run", Charset.load("36"))
+    with SummaryWriter(str(checkpoint.parent)) as board:
+        for step in range(1, 4):
+            board.add_scalar("loss/total", 1 / step, step)
+    command = ["eval", str(checkpoint.parent), "--data", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, [*command, "--report", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {tmp_path / 'report' / 'index.html'}: " in result.stdout
+    page = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "Training curves: total loss" in page.attributes("aria-label")
+    refused = CliRunner().invoke(main, [*command, "--report", str(checkpoint / "report")])
+    assert refused.exit_code == 1
+    assert "cannot be made: Not a directory; choose another place by --report" in refused.output

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from clipocr.shared.charset import Charset
+from clipocr.shared.images import ImageProblemError
+from clipocr.train.report.pictures import glances, picture_uri
+from clipocr.train.student import Student, StudentConfig
+from clipocr.train.tokenizer import LabelTokenizer
+
+CONFIG = StudentConfig(
+    width=8,
+    patch_height_px=16,
+    patch_width_px=16,
+    encoder_layers=4,
+    encoder_heads=1,
+    decoder_heads=1,
+    max_label_length=4,
+)
+
+
+def png(width: int, height: int, comment: str = "") -> bytes:
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("comment", comment)
+    Image.new("RGB", (width, height), (200, 200, 200)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def decoded(uri: str) -> Image.Image:
+    kind, _, content = uri.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def test_pictures_are_encoded_anew_and_bounded() -> None:
+    small = picture_uri(png(50, 20, "<script>alert(1)</script>"))
+    assert decoded(small).size == (50, 20)
+    assert b"script" not in base64.b64decode(small.partition(",")[2])
+    assert decoded(picture_uri(png(4000, 100))).size == (320, 8)
+    assert decoded(picture_uri(png(100, 4000))).height == 96
+    with pytest.raises(ImageProblemError, match="not an image"):
+        picture_uri(b"<svg onload='alert(1)'/>")
+
+
+class Staring(Student):
+    """Looks at one patch per position: the first, the second, ..."""
+
+    def image_attention(self, images: torch.Tensor, token_ids_BL: torch.Tensor) -> torch.Tensor:
+        del images
+        weights = torch.zeros(1, token_ids_BL.shape[1] - 1, self.config.num_image_tokens)
+        for position in range(weights.shape[1]):
+            weights[0, position, 0] = 0.25
+            weights[0, position, 1 + position] = 0.75
+        return weights
+
+
+def test_heat_is_where_the_decoder_looked() -> None:
+    student = Staring(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    seen = glances(student, png(64, 16), "ab")
+    assert [glance.character for glance in seen] == ["a", "b", ""]
+    assert [glance.class_share for glance in seen] == [0.25] * 3
+    for i, glance in enumerate(seen):
+        # The picture is grey; colour is where the weights are: 16 pixels a patch.
+        pixels = np.asarray(decoded(glance.picture)).astype(int)
+        colourful = np.abs(pixels[..., 0] - pixels[..., 2])[:16].mean(axis=0)
+        assert colourful.shape == (128,)
+        assert abs(int(colourful.argmax()) - (16 * i + 8)) <= 8
+        assert colourful[16 * i + 40 :].max() < 10
+
+
+@pytest.mark.parametrize(("text", "num_glances"), [("", 1), ("abcd", 5), ("abcde", 5)])
+def test_texts_of_any_length_have_attention(text: str, num_glances: int) -> None:
+    # Five positions: "abcd" and EOS, or five characters without one.
+    torch.manual_seed(0)
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    assert len(glances(student, png(64, 16), text)) == num_glances

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+
+from clipocr.train.evaluation.evaluate import SampleResult
+from clipocr.train.report.statistics import (
+    NOTHING,
+    Confusions,
+    Rate,
+    accuracy_by_length,
+    align,
+    calibration,
+)
+
+
+def sample(label: str, prediction: str, *confidence: float, problem: str | None = None):
+    return SampleResult(
+        key=1,
+        label=label,
+        adapted_label=label,
+        prediction=prediction,
+        adapted_prediction=prediction,
+        character_confidence=confidence,
+        problem=problem,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_samples", "expected"),
+    [
+        (8, 10, (49.02, 94.33)),  # Agresti and Coull, 1998: the score interval of 8 of 10.
+        (0, 10, (0, 27.75)),
+        (10, 10, (72.25, 100)),
+        (500, 1000, (46.91, 53.09)),
+    ],
+)
+def test_wilson_interval(num_right: int, num_samples: int, expected: tuple[float, float]) -> None:
+    rate = Rate(num_right=num_right, num_samples=num_samples)
+    assert rate.interval == pytest.approx(expected, abs=0.005)
+    assert rate.interval[0] <= rate.percent <= rate.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "expected"),
+    [
+        ("cat", "cat", ["cc", "aa", "tt"]),
+        ("cat", "cut", ["cc", "au", "tt"]),
+        ("cat", "ct", ["cc", "a", "tt"]),  # "a": read as nothing.
+        ("", "x", [(NOTHING, "x")]),
+        ("ab", "", ["a", "b"]),
+        ("", "", []),
+        ("house", "mouses", ["hm", "oo", "uu", "ss", "ee", (NOTHING, "s")]),
+    ],
+)
+def test_alignment(label: str, prediction: str, expected: list[object]) -> None:
+    pairs = [pair if pair[0] == NOTHING else "".join(pair) for pair in align(label, prediction)]
+    assert pairs == expected
+
+
+def test_accuracy_by_length_counts_every_sample_once() -> None:
+    samples = [
+        sample("cat", "cat", 1, 1, 1, 1),
+        sample("dog", "dig", 1, 1, 1, 1),
+        sample("a", "", problem="not an image"),
+    ]
+    assert accuracy_by_length(samples) == {
+        1: Rate(num_right=0, num_samples=1),
+        3: Rate(num_right=1, num_samples=2),
+    }
+
+
+def test_confusions_by_hand() -> None:
+    confusions = Confusions(
+        [
+            sample("oo0", "o00"),  # o as o, o as 0, 0 as 0
+            sample("o", ""),  # o left out
+            sample("0", "0x"),  # x too many
+            sample("zz", "", problem="not an image"),  # says nothing of z
+        ]
+    )
+    assert confusions.by_character() == {
+        "0": Rate(num_right=2, num_samples=2),
+        "o": Rate(num_right=1, num_samples=3),
+    }
+    assert confusions.errors() == [(("", "x"), 1), (("o", ""), 1), (("o", "0"), 1)]
+    assert confusions.errors("o") == [(("o", ""), 1), (("o", "0"), 1)]
+    assert confusions.frequent_characters(9) == ["0", "o", "x"]
+    assert confusions.frequent_characters(2) == ["0", "o"]
+    cells = confusions.matrix(["0", "o", NOTHING])
+    assert [(c.row, c.column, c.num, c.num_of_row) for c in cells] == [
+        (0, 0, 2, 2),
+        (1, 2, 1, 3),
+        (1, 0, 1, 3),
+        (1, 1, 1, 3),
+    ]
+
+
+def test_calibration_by_hand() -> None:
+    found = calibration(
+        [
+            sample("a", "a", 0.95, 1),
+            sample("b", "c", 0.93, 1),
+            sample("d", "d", 1, 1),  # 1 belongs to the last bin.
+            sample("e", "f", 0.5, 0.5),
+            sample("g", "", problem="not an image"),
+        ]
+    )
+    assert [(some.low, some.high, some.rate.num_samples) for some in found.bins] == [
+        (0.2, 0.3, 1),
+        (0.9, 1.0, 3),
+    ]
+    assert found.bins[1].mean_confidence == pytest.approx((0.95 + 0.93 + 1) / 3)
+    # One word at 25 % that is wrong; three at 96 % of which two are right.
+    assert found.expected_error == pytest.approx((1 * 25 + 3 * abs(96 - 200 / 3)) / 4)
+
+
+def test_calibration_of_nothing() -> None:
+    assert calibration([]).expected_error == 0
