@@ -1,8 +1,8 @@
 """Word images as plain files, with a label file beside them.
 
 The label file is ``gt.tsv``, ``gt.txt``, ``labels.tsv`` or ``labels.txt`` of lines
-``file<TAB>label`` or ``file label``, or ``labels.json`` of ``{"file": "label"}``; files are relative
-to its folder.
+``file<TAB>label`` or ``file label``, or ``labels.json`` of ``{"file": "label"}``; files are
+relative to its folder.
 """
 
 from __future__ import annotations
