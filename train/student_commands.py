@@ -55,7 +55,7 @@ def read(
     is 1.
 
     \b
-    Examples:
+    Example:
       clipocr read run word1.png word2.jpg
       clipocr read run crops --format jsonl
       find crops -name '*.png' | clipocr read run -
