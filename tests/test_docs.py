@@ -19,7 +19,7 @@ from clipocr.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = ("pip", "tensorboard", "find")
+OTHER_PROGRAMS = ("pip", "tensorboard", "find", "curl")
 OFFICIAL_FOLDERS = ("strhub/", "clip/")
 ADDRESSES = ("http://", "https://", "#")
 
@@ -85,7 +85,8 @@ def require_usable(command: click.Command, arguments: list[str], line: str) -> N
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_can_be_typed(page: Path) -> None:
-    for line in (part for line in console_commands(page) for part in line.split(" | ")):
+    parts = [part for line in console_commands(page) for part in line.split(" | ")]
+    for line in parts:
         if line.startswith("make "):
             require_target(line)
         elif found := parsed(line):
