@@ -19,7 +19,7 @@ from clipocr.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = ("pip", "tensorboard", "find", "curl")
+OTHER_PROGRAMS = ("pip", "tensorboard", "find", "curl", "hf")
 OFFICIAL_FOLDERS = ("strhub/", "clip/")
 ADDRESSES = ("http://", "https://", "#")
 
@@ -92,7 +92,7 @@ def test_every_command_line_can_be_typed(page: Path) -> None:
         elif found := parsed(line):
             require_usable(*found, line)
         else:
-            assert line.split()[0] in OTHER_PROGRAMS, f"{page.name}: {line!r}"
+            assert line.split()[0] in OTHER_PROGRAMS, f"{page.name}: {line!r} is not clipocr's"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
