@@ -129,18 +129,19 @@ def _calibration_table(calibrations: Mapping[str, Calibration]) -> Table:
 def _rate_table(
     what: str, letters: Sequence[str], rows: Mapping[str, Sequence[Rate | None]]
 ) -> Table:
-    """Return a table of rates: a row for each range, three columns for each student."""
-    headers = [what]
-    for letter in letters:
-        headers += [f"{letter} {name}".strip() for name in ("words", "right, %", "95 %")]
+    """Return a table of rates, a row for each range; several students leave out the intervals."""
+    columns = ("words", "right, %", "95 %") if len(letters) == 1 else ("words", "right, %")
+    headers = [what, *(f"{letter} {name}".strip() for letter in letters for name in columns)]
     cells = [
-        [name, *(cell for rate in rates for cell in (_rate_cells(rate) if rate else [""] * 3))]
+        [name, *(cell for rate in rates for cell in _rate_cells(rate)[: len(columns)])]
         for name, rates in rows.items()
     ]
     return Table(headers=headers, rows=cells)
 
 
-def _rate_cells(rate: Rate) -> list[str]:
+def _rate_cells(rate: Rate | None) -> list[str]:
+    if rate is None:
+        return [""] * 3
     low, high = rate.interval
     return [f"{rate.num_samples:,}", f"{rate.percent:.1f}", f"{low:.1f} to {high:.1f}"]
 
