@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ class Evaluation:
     results: Sequence[SetResult]
     """Of `test_sets`, in their order."""
 
-    @property
+    @cached_property
     def outcomes(self) -> list[Outcome]:
         """Every sample of every set."""
         return outcomes_of(self.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -267,6 +268,18 @@ def test_two_students_side_by_side(page_of_two: Page) -> None:
     assert page_of_two.tables["Comparison"][1][:4] == ["<i>set", "4", "25.00", "50.00"]
     headers = page_of_two.tables["Accuracy by label length"][0]
     assert headers[1:] == [f"{s} {c}" for s in "AB" for c in ("words", "right, %")]
+
+
+@pytest.mark.parametrize("read", [{}, RIGHT], ids=["all broken", "no error"])
+def test_there_may_be_nothing_to_show(
+    read: dict[str, tuple[str, tuple[float, ...]]], evaluations: list[Evaluation], tmp_path: Path
+) -> None:
+    (whole,) = evaluations[0].test_sets
+    some = replace(whole, samples=[sample for sample in whole.samples if sample.key in RIGHT])
+    page = page_of([evaluation(evaluations[0].checkpoint, some, read)], tmp_path)
+    assert page.tables["Results of run&1/last.pt"][1][1:3] == ["1", "100.00" if read else "0.00"]
+    assert page.text.count("0 of 0 wrong words") == 2
+    assert page.tables["Most frequent confusions"][1:] == []
 
 
 def test_the_same_results_give_the_same_page(
