@@ -264,7 +264,7 @@ def growth(cache: FeatureCache, args: argparse.Namespace) -> str:
 def print_growth(cache: Path, batch_size: int) -> None:
     loader = cache_loader(FeatureCache.open(cache), batch_size, torch.device("cpu"))
     for epoch in range(NUM_GROWTH_EPOCHS):
-        drain(lambda epoch=epoch: loader.epoch(epoch))()
+        drain(lambda epoch=epoch: loader.host_batches(epoch))()
         status = Path("/proc/self/status").read_text()
         print(round(int(status.partition("VmRSS:")[2].split()[0]) / 1000), end=" ")
 
