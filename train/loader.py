@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from ..shared.errors import UsageError
 from ..shared.memory import MemoryPool
 from .batch import Batch
 from .order import NUM_LANES, EpochOrder, lanes_of
+
+T = TypeVar("T")
+_Arrays = Mapping[str, torch.Tensor]
 
 _READ_THREADS = 2
 _CHUNKS_AHEAD = 8
@@ -74,7 +78,7 @@ class HostBatch:
 
     labels: list[str]
     num_positions: int
-    arrays: Mapping[str, torch.Tensor]
+    arrays: _Arrays
 
 
 class CacheLoader:
@@ -156,8 +160,8 @@ class CacheLoader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_batch` on; what came before is not read."""
         with contextlib.closing(self.host_batches(epoch, first_batch)) as batches:
-            for batch in batches:
-                yield self._to_device(batch)
+            for batch, arrays in self._on_device(batches):
+                yield self._decode(batch, arrays)
 
     def host_batches(self, epoch: int, first_batch: int = 0) -> Generator[HostBatch]:
         """Yield what `epoch` does, before it goes to the device."""
@@ -278,8 +282,22 @@ class CacheLoader:
         block = self._memory.take(like.itemsize * math.prod(shape))
         return torch.from_numpy(block.view(like.dtype).reshape(shape))
 
-    def _to_device(self, batch: HostBatch) -> Batch:
-        arrays = {k: t.to(self._device, non_blocking=True) for k, t in batch.arrays.items()}
+    def _on_device(self, batches: Iterator[HostBatch]) -> Iterator[tuple[HostBatch, _Arrays]]:
+        """Yield batches with their arrays on the device; a GPU gets the next one meanwhile."""
+        if self._device.type != "cuda":
+            yield from ((batch, batch.arrays) for batch in batches)
+            return
+        beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        copied = _one_ahead(_copy(batch, self._device, beside) for batch in batches)
+        for batch, arrays, done in copied:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(done)
+            for tensor in arrays.values():
+                # Allocated beside: not to be used again there before the step is through with it.
+                tensor.record_stream(stream)
+            yield batch, arrays
+
+    def _decode(self, batch: HostBatch, arrays: _Arrays) -> Batch:
         return Batch(
             views=unfilter_pixels(arrays["pixels"]),
             labels=batch.labels,
@@ -290,6 +308,24 @@ class CacheLoader:
             text_taps={tap: arrays[f"text{tap}"] for tap in self._text_taps},
             eot=arrays["eot"],
         )
+
+
+def _copy(
+    batch: HostBatch, device: torch.device, stream: torch.cuda.Stream
+) -> tuple[HostBatch, _Arrays, torch.cuda.Event]:
+    """Begin to copy a batch to a GPU on a stream; the event happens when it is there."""
+    with torch.cuda.stream(stream):
+        arrays = {k: t.to(device, non_blocking=True) for k, t in batch.arrays.items()}
+        return batch, arrays, stream.record_event()
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each after the next one has been made."""
+    held: list[T] = []
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
 
 
 def _gather_rows(table: Array, where: Array, out: Array) -> None:
