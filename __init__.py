@@ -1,5 +1,7 @@
 """clipocr: an offline CLIP feature cache and a lightweight trainer for scene text recognition.
 
+Usage::
+
     import clipocr
 
     reader = clipocr.load("run")
