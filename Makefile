@@ -4,14 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_VENV ?= .bench/venv
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test bench lint format docs clean
 
 demo: $(INSTALLED)  ## From rendered words to an evaluated student, in about five minutes.
 	@$(BIN)/python benchmarks/demo.py .demo
 
 test: $(INSTALLED)  ## All tests.
 	@$(BIN)/python -m pytest
+
+bench: $(BENCH_VENV)/.installed  ## All benchmarks, into benchmarks/RESULTS.md; ONLY="loader step".
+	@$(BENCH_VENV)/bin/python benchmarks/bench.py .bench $(ONLY) $(if $(DATA),--data $(DATA))
 
 lint: $(INSTALLED)  ## What CI checks besides the tests.
 	@$(BIN)/ruff check .
@@ -25,12 +29,19 @@ format: $(INSTALLED)
 docs: $(INSTALLED)  ## docs/options.md, from the commands themselves.
 	@$(BIN)/python docs/make_options.py
 
-clean:  ## Remove the demo's files; the environment stays.
-	rm -rf .demo build clipocr.egg-info
+clean:  ## Remove what the demo and the benchmarks made; the environment of the first stays.
+	rm -rf .demo .bench build clipocr.egg-info
 
 # Editable, so that a change of the code needs no new installation; a change of the project file does.
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing clipocr and what it needs into $(VENV) (PyTorch is large: a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Of their own: other people's stores want other versions of what clipocr uses.
+$(BENCH_VENV)/.installed: pyproject.toml
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@echo "Installing clipocr and other stores into $(BENCH_VENV) ..."
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
