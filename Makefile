@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## From rendered words to an evaluated student, in about fiv
 	@$(BIN)/python benchmarks/demo.py .demo
 
 test: $(INSTALLED)  ## All tests.
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(BENCH_VENV)/.installed  ## All benchmarks, into benchmarks/RESULTS.md; ONLY="loader step".
 	@$(BENCH_VENV)/bin/python benchmarks/bench.py .bench $(ONLY) $(if $(DATA),--data $(DATA))

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -340,17 +340,15 @@ def test_interrupted_in_parts_and_resumed_equals_uninterrupted(
 def test_one_step_that_is_not_finite_is_skipped_and_counted(
     place: TrainPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poisoned = {"left": 0}
-    real = CacheLoader._to_device
+    real = CacheLoader.epoch
 
-    def poison(loader: CacheLoader, batch: object) -> Batch:
-        made = real(loader, batch)
-        poisoned["left"] += 1
-        if poisoned["left"] == 3:
-            made.image_taps[1][:] = float("nan")
-        return made
+    def poisoned(loader: CacheLoader, epoch: int, first_batch: int) -> Iterator[Batch]:
+        for batch_idx, batch in enumerate(real(loader, epoch, first_batch)):
+            if (epoch, batch_idx) == (0, 2):
+                batch.image_taps[1][:] = float("nan")
+            yield batch
 
-    monkeypatch.setattr(CacheLoader, "_to_device", poison)
+    monkeypatch.setattr(CacheLoader, "epoch", poisoned)
     summary = train(CONFIG, place)
     assert (summary.num_skipped, summary.num_steps) == (1, 15)
     assert math.isfinite(summary.first_loss)
