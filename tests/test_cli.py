@@ -121,7 +121,7 @@ def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Pat
          "no run to resume"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--device", "cuda:9x"], 1, "device"),
         (["eval", "{tmp}", "--data", "{data}"], 1, "neither a checkpoint nor a run folder"),
-        (["eval", "{run}", "--data", "{tmp}"], 1, "no LMDB .*no image folder .*clipocr data import"),
+        (["eval", "{run}", "--data", "{tmp}"], 1, "no LMDB .*no image folder .*data import"),
         (["eval", "{run}", "--data", "{tmp}/none"], 2, "does not exist"),
         (["eval", "{run}", "--data", "{data}", "--json", "{tmp}/no/x.json"], 1,
          "cannot be written"),
