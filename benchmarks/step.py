@@ -1,6 +1,7 @@
 """What a training step costs, and what a cache saves of it.
 
     python benchmarks/step.py DATA [--students tiny:16:16,tiny:64:8,small:16:4] [--rounds 3]
+        [--variants random,cached]
 
 DATA is a folder of word LMDBs; of its words as many are used as the longest round takes. For each
 student, as PRESET:BATCH:STEPS, it prints a table of
@@ -62,6 +63,8 @@ UNIT_ROWS = 64
 """Small, so that a round can be any multiple of it."""
 CHARSET = Charset.load("36")
 MAX_LABEL_LENGTH = 25
+REFERENCES = ("random targets", "online, tuned", "online, official")
+"""Variants that the others are compared with."""
 WORKERS = 2
 """Processes that decode pictures for the online variants."""
 
@@ -107,6 +110,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--students", default="tiny:16:16,tiny:64:8,small:16:4")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--variants", default="", help="only those whose names begin so, with commas between"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -128,6 +134,7 @@ def main() -> None:
             variants = [
                 Variant(name=name, setting=setting, words=words, cache=cache, device=str(device))
                 for name in BATCHES
+                if name.startswith(tuple(args.variants.split(",")))
             ]
             print(f"\n{setting.preset}, batch size {setting.batch_size}\n")
             print(table(measure(variants, args.rounds)), flush=True)
@@ -217,12 +224,13 @@ def table(figures: dict[str, Figures]) -> str:
     for name, own in figures.items():
         ratios = [
             statistics.median(a / b for a, b in zip(own.rates, figures[other].rates, strict=True))
-            for other in ("random targets", "online, tuned", "online, official")
+            for other in REFERENCES
+            if other in figures
         ]
         row = [name, f"{statistics.median(own.rates):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
         row += [f"{statistics.median(own.cpu_ms):.1f}", f"{own.peak_bytes / 1e6:,.0f}"]
         rows.append(row)
-    headers = ["", "samples/s", "of random targets", "of tuned", "of official"]
+    headers = ["", "samples/s", *(f"of {other}" for other in REFERENCES if other in figures)]
     headers += ["CPU ms/sample", "peak MB"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
