@@ -16,8 +16,8 @@ DATA is a folder of word LMDBs. For each codec it makes a cache of about that ma
     clipocr, decoded     the same, then pixels unfiltered and features decoded on the device
 
 A round is a whole epoch of each, one after another, from asking for its first batch to having its
-last; the first round warms up, so that the page cache holds everything. ``--cold`` empties it before
-each instead, as for a cache that is larger than memory. The figures are medians over rounds, ratios
+last; the first round warms up, so that the page cache holds everything. ``--cold`` empties it
+before each instead, as for a cache that is larger than memory. The figures are medians over rounds, ratios
 those of the rounds. MB are stored bytes (of the usual pipeline: of its images).
 
 Then, each in a process of its own: resident memory after each of ten epochs, and the share of a
