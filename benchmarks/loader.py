@@ -16,9 +16,8 @@ DATA is a folder of word LMDBs. For each codec it makes a cache of about that ma
     clipocr, decoded     the same, then pixels unfiltered and features decoded on the device
 
 A round is a whole epoch of each, one after another, from asking for its first batch to having its
-last; the first round warms up, so that the page cache holds everything. ``--cold`` empties it
-before each instead, as for a cache that is larger than memory. The figures are medians over rounds, ratios
-those of the rounds. MB are stored bytes (of the usual pipeline: of its images).
+last; the first round warms up, so that the page cache holds everything. The figures are medians
+over rounds, ratios those of the rounds. MB are stored bytes (of the usual pipeline: of its images).
 
 Then, each in a process of its own: resident memory after each of ten epochs, and the share of a
 tiny student's training time that is spent waiting for data.
@@ -57,8 +56,6 @@ NUM_USUAL_WORDS = 4096
 WAIT_ROWS = 1536
 NUM_GROWTH_EPOCHS = 10
 
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
@@ -80,7 +77,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, help="folder for what is made; default: a temporary")
     parser.add_argument("--no-rivals", action="store_true", help="leave other stores out")
-    parser.add_argument("--cold", action="store_true", help="empty the page cache each time; root")
     parser.add_argument("--growth", type=Path, metavar="CACHE", help="for itself")
     args = parser.parse_args()
     if args.growth:
@@ -91,7 +87,7 @@ def main() -> None:
     device = choose_device(args.device)
     print(
         f"{NUM_WORKERS} cores, {device}, torch {torch.__version__}; batches of {args.batch_size}; "
-        f"page cache {'empty before each epoch' if args.cold else 'warm'}"
+        "page cache warm"
     )
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         work = Path(folder)
@@ -125,7 +121,7 @@ def compare(
         contestants.append(
             Contestant(name=name, num_rows=num_rows, num_bytes=num_bytes, epoch=epoch)
         )
-    seconds = measure(contestants, args.rounds, args.cold)
+    seconds = measure(contestants, args.rounds)
     print(f"\n{codec}: {num_rows:,} rows of {num_bytes / num_rows:,.0f} bytes\n")
     print(table(contestants, seconds), flush=True)
     del contestants
@@ -135,17 +131,12 @@ def compare(
     shutil.rmtree(work)
 
 
-def measure(
-    contestants: list[Contestant], num_rounds: int, empties_cache: bool
-) -> list[list[float]]:
+def measure(contestants: list[Contestant], num_rounds: int) -> list[list[float]]:
     """Return the seconds of an epoch, per round and contestant; the first round is left out."""
     rounds = []
     for _ in range(num_rounds + 1):
         seconds = []
         for contestant in contestants:
-            if empties_cache:
-                os.sync()
-                DROP_CACHES.write_text("1\n")
             started = time.perf_counter()
             contestant.epoch()
             seconds.append(time.perf_counter() - started)
