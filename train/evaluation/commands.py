@@ -182,11 +182,12 @@ def _figures_path(run: Path) -> Path:
 
 def _load(checkpoint: Path, device: torch.device) -> Student:
     from ...shared.schema import TeacherSpec
-    from ..checkpoint import load_checkpoint, load_student
+    from ..checkpoint import build_student, load_checkpoint
 
-    teacher = str(load_checkpoint(checkpoint)["teacher"])
+    saved = load_checkpoint(checkpoint)
+    teacher = str(saved["teacher"])
     warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")
-    return load_student(checkpoint, device)
+    return build_student(saved, checkpoint).to(device)
 
 
 def _note_missing_characters(student: Student, charset: Charset) -> None:

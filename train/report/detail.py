@@ -11,7 +11,7 @@ import torch
 from markupsafe import Markup
 
 from ...shared.schema import TeacherSpec
-from ..checkpoint import load_checkpoint, load_student
+from ..checkpoint import build_student, load_checkpoint
 from ..curves import read_panels
 from ..evaluation.evaluate import SetResult, total
 from ..evaluation.metrics import Figures
@@ -143,8 +143,8 @@ def detail_of(evaluation: Evaluation, letter: str, number: int, device: torch.de
         ImageProblemError: a picture is not there any more.
     """
     checkpoint = evaluation.checkpoint
-    student = load_student(checkpoint, device)
-    teacher = load_checkpoint(checkpoint)["teacher"]
+    saved = load_checkpoint(checkpoint)
+    student, teacher = build_student(saved, checkpoint).to(device), saved["teacher"]
     samples = [outcome.sample for outcome in evaluation.outcomes]
     confusions = Confusions(samples)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
