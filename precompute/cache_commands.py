@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
-@click.group()
-def cache() -> None:
-    """Build a feature cache, and look at one."""
-
-
-@cache.command("build")
-@click.option(
+# Of `build` and `plan` alike.
+_data_option = click.option(
     "--data",
     "roots",
     metavar="ROOT",
@@ -31,6 +26,50 @@ def cache() -> None:
     multiple=True,
     help="Folder with LMDBs at any depth; may be given more than once.",
 )
+_image_taps_option = click.option(
+    "--image-taps",
+    callback=parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Image blocks to keep.",
+)
+_text_taps_option = click.option(
+    "--text-taps",
+    callback=parse_taps,
+    default="3,6,9",
+    show_default=True,
+    help="Text blocks to keep.",
+)
+_max_label_length_option = click.option(
+    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
+)
+_keep_unicode_option = click.option(
+    "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
+)
+_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    show_default="fp16 on CUDA, fp32 on the CPU",
+    help="Arithmetic of the teacher.",
+)
+_chunk_rows_option = click.option(
+    "--chunk-rows", type=int, default=256, show_default=True, help="Rows per teacher batch."
+)
+_workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="a core less than there are on CUDA, else 0",
+    help="Processes that decode images; 0 decodes in a thread.",
+)
+
+
+@click.group()
+def cache() -> None:
+    """Build a feature cache, and look at one."""
+
+
+@cache.command("build")
+@_data_option
 @click.option("--out", type=NEW_CACHE, required=True, help="Folder of the cache.")
 @click.option(
     "--teacher",
@@ -45,20 +84,8 @@ def cache() -> None:
     show_default="what the weights were trained with",
     help="Only for a weights file that does not say: OpenAI's are quickgelu.",
 )
-@click.option(
-    "--image-taps",
-    callback=parse_taps,
-    default="3,6,9",
-    show_default=True,
-    help="Image blocks to keep.",
-)
-@click.option(
-    "--text-taps",
-    callback=parse_taps,
-    default="3,6,9",
-    show_default=True,
-    help="Text blocks to keep.",
-)
+@_image_taps_option
+@_text_taps_option
 @click.option(
     "--charset",
     "charset_name",
@@ -66,12 +93,8 @@ def cache() -> None:
     show_default=True,
     help="Charset of the text table: 36, 62, 94 or a text file. The images do not depend on it.",
 )
-@click.option(
-    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
-)
-@click.option(
-    "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
-)
+@_max_label_length_option
+@_keep_unicode_option
 @click.option(
     "--codec",
     default="fp16",
@@ -87,12 +110,7 @@ def cache() -> None:
     help="With --codec auto: the median centred cosine to keep; bounds for the worst tokens and "
     "for LCL's Gram matrix follow from it.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    show_default="fp16 on CUDA, fp32 on the CPU",
-    help="Arithmetic of the teacher.",
-)
+@_precision_option
 @click.option(
     "--augment",
     type=click.Choice(["clean", "randaugment"]),
@@ -122,16 +140,9 @@ def cache() -> None:
     show_default=True,
     help="Rows per unit, which is what a killed build loses at most.",
 )
-@click.option(
-    "--chunk-rows", type=int, default=256, show_default=True, help="Rows per teacher batch."
-)
+@_chunk_rows_option
 @device_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    show_default="a core less than there are on CUDA, else 0",
-    help="Processes that decode images; 0 decodes in a thread.",
-)
+@_workers_option
 def build_command(
     roots: tuple[Path, ...],
     out: Path,
@@ -297,15 +308,7 @@ def text_command(
 
 
 @cache.command("plan")
-@click.option(
-    "--data",
-    "roots",
-    metavar="ROOT",
-    type=FOLDER,
-    required=True,
-    multiple=True,
-    help="Folder with LMDBs at any depth; may be given more than once.",
-)
+@_data_option
 @click.option(
     "--out",
     type=NEW_CACHE,
@@ -319,20 +322,8 @@ def text_command(
     show_default=True,
     help="As for cache build; its weights are loaded for --fidelity only.",
 )
-@click.option(
-    "--image-taps",
-    callback=parse_taps,
-    default="3,6,9",
-    show_default=True,
-    help="Image blocks to keep.",
-)
-@click.option(
-    "--text-taps",
-    callback=parse_taps,
-    default="3,6,9",
-    show_default=True,
-    help="Text blocks to keep.",
-)
+@_image_taps_option
+@_text_taps_option
 @click.option(
     "--charset",
     "charset_names",
@@ -341,24 +332,15 @@ def text_command(
     multiple=True,
     help="Charset of a text table: 36, 62, 94 or a text file; may be given more than once.",
 )
-@click.option(
-    "--max-label-length", type=int, default=25, show_default=True, help="Longest label kept."
-)
-@click.option(
-    "--keep-unicode", is_flag=True, help="Do not reduce labels to ASCII; for non-Latin scripts."
-)
+@_max_label_length_option
+@_keep_unicode_option
 @click.option(
     "--fidelity",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Plan for --codec auto with this fidelity too: its choice is measured as the build does "
     "it, on up to 2,304 images.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    show_default="fp16 on CUDA, fp32 on the CPU",
-    help="Arithmetic of the teacher.",
-)
+@_precision_option
 @click.option(
     "--augment",
     type=click.Choice(["clean", "randaugment"]),
@@ -375,16 +357,9 @@ def text_command(
     help="Number of views to plan for; may be given more than once.",
 )
 @click.option("--unit-rows", type=int, default=16384, show_default=True, help="As for cache build.")
-@click.option(
-    "--chunk-rows", type=int, default=256, show_default=True, help="Rows per teacher batch."
-)
+@_chunk_rows_option
 @device_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    show_default="a core less than there are on CUDA, else 0",
-    help="Processes that decode images; 0 decodes in a thread.",
-)
+@_workers_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def plan_command(
     roots: tuple[Path, ...],
