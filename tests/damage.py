@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from samples import WORDS, tiny_build, write_words
+from samples import WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute.build import BuildConfig, build_cache
 from clipocr.shared.cache import FeatureCache
@@ -50,10 +50,6 @@ class World:
                 | changes
             ),
         )
-
-
-def files_of(path: Path) -> Files:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def batches_of(path: Path) -> Iterator[Batch]:

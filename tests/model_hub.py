@@ -9,20 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from loopback import LoopbackHandler, LoopbackServer
 
-class ModelHub(ThreadingHTTPServer):
+
+class ModelHub(LoopbackServer):
     """Keeps repositories in memory, each with one branch."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.large_files: dict[str, bytes] = {}
@@ -30,51 +26,32 @@ class ModelHub(ThreadingHTTPServer):
         self.needs_token = False
 
     @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    @property
     def sha(self) -> str:
         """Of the newest commit."""
         return f"{self.num_commits:040x}"
 
-    @classmethod
-    @contextmanager
-    def serving(cls) -> Iterator[ModelHub]:
-        hub = cls()
-        thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            hub.server_close()
-            thread.join()
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(LoopbackHandler):
     server: ModelHub
 
     def do_POST(self) -> None:
         hub, path = self.server, urlsplit(self.path).path
         body = self._body()
         if hub.needs_token and not self.headers.get("Authorization"):
-            self._answer(401, b"{}")
+            self.answer(401, b"{}")
         elif path == "/api/validate-yaml":
-            self._answer_json({"errors": [], "warnings": []})
+            self.answer_json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
             if repo in hub.repos:
-                self._answer_json({"url": f"{hub.endpoint}/{repo}"}, status=409)
+                self.answer_json({"url": f"{hub.endpoint}/{repo}"}, status=409)
                 return
             hub.repos[repo] = {}
             hub.private[repo] = asked.get("visibility") == "private" or asked.get("private", False)
-            self._answer_json({"url": f"{hub.endpoint}/{repo}"})
+            self.answer_json({"url": f"{hub.endpoint}/{repo}"})
         elif path.endswith("/preupload/main"):
-            self._answer_json(
+            self.answer_json(
                 {
                     "files": [
                         {
@@ -91,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {**asked, "actions": {"upload": {"href": f"{hub.endpoint}/lfs/{asked['oid']}"}}}
                 for asked in json.loads(body)["objects"]
             ]
-            self._answer_json({"transfer": "basic", "objects": objects})
+            self.answer_json({"transfer": "basic", "objects": objects})
         elif path.endswith("/commit/main"):
             repo = path.removeprefix("/api/models/").removesuffix("/commit/main")
             for operation in map(json.loads, body.splitlines()):
@@ -102,24 +79,24 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.repos[repo][value["path"]] = hub.large_files[value["oid"]]
             hub.num_commits += 1
             url = f"{hub.endpoint}/{repo}/commit/{hub.sha}"
-            self._answer_json({"commitUrl": url, "commitOid": hub.sha, "success": True})
+            self.answer_json({"commitUrl": url, "commitOid": hub.sha, "success": True})
         else:
-            self._answer(404, b"{}")
+            self.answer(404, b"{}")
 
     def do_PUT(self) -> None:
         oid, body = self.path.removeprefix("/lfs/"), self._body()
         assert hashlib.sha256(body).hexdigest() == oid
         self.server.large_files[oid] = body
-        self._answer(200, b"")
+        self.answer(200, b"")
 
     def do_GET(self) -> None:
         hub, path = self.server, unquote(urlsplit(self.path).path)
         for repo, files in hub.repos.items():
             if path.startswith(f"/api/models/{repo}/revision/"):
-                self._answer_json({"id": repo, "sha": hub.sha, "siblings": []})
+                self.answer_json({"id": repo, "sha": hub.sha, "siblings": []})
                 return
             if path.startswith(f"/api/models/{repo}/tree/"):
-                self._answer_json(
+                self.answer_json(
                     [
                         {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
                         for name, data in files.items()
@@ -129,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = path.removeprefix(f"/{repo}/resolve/{hub.sha}/")
             if name in files:
                 headers = {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": hub.sha}
-                self._answer(200, files[name], headers)
+                self.answer(200, files[name], headers)
                 return
-        self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
 
@@ -144,20 +121,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(chunks)
-
-    def _answer_json(self, content: object, status: int = 200) -> None:
-        self._answer(status, json.dumps(content).encode())
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
 
 
 def _oid(data: bytes) -> str:

@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import s3fs
+from loopback import LoopbackHandler, LoopbackServer
 
 BUCKET = "bucket"
 
@@ -51,7 +51,7 @@ def upload(folder: Path, port: int, name: str) -> str:
     return f"s3://{BUCKET}/{name}"
 
 
-class FaultyProxy(ThreadingHTTPServer):
+class FaultyProxy(LoopbackServer):
     """Passes requests on to a server, except those that `fault` picks.
 
     `fault` is called with the path and range of each request and how often they were asked for
@@ -66,45 +66,23 @@ class FaultyProxy(ThreadingHTTPServer):
         die    no answer to this and all later requests; nothing listens any more
     """
 
-    daemon_threads = True
-
     def __init__(self, upstream: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream = upstream
         self.fault: Callable[[str, int], str] = lambda _what, _before: ""
         self.requests: list[str] = []
         self.is_dead = threading.Event()
         self.lock = threading.Lock()
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
     def handle_error(self, *_: object) -> None:
         """Say nothing of clients that hung up; they were meant to."""
 
-    def die(self) -> None:
+    def stop(self) -> None:
         self.is_dead.set()
-        self.shutdown()
-        self.server_close()
-
-    @classmethod
-    @contextmanager
-    def serving(cls, upstream: int) -> Iterator[FaultyProxy]:
-        proxy = cls(upstream)
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.die()
-            thread.join()
+        super().stop()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    # Or each answer's body waits 40 ms for the acknowledgement of its headers.
-    disable_nagle_algorithm = True
+class _Handler(LoopbackHandler):
     server: FaultyProxy
 
     def do_GET(self) -> None:
@@ -116,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.is_dead.is_set() or fault in ("hang", "drop", "die"):
             self.close_connection = True
             if fault == "die":
-                server.die()
+                server.stop()
             elif fault == "hang":
                 server.is_dead.wait()
             return
@@ -145,6 +123,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = fault == "cut"
 
     do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""

@@ -40,6 +40,11 @@ def draw_word(word: str, mode: str = "RGB") -> bytes:
     return buffer.getvalue()
 
 
+def files_of(path: Path) -> dict[str, bytes]:
+    """Return every file below a folder, by its name from there."""
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
 def write_words(path: Path, words: Sequence[str], images: dict[int, bytes] | None = None) -> Path:
     """Write an LMDB of drawn words; `images` replaces the picture of some indexes (from 1)."""
     with WordLmdbWriter(path) as writer:

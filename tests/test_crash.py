@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import WORDS, write_words
+from samples import WORDS, files_of, write_words
 
 from clipocr.precompute.verify import verify_cache
 from clipocr.shared.cache import FeatureCache
@@ -103,10 +103,6 @@ def reference(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Ref
     run = builder.build(out)
     assert run.exit_code == 0, run.stderr
     return Reference(files=files_of(out), cache=FeatureCache.open(out), operations=run.operations)
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def check_nothing_partial(out: Path, reference: Reference) -> int:

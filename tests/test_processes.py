@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from samples import WORDS, write_words
+from samples import WORDS, files_of, write_words
 
 from clipocr.precompute.cache_commands import process_of
 
@@ -27,10 +27,6 @@ def environment(**variables: str) -> dict[str, str]:
     strange = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     return kept | {"OMP_NUM_THREADS": "1"} | variables
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")

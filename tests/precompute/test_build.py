@@ -13,7 +13,7 @@ import pytest
 import torch
 import zarr
 from PIL import Image
-from samples import TINY_TEACHER, WORDS, tiny_build, write_words
+from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute import units
 from clipocr.precompute.augment import augment, view_draws
@@ -48,10 +48,6 @@ def row_table(cache: FeatureCache) -> list[tuple[int, int, str]]:
         columns = (rows[key].tolist() for key in ("source", "lmdb_index", "label"))
         table += [(s, i, labels[label]) for s, i, label in zip(*columns, strict=True)]
     return table
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def test_rows_are_all_samples_in_another_order(cache: FeatureCache) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from samples import tiny_build
+from samples import files_of, tiny_build
 
 from clipocr.precompute import build, units
 from clipocr.precompute.build import build_cache
@@ -41,10 +41,6 @@ def copied(klt_path: Path, tmp_path: Path) -> Path:
     out = tmp_path / "copied.cache"
     shutil.copytree(klt_path, out)
     return out
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def none_of_it(*_: object) -> Calibration:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from samples import TINY_TEACHER, WORDS, tiny_build, write_words
+from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.cli import main
 from clipocr.precompute.build import build_cache
@@ -41,10 +41,6 @@ def copied(auto_path: Path, tmp_path: Path) -> Path:
     out = tmp_path / "copied.cache"
     shutil.copytree(auto_path, out)
     return out
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def choice_files_of(path: Path) -> list[str]:

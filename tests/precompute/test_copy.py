@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from samples import tiny_build
+from samples import files_of, tiny_build
 
 from clipocr.cli import main
 from clipocr.precompute.build import build_cache
@@ -35,15 +35,6 @@ def two_views(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("views") / "cache"
     build_cache(tiny_build(data_root, out, augment="randaugment", num_views=2))
     return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a cache."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def copy(source: str | Path, out: Path, **changes: object) -> FeatureCache:
@@ -71,7 +62,7 @@ def test_a_whole_copy_is_the_same_bytes(kind: str, two_views: Path, tmp_path: Pa
         source = "memory://copied.cache"
         fsspec.filesystem("memory").put(f"{two_views}/", "/copied.cache/", recursive=True)
     summary = copy_cache(CopyConfig(source=source, out=tmp_path / "copy"))
-    assert contents(tmp_path / "copy") == contents(two_views)
+    assert files_of(tmp_path / "copy") == files_of(two_views)
     assert summary.num_bytes_kept == 0
     again = copy_cache(CopyConfig(source=source, out=tmp_path / "copy"))
     assert again.num_bytes_copied == 0
@@ -83,7 +74,7 @@ def test_a_file_of_many_blocks_arrives_whole(
 ) -> None:
     monkeypatch.setattr("clipocr.precompute.copy._BLOCK_BYTES", 1000)
     copy(cache_path, tmp_path / "copy")
-    assert contents(tmp_path / "copy") == contents(cache_path)
+    assert files_of(tmp_path / "copy") == files_of(cache_path)
 
 
 def test_a_half_built_cache_stays_half_built(cache_path: Path, tmp_path: Path) -> None:
@@ -112,13 +103,13 @@ def test_a_killed_copy_goes_on_where_it_stopped(
     monkeypatch.setattr(PendingFile, "publish", publish)
     with pytest.raises(KeyboardInterrupt):
         copy(cache_path, out)
-    before = contents(out)
-    source = contents(cache_path)
+    before = files_of(out)
+    source = files_of(cache_path)
     assert {name: source[name] for name in before} == before  # Nothing half, nothing wrong.
     calls.clear()
     monkeypatch.setattr(PendingFile, "publish", lambda *args: (calls.append(0), real(*args))[1])
     copy(cache_path, out)
-    assert contents(out) == source
+    assert files_of(out) == source
     assert len(calls) == len(source) - len(before)
 
 
@@ -129,7 +120,7 @@ def test_every_damaged_file_is_refused_by_name(cache_path: Path, tmp_path: Path)
     files = [cache.manifest.files, *(commit.files for commit in cache.commits.values())]
     names = sorted({name for group in files for name in group})
     assert len(names) > 30
-    sound = contents(cache_path)
+    sound = files_of(cache_path)
     for idx, name in enumerate(names):
         data = bytearray(sound[name])
         if idx % 2:
@@ -140,7 +131,7 @@ def test_every_damaged_file_is_refused_by_name(cache_path: Path, tmp_path: Path)
         out = tmp_path / "copy"
         with pytest.raises(CacheCorruptError, match=f"{damaged}/{name} is not what was committed"):
             copy(damaged, out)
-        arrived = contents(out)
+        arrived = files_of(out)
         assert name not in arrived
         assert {key: sound[key] for key in arrived} == arrived
         (damaged / name).write_bytes(sound[name])
@@ -155,7 +146,7 @@ def test_a_damaged_file_in_the_copy_is_replaced(cache_path: Path, tmp_path: Path
     shard = tmp_path / "copy/image/view0/block3/c/1/0/0"
     shard.write_bytes(bytes(shard.stat().st_size))
     copy(cache_path, tmp_path / "copy")
-    assert contents(tmp_path / "copy") == contents(cache_path)
+    assert files_of(tmp_path / "copy") == files_of(cache_path)
 
 
 def test_a_share_of_the_units_is_the_share_that_training_takes(
@@ -176,9 +167,9 @@ def test_a_share_of_the_units_is_the_share_that_training_takes(
     assert copy(cache_path, tmp_path / "part", fraction=0.3).units() == [0, 1]
     assert copy(cache_path, tmp_path / "more", fraction=0.3).units() == [0]
     copy(cache_path, tmp_path / "more")
-    assert contents(tmp_path / "more") == contents(cache_path)
+    assert files_of(tmp_path / "more") == files_of(cache_path)
     build_cache(tiny_build(data_root, tmp_path / "part"))
-    assert contents(tmp_path / "part") == contents(cache_path)
+    assert files_of(tmp_path / "part") == files_of(cache_path)
 
 
 def test_some_taps_make_the_cache_that_would_have_been_built(
@@ -192,7 +183,7 @@ def test_some_taps_make_the_cache_that_would_have_been_built(
     for key in ("pixels", "block1", "block2", "block4"):
         np.testing.assert_array_equal(*(c.view_reader(0, key).all() for c in (part, source)))
     build_cache(tiny_build(data_root, tmp_path / "built", image_taps=(1, 2, 4)))
-    assert contents(tmp_path / "part") == contents(tmp_path / "built")
+    assert files_of(tmp_path / "part") == files_of(tmp_path / "built")
     train_on(tmp_path / "part", tmp_path / "run", (1, 2, 4))
     with pytest.raises(CacheMismatchError, match=r"holds image taps \(1, 2, 4\)"):
         train_on(tmp_path / "part", tmp_path / "run2", (1, 2, 3))
@@ -202,7 +193,7 @@ def test_fewer_views(two_views: Path, data_root: Path, tmp_path: Path) -> None:
     part = copy(two_views, tmp_path / "part", num_views=1, fraction=0.3, image_taps=(2,))
     assert part.num_views == 1
     assert part.units() == [0]
-    image_names = [name for name in contents(tmp_path / "part") if name.startswith("image/")]
+    image_names = [name for name in files_of(tmp_path / "part") if name.startswith("image/")]
     assert image_names
     assert not [name for name in image_names if "view1" in name or "block1" in name]
     first = [c.view_reader(0, "block2").rows(0, 32) for c in (part, FeatureCache.open(two_views))]
@@ -213,7 +204,7 @@ def test_fewer_views(two_views: Path, data_root: Path, tmp_path: Path) -> None:
         )
     )
     copy(two_views, tmp_path / "whole", image_taps=(2,))
-    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    assert files_of(tmp_path / "part") == files_of(tmp_path / "whole")
 
 
 def test_what_cannot_be_copied_is_refused(
@@ -237,7 +228,7 @@ def test_what_cannot_be_copied_is_refused(
     copy(cache_path, tmp_path / "cache")
     with pytest.raises(CacheMismatchError, match="holds another cache"):
         copy(two_views, tmp_path / "cache")
-    assert contents(tmp_path / "cache") == contents(cache_path)
+    assert files_of(tmp_path / "cache") == files_of(cache_path)
 
 
 def test_the_command(cache_path: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from samples import TINY_TEACHER, WORDS, tiny_build, write_words
+from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.cli import main
 from clipocr.precompute import text
@@ -52,10 +52,6 @@ def teacher(name: str = TINY_TEACHER):
         precision="fp32",
         device=torch.device("cpu"),
     )
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def test_an_added_charset_is_the_one_a_build_would_have_made(
