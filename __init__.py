@@ -14,7 +14,7 @@ import os as _os
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from .train.reading import Reader
+    from .train.deploy.reading import Reader
 
 
 def load(run: str | _os.PathLike[str], *, device: str = "auto", batch_size: int = 64) -> Reader:
@@ -34,6 +34,6 @@ def load(run: str | _os.PathLike[str], *, device: str = "auto", batch_size: int 
         UsageError: no such device.
     """
     # Only now: the package itself imports nothing heavy.
-    from .train.reading import Reader
+    from .train.deploy.reading import Reader
 
     return Reader.load(run, device=device, batch_size=batch_size)

@@ -13,15 +13,15 @@ from typing import Any
 
 import click
 
-from .precompute.align_commands import align_command
-from .precompute.cache_commands import cache
-from .precompute.data_commands import data
-from .precompute.upkeep_commands import copy_command, info_command, show_command, verify_command
+from .precompute.commands.align import align_command
+from .precompute.commands.cache import cache
+from .precompute.commands.data import data
+from .precompute.commands.upkeep import copy_command, info_command, show_command, verify_command
 from .shared.errors import ClipocrError
-from .train.evaluation.commands import eval_command, latency
-from .train.hub_commands import pull, push
-from .train.student_commands import export, read
-from .train.train_commands import ablate, train
+from .train.commands.evaluation import eval_command, latency
+from .train.commands.hub import pull, push
+from .train.commands.student import export, read
+from .train.commands.train import ablate, train
 
 _OUTSIDE_TROUBLE = frozenset(
     # The disk is full, or the path is not one we may write.

@@ -38,16 +38,16 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from clipocr.precompute.build import BuildConfig, build_cache
-from clipocr.precompute.scan import sample_hashes
-from clipocr.precompute.teacher import Teacher, load_teacher
-from clipocr.precompute.units import UnitBuilder, _PendingUnit
-from clipocr.precompute.views import ChunkRows, ViewChunk, ViewMaker
-from clipocr.shared.cache import FeatureCache, unit_name
+from clipocr.precompute.builder.build import BuildConfig, build_cache
+from clipocr.precompute.builder.scan import sample_hashes
+from clipocr.precompute.builder.units import UnitBuilder, _PendingUnit
+from clipocr.precompute.builder.views import ChunkRows, ViewChunk, ViewMaker
+from clipocr.precompute.teacher.clip import Teacher, load_teacher
+from clipocr.shared.cache.codecs.codecs import Pixels, unfilter_pixels
+from clipocr.shared.cache.reader import FeatureCache, unit_name
 from clipocr.shared.charset import Charset
-from clipocr.shared.codecs import Pixels, unfilter_pixels
+from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
-from clipocr.shared.words import WordLmdb, find_named_lmdbs
 
 TAPS = (3, 6, 9)
 NUM_SAMPLES = 15_895_388

@@ -29,10 +29,22 @@ from numcodecs import Blosc
 from tabulate import tabulate
 from torch import Tensor
 
-from clipocr.shared.cache import FeatureCache
-from clipocr.shared.codecs import Fp16Codec, Int4Codec, Int8Codec, KltCodec, measure_fidelity
-from clipocr.shared.klt import Doubles, KltBasis, allocate_bits, fit_basis, gaussian_distortion
-from clipocr.shared.quantize import standardise
+from clipocr.shared.cache.codecs.codecs import (
+    Fp16Codec,
+    Int4Codec,
+    Int8Codec,
+    KltCodec,
+    measure_fidelity,
+)
+from clipocr.shared.cache.codecs.klt import (
+    Doubles,
+    KltBasis,
+    allocate_bits,
+    fit_basis,
+    gaussian_distortion,
+)
+from clipocr.shared.cache.codecs.quantize import standardise
+from clipocr.shared.cache.reader import FeatureCache
 
 GOAL_COSINE, GOAL_BYTES = 0.99, 10 * 1024
 GOAL_SHAPE = (3, 17, 768)

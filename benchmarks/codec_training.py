@@ -24,7 +24,7 @@ import numpy as np
 from small_clip import ACTIVATION, IMAGE_TAPS, TEACHER, TEXT_TAPS
 from tabulate import tabulate
 
-from clipocr.shared.cache import FeatureCache
+from clipocr.shared.cache.reader import FeatureCache
 
 CODECS = "fp16,klt:64,int8,klt:4,klt:24,int4"
 TABLE = f"""\

@@ -65,7 +65,7 @@ def choose_teacher() -> str:
     """Return OpenAI's CLIP if its weights can be had, else one with random weights, and say so."""
     import torch
 
-    from clipocr.precompute.teacher import load_teacher
+    from clipocr.precompute.teacher.clip import load_teacher
     from clipocr.shared.errors import TeacherError
 
     cpu = torch.device("cpu")

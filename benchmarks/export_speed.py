@@ -20,10 +20,10 @@ import torch
 from tabulate import tabulate
 
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from clipocr.train.checkpoint import find_checkpoint, load_student
-from clipocr.train.export.check import Run, given_views
-from clipocr.train.export.export import SUFFIXES, export
-from clipocr.train.export.torchscript_format import open_torchscript
+from clipocr.train.deploy.export.check import Run, given_views
+from clipocr.train.deploy.export.export import SUFFIXES, export
+from clipocr.train.deploy.export.torchscript_format import open_torchscript
+from clipocr.train.loop.checkpoint import find_checkpoint, load_student
 
 BATCH_SIZES = (1, 32)
 NUM_TURNS = 15

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from clipocr.shared.device import choose_device
-from clipocr.train.losses import linguistic_consistency
+from clipocr.train.methods.clip_ocr.losses import linguistic_consistency
 
 TOKENS_AND_WIDTH = {"image": (17, 768), "text": (13, 512)}
 MIN_ROUNDS = 3

@@ -43,11 +43,11 @@ from loader_rivals import NUM_WORKERS, RIVALS, require_rivals
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
-from clipocr.shared.cache import FeatureCache
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.data.images import decode_image
+from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
-from clipocr.shared.images import decode_image
-from clipocr.shared.words import WordLmdb, find_named_lmdbs
-from clipocr.train.loader import CacheLoader
+from clipocr.train.data.loader import CacheLoader
 
 NUM_WORDS = 1024
 """Rows of the small cache."""

@@ -18,8 +18,11 @@ from pathlib import Path
 import numpy as np
 import open_clip
 
-from clipocr.precompute.build import BuildConfig, build_cache
-from clipocr.shared.arrays import (
+from clipocr.precompute.builder.build import BuildConfig, build_cache
+from clipocr.shared.cache.reader import FeatureCache, publish_seal, unit_name
+from clipocr.shared.cache.records import encode_record
+from clipocr.shared.cache.schema import MANIFEST_NAME, Commit, Manifest
+from clipocr.shared.cache.shards import (
     GROUP_METADATA,
     Array,
     ArrayReader,
@@ -27,12 +30,9 @@ from clipocr.shared.arrays import (
     write_array,
     write_metadata,
 )
-from clipocr.shared.cache import FeatureCache, publish_seal, unit_name
+from clipocr.shared.cache.storage import FileRecord, LocalStorage
 from clipocr.shared.charset import Charset
-from clipocr.shared.records import encode_record
-from clipocr.shared.schema import MANIFEST_NAME, Commit, Manifest
-from clipocr.shared.storage import FileRecord, LocalStorage
-from clipocr.shared.words import WordLmdb, WordLmdbWriter, find_named_lmdbs
+from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter, find_named_lmdbs
 
 TAPS = (1, 2, 3)
 _TEACHER = "ViT-B-16-of-three-blocks"

@@ -22,10 +22,10 @@ import torch
 from numcodecs import Zstd
 from tabulate import tabulate
 
-from clipocr.shared.arrays import Array, ArrayReader
-from clipocr.shared.cache import FeatureCache
-from clipocr.train.loader import CacheLoader
-from clipocr.train.order import NUM_LANES
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.shards import Array, ArrayReader
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.data.order import NUM_LANES
 
 MOST_CHUNKS = 64
 """One per lane, as a run holds them."""

@@ -36,8 +36,8 @@ import torch
 from numcodecs import Zstd
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from clipocr.shared.arrays import Array
-from clipocr.shared.cache import FeatureCache
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.shards import Array
 
 NUM_WORKERS = os.cpu_count() or 1
 _SHARD_BYTES = 1 << 26

@@ -18,13 +18,11 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from clipocr.precompute import scan
-from clipocr.precompute.index import write_index
-from clipocr.shared.arrays import Array
-from clipocr.shared.cache import FeatureCache, unit_name
-from clipocr.shared.charset import LabelRules
-from clipocr.shared.records import encode_record
-from clipocr.shared.schema import (
+from clipocr.precompute.builder import scan
+from clipocr.precompute.builder.index import write_index
+from clipocr.shared.cache.reader import FeatureCache, unit_name
+from clipocr.shared.cache.records import encode_record
+from clipocr.shared.cache.schema import (
     SEAL_NAME,
     CacheSpec,
     Commit,
@@ -32,7 +30,9 @@ from clipocr.shared.schema import (
     TeacherSpec,
     ViewSpec,
 )
-from clipocr.shared.storage import FileRecord, LocalStorage
+from clipocr.shared.cache.shards import Array
+from clipocr.shared.cache.storage import FileRecord, LocalStorage
+from clipocr.shared.charset import LabelRules
 
 NUM_WORDS = 90_000
 

@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipocr.precompute.teacher import CLIP_MEAN, CLIP_STD, crop_positions
-from clipocr.precompute.tokens import CharacterTokenizer
+from clipocr.precompute.teacher.clip import CLIP_MEAN, CLIP_STD, crop_positions
+from clipocr.precompute.teacher.tokens import CharacterTokenizer
 from clipocr.shared.charset import Charset
+from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
+from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.geometry import normalize
-from clipocr.shared.images import ImageProblemError, decode_image, stretch
-from clipocr.shared.words import WordLmdb, find_named_lmdbs
 
 TEACHER = "ViT-words-16"
 ACTIVATION = "gelu"

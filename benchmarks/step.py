@@ -45,17 +45,17 @@ from lcl import peak_resident_bytes
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
-from clipocr.shared.cache import FeatureCache
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
+from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
+from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter, find_named_lmdbs
 from clipocr.shared.device import choose_device, choose_precision
-from clipocr.shared.images import ImageProblemError, decode_image, stretch
-from clipocr.shared.words import WordLmdb, WordLmdbWriter, find_named_lmdbs
-from clipocr.train.batch import Batch
-from clipocr.train.clip_ocr import ClipOcrConfig
-from clipocr.train.config import TrainConfig, TrainPlace
-from clipocr.train.loader import CacheLoader
-from clipocr.train.run import _Run
-from clipocr.train.student import STUDENT_PRESETS
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.run import _Run
+from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.models.student import STUDENT_PRESETS
 
 TEACHER = "ViT-B-16/random:0"
 TAPS = (3, 6, 9)
@@ -159,7 +159,7 @@ def copy_words(data: Path, out: Path, num_words: int) -> Path:
 
 
 def build(words: Path, out: Path, device: torch.device) -> Path:
-    from clipocr.precompute.build import BuildConfig, build_cache
+    from clipocr.precompute.builder.build import BuildConfig, build_cache
 
     config = BuildConfig(
         data=(words,), out=out, teacher=TEACHER, charset=CHARSET, device=device,
@@ -386,7 +386,7 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
 
 
 def load_online_teacher(device: torch.device, precision: str, image_taps: tuple[int, ...]):
-    from clipocr.precompute.teacher import load_teacher
+    from clipocr.precompute.teacher.clip import load_teacher
 
     return load_teacher(
         TEACHER, image_taps=image_taps, text_taps=TAPS, precision=precision, device=device

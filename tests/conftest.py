@@ -10,8 +10,8 @@ import pytest
 import torch
 from samples import TINY_CLIP, WORDS, tiny_build, write_words
 
-from clipocr.precompute.build import build_cache
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.cache.reader import FeatureCache
 
 # Two threads of two cores fight each other for tensors this small.
 torch.set_num_threads(1)

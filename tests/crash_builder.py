@@ -30,8 +30,8 @@ import zarr.codecs  # noqa: F401  (half a second in every child otherwise)
 from samples import TINY_CLIP
 
 from clipocr.cli import main
-from clipocr.precompute import build, text
-from clipocr.shared.storage import PendingFile
+from clipocr.precompute.builder import build, text
+from clipocr.shared.cache.storage import PendingFile
 
 
 class Fault:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from samples import WORDS, files_of, tiny_build, write_words
 
-from clipocr.precompute.build import BuildConfig, build_cache
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.builder.build import BuildConfig, build_cache
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheError
-from clipocr.train.batch import Batch
-from clipocr.train.loader import CacheLoader
-from clipocr.train.targets import choose_num_views, choose_units
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop.preflight import choose_num_views, choose_units
 
 Damage = dict[str, bytes | None]
 """File -> what it holds instead; None: it is gone."""

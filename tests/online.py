@@ -15,13 +15,13 @@ import numpy as np
 import open_clip
 import torch
 
-from clipocr.precompute.teacher import Teacher
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.teacher.clip import Teacher
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
-from clipocr.shared.images import decode_image, stretch
-from clipocr.shared.words import WordLmdb
-from clipocr.train.batch import Batch
-from clipocr.train.order import EpochOrder
+from clipocr.shared.data.images import decode_image, stretch
+from clipocr.shared.data.word_lmdb import WordLmdb
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.order import EpochOrder
 
 
 @dataclass(frozen=True, kw_only=True)

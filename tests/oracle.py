@@ -11,8 +11,8 @@ from PIL import Image
 from samples import write_words
 
 from clipocr.shared.charset import Charset
-from clipocr.train.student import Student, StudentConfig
-from clipocr.train.tokenizer import LabelTokenizer
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
 
 
 class Oracle(Student):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clipocr.precompute.build import BuildConfig
+from clipocr.precompute.builder.build import BuildConfig
 from clipocr.shared.charset import Charset
-from clipocr.shared.words import WordLmdbWriter
+from clipocr.shared.data.word_lmdb import WordLmdbWriter
 
 TINY_CLIP = {
     "embed_dim": 24,

@@ -14,10 +14,10 @@ import torch
 import zarr
 from samples import tiny_build
 
-from clipocr.precompute.build import build_cache
-from clipocr.shared.cache import FeatureCache
-from clipocr.shared.codecs import feature_codec, unfilter_pixels
-from clipocr.shared.schema import REJECTION_REASONS
+from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.cache.codecs.codecs import feature_codec, unfilter_pixels
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.schema import REJECTION_REASONS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from samples import WORDS, draw_word, write_words
 
 from clipocr.cli import main
-from clipocr.train.checkpoint import load_checkpoint
+from clipocr.train.loop.checkpoint import load_checkpoint
 
 TAPS = ["--image-taps", "1,2,3", "--text-taps", "1,2,3"]
 SMALL_UNITS = ["--unit-rows", "32", "--chunk-rows", "8"]

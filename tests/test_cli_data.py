@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clipocr.cli import main
-from clipocr.precompute.draw import STYLES
-from clipocr.precompute.render import CASES
+from clipocr.precompute.data.render import CASES
+from clipocr.precompute.inspect.draw import STYLES
+from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter
 from clipocr.shared.errors import DataError
-from clipocr.shared.words import WordLmdb, WordLmdbWriter
 
 
 def run(*args):
@@ -246,7 +246,7 @@ def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, 
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("clipocr.precompute.import_words.import_words", fail)
+    monkeypatch.setattr("clipocr.precompute.data.import_words.import_words", fail)
     result = run("data", "import", folder, tmp_path / "out")
     assert result.exit_code == exit_code
     assert result.stderr.startswith(stderr)
@@ -258,5 +258,5 @@ def test_bugs_keep_their_traceback(folder, tmp_path, monkeypatch, error) -> None
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("clipocr.precompute.import_words.import_words", fail)
+    monkeypatch.setattr("clipocr.precompute.data.import_words.import_words", fail)
     assert run("data", "import", folder, tmp_path / "out").exception is error

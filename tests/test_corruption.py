@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from damage import KINDS, Damage, World, inflict, train_on
 
-from clipocr.precompute.verify import VerifyReport, verify_cache
+from clipocr.precompute.upkeep.verify import VerifyReport, verify_cache
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from samples import WORDS, files_of, write_words
 
-from clipocr.precompute.verify import verify_cache
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.upkeep.verify import verify_cache
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.errors import CacheMissingError
 
 NUM_KILLS = (9, 9, 30)

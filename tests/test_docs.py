@@ -174,7 +174,10 @@ def test_the_checks_above_see_mistakes(tmp_path: Path) -> None:
         ),
         ("`--no-such-option 3`\n", test_every_command_and_option_in_the_text_exists),
         ("`clipocr eval run --views 3`\n", test_every_command_and_option_in_the_text_exists),
-        ("`train/losses.py::no_such_function`\n", test_every_file_and_function_named_exists),
+        (
+            "`train/methods/clip_ocr/losses.py::no_such_function`\n",
+            test_every_file_and_function_named_exists,
+        ),
         ("[a page](nowhere.md)\n", test_every_file_and_function_named_exists),
     ):
         page.write_text(text)

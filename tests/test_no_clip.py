@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clipocr.train.checkpoint import load_checkpoint
+from clipocr.train.loop.checkpoint import load_checkpoint
 
 BLOCKED = ("open_clip", "lmdb", "PIL", "timm", "torchvision", "zarr")
 

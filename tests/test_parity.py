@@ -11,17 +11,17 @@ import torch
 from online import OnlineLoader, online_loader
 from samples import TINY_TEACHER, tiny_build
 
-from clipocr.precompute.build import build_cache
-from clipocr.precompute.teacher import load_teacher
-from clipocr.shared.cache import FeatureCache
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.teacher.clip import load_teacher
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
-from clipocr.train import run as run_module
-from clipocr.train.checkpoint import load_checkpoint
-from clipocr.train.clip_ocr import ClipOcrConfig
-from clipocr.train.config import TrainConfig, TrainPlace
-from clipocr.train.meter import Meter
-from clipocr.train.run import train
-from clipocr.train.student import StudentConfig
+from clipocr.train.loop import run as run_module
+from clipocr.train.loop.checkpoint import load_checkpoint
+from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.meter import Meter
+from clipocr.train.loop.run import train
+from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.models.student import StudentConfig
 
 CONFIG = TrainConfig(
     student=StudentConfig(

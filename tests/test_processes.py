@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from samples import WORDS, files_of, write_words
 
-from clipocr.precompute.cache_commands import process_of
+from clipocr.precompute.commands.cache import process_of
 
 TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 

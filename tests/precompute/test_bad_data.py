@@ -20,14 +20,14 @@ from PIL import Image
 from samples import TINY_TEACHER, draw_word, tiny_build
 
 from clipocr.cli import main
-from clipocr.precompute.build import build_cache
-from clipocr.precompute.info import list_bad_samples
-from clipocr.precompute.teacher import load_teacher
-from clipocr.shared.cache import FeatureCache
-from clipocr.shared.codecs import unfilter_pixels
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.inspect.info import list_bad_samples
+from clipocr.precompute.teacher.clip import load_teacher
+from clipocr.shared.cache.codecs.codecs import unfilter_pixels
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.data.images import ImageProblemError, decode_image
+from clipocr.shared.data.word_lmdb import image_key, label_key
 from clipocr.shared.errors import DataError
-from clipocr.shared.images import ImageProblemError, decode_image
-from clipocr.shared.words import image_key, label_key
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:

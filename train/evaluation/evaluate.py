@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
+from ...shared.data.images import ImageProblemError, decode_image, stretch
 from ...shared.device import allow_fast_products, autocast
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
-from ...shared.images import ImageProblemError, decode_image, stretch
-from ..student import Student
+from ..models.student import Student
 from .metrics import WordCounts
 from .test_sets import SampleKey, TestSample, TestSet
 

@@ -20,11 +20,11 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from ...shared.data.images import ImageProblemError, decode_image, stretch
 from ...shared.device import allow_fast_products
 from ...shared.errors import DataError
-from ...shared.images import ImageProblemError, decode_image, stretch
 from ...shared.terminal import counted
-from ..student import Student
+from ..models.student import Student
 from .evaluate import Reading, read_views
 from .results import Table
 from .test_sets import TestSet

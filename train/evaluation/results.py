@@ -10,9 +10,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.terminal import counted
-from ..replacing import replacing
 from .evaluate import SetResult
 from .metrics import Figures, plain_mean, weighted_mean
 from .protocol import Group, benchmark_of, find_groups

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
+from ...shared.data.word_lmdb import WordLmdb, find_named, folders_below
 from ...shared.errors import DataError
-from ...shared.word_folders import LABEL_FILE_NAMES, WordFolder
-from ...shared.words import WordLmdb, find_named, folders_below
 
 SampleKey = int | str
 """Which sample of a set: its number in an LMDB, from 1, or its file in an image folder."""

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from markupsafe import Markup
 
-from ...shared.schema import TeacherSpec
-from ..checkpoint import build_student, load_checkpoint
-from ..curves import read_panels
+from ...shared.cache.schema import TeacherSpec
 from ..evaluation.evaluate import SetResult, total
 from ..evaluation.metrics import Figures
 from ..evaluation.results import Table, results_as_table
 from ..evaluation.test_sets import TestSet
-from ..student import Student
+from ..loop.checkpoint import build_student, load_checkpoint
+from ..loop.curves import read_panels
+from ..models.student import Student
 from .figures import NUM_COLOURS, curve_figure
 from .gallery import Card, Outcome, card_of, draw, errors_of, most_confident, outcomes_of
 from .pictures import Glance, glances

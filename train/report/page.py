@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ..evaluation.paired import compare, comparison_as_table, student_letters
 from ..evaluation.results import Table, remarks_on
 from ..evaluation.significance import PairedCounts
-from ..replacing import replacing
 from .detail import NUM_CARDS, Detail, Evaluation, Gallery, detail_of
 from .figures import length_figure, reliability_figure
 from .gallery import card_of, draw

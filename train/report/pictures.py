@@ -18,6 +18,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from ...shared.data.images import decode_image, stretch
 from ...shared.geometry import (
     IMAGE_HEIGHT_PX,
     IMAGE_WIDTH_PX,
@@ -25,8 +26,7 @@ from ...shared.geometry import (
     STUDENT_STD,
     normalize,
 )
-from ...shared.images import decode_image, stretch
-from ..student import Student
+from ..models.student import Student
 
 _MAX_WIDTH_PX, _MAX_HEIGHT_PX = 320, 96
 _JPEG_QUALITY = 80

@@ -11,8 +11,8 @@ from clipocr.shared.errors import DataError
 from clipocr.train.evaluation.evaluate import SetResult, evaluate, total
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.test_sets import open_test_sets
-from clipocr.train.student import Student, StudentConfig
-from clipocr.train.tokenizer import LabelTokenizer
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
 
 
 def measure(

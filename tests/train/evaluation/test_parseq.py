@@ -14,8 +14,8 @@ from PIL import Image
 from torchvision import transforms
 
 from clipocr.shared.charset import Charset
+from clipocr.shared.data.images import decode_image, stretch
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from clipocr.shared.images import decode_image, stretch
 
 
 @pytest.mark.parametrize("size", [(20, 50), (64, 31), (200, 640), (32, 128), (1, 3)])

@@ -10,8 +10,8 @@ import pytest
 from oracle import Oracle, painted, write_painted
 
 from clipocr.shared.charset import Charset
+from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import DataError
-from clipocr.shared.images import ImageProblemError
 from clipocr.train.evaluation.evaluate import evaluate
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
 

@@ -15,13 +15,13 @@ from samples import draw_word, write_words
 
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
-from clipocr.train.checkpoint import save_checkpoint
 from clipocr.train.evaluation.evaluate import SampleResult, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+from clipocr.train.loop.checkpoint import save_checkpoint
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.report.detail import Evaluation
 from clipocr.train.report.page import write_report
-from clipocr.train.student import Student, StudentConfig
-from clipocr.train.tokenizer import LabelTokenizer
 
 CHARSET = Charset.load("94")
 SCRIPT = "<script>alert(1)</script>"  # As long as a label may be.

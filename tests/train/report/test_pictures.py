@@ -10,10 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from clipocr.shared.charset import Charset
-from clipocr.shared.images import ImageProblemError
+from clipocr.shared.data.images import ImageProblemError
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.report.pictures import glances, picture_uri
-from clipocr.train.student import Student, StudentConfig
-from clipocr.train.tokenizer import LabelTokenizer
 
 CONFIG = StudentConfig(
     width=8,

@@ -1,0 +1,1 @@
+"""From LMDBs to a sealed cache."""

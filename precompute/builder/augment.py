@@ -1,0 +1,254 @@
+"""PARSeq's RandAugment, which CLIP-OCR trains with, from random numbers that never change.
+
+Three of the sixteen operations are drawn without replacement, and each is applied half of the
+time, at timm's magnitude 5 of 10, to the crop in its own size. The operations are timm's
+(``timm.data.auto_augment``) with PARSeq's changes (``augment.py`` and ``aa_overrides.py`` in its
+``strhub/data``); those draw from global random states, these from a `Draws` made for one view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
+
+from ...shared.data.images import MAX_IMAGE_PIXELS
+from ...shared.hashing import mix
+
+NUM_DRAWN = 3
+"""Operations drawn for a view; half of them are applied."""
+ROTATION_DEG = 15
+POSTER_BITS = 2
+SOLARIZE_THRESHOLD = 128
+SOLARIZE_ADDEND = 55
+ENHANCEMENT = 0.45
+"""Colour, contrast and brightness are multiplied by one plus or minus this."""
+SHEAR_X, SHEAR_Y = 0.45, 0.10
+"""Shift per unit of height, and per unit of width."""
+TRANSLATION_X, TRANSLATION_Y = 0.05, 0.15
+"""Shift as a share of the width, and of the height."""
+BLUR_RADIUS_PX = 2
+NOISE_MEAN = 20
+FILL = (128, 128, 128)
+"""What comes into the picture from outside its borders."""
+
+Int16s = npt.NDArray[np.int16]
+UInt16s = npt.NDArray[np.uint16]
+UInt64s = npt.NDArray[np.uint64]
+
+
+class Draws:
+    """A stream of random choices.
+
+    NumPy promises Philox's raw stream for good, but not what its `Generator` makes of it; so the
+    choices are made here, from the raw 64-bit numbers.
+    """
+
+    def __init__(self, key: UInt64s) -> None:
+        """Start the stream of a 128-bit key. Shape: (2,)."""
+        self._philox = np.random.Philox(counter=0, key=key)
+
+    def below(self, limit: int) -> int:
+        """Return one of 0 … limit - 1."""
+        # Lemire's multiplication without his rejection: off from uniform by limit / 2**64.
+        return self._philox.random_raw() * limit >> 64
+
+    def coin(self) -> bool:
+        """Return true half of the time."""
+        return self.below(2) == 1
+
+    def signed(self, amount: float) -> float:
+        """Return the amount, or its negative."""
+        return amount if self.coin() else -amount
+
+    def sample(self, limit: int, count: int) -> list[int]:
+        """Return `count` different ones of 0 … limit - 1, in random order."""
+        pool = list(range(limit))
+        return [pool.pop(self.below(len(pool))) for _ in range(count)]
+
+    def sixteen_bits(self, count: int) -> UInt16s:
+        """Return uniform 16-bit numbers. Shape: (count,)."""
+        raw = self._philox.random_raw(-(-count // 4))
+        # The cast keeps a big-endian machine at the same numbers.
+        return raw.astype("<u8").view("<u2")[:count]
+
+
+Operation = Callable[[Image.Image, Draws], Image.Image]
+
+
+def view_draws(cache_seed: int, sample_hash: int, view_idx: int) -> Draws:
+    """Return the random choices that belong to one view of one sample."""
+    return Draws(mix(cache_seed, sample_hash, view_idx, (0, 1)))
+
+
+def augment(image: Image.Image, draws: Draws) -> Image.Image:
+    """Return the RGB image with some operations applied; rotation also changes its size."""
+    for operation in draw_operations(draws):
+        image = operation(image, draws)
+    return image
+
+
+def draw_operations(draws: Draws) -> list[Operation]:
+    """Return the operations to apply: three drawn, each of them dropped half of the time."""
+    drawn = draws.sample(len(OPERATIONS), NUM_DRAWN)
+    return [OPERATIONS[idx] for idx in drawn if draws.coin()]
+
+
+def auto_contrast(image: Image.Image, _: Draws) -> Image.Image:
+    """Stretch each channel to 0 … 255."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, _: Draws) -> Image.Image:
+    """Flatten each channel's histogram."""
+    return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image, _: Draws) -> Image.Image:
+    """Make the negative."""
+    return ImageChops.invert(image)
+
+
+def rotate(image: Image.Image, draws: Draws) -> Image.Image:
+    """Rotate by 15 degrees to either side, on a canvas grown so that no letter is cut.
+
+    A line of pixels grows with the square of its length, and would not fit into memory. What
+    would pass the size at which pictures are refused stays as it is; no word is that long.
+    """
+    degrees = draws.signed(ROTATION_DEG)
+    filter_ = _resampling(draws)
+    cos, sin = math.cos(math.radians(ROTATION_DEG)), math.sin(math.radians(ROTATION_DEG))
+    width, height = image.size
+    if (width * cos + height * sin) * (width * sin + height * cos) > MAX_IMAGE_PIXELS:
+        return image
+    return image.rotate(degrees, filter_, expand=True, fillcolor=FILL)
+
+
+def posterize(image: Image.Image, _: Draws) -> Image.Image:
+    """Keep each value's two highest bits."""
+    return ImageOps.posterize(image, POSTER_BITS)
+
+
+def solarize(image: Image.Image, _: Draws) -> Image.Image:
+    """Invert the values from 128 on."""
+    return ImageOps.solarize(image, SOLARIZE_THRESHOLD)
+
+
+def solarize_add(image: Image.Image, _: Draws) -> Image.Image:
+    """Add 55 to the values below 128."""
+    added = [min(255, value + SOLARIZE_ADDEND) for value in range(SOLARIZE_THRESHOLD)]
+    return image.point([*added, *range(SOLARIZE_THRESHOLD, 256)] * 3)
+
+
+def color(image: Image.Image, draws: Draws) -> Image.Image:
+    """Raise or lower the saturation."""
+    return ImageEnhance.Color(image).enhance(1 + draws.signed(ENHANCEMENT))
+
+
+def contrast(image: Image.Image, draws: Draws) -> Image.Image:
+    """Spread the values around the mean grey, or draw them towards it."""
+    return ImageEnhance.Contrast(image).enhance(1 + draws.signed(ENHANCEMENT))
+
+
+def brightness(image: Image.Image, draws: Draws) -> Image.Image:
+    """Multiply all values."""
+    return ImageEnhance.Brightness(image).enhance(1 + draws.signed(ENHANCEMENT))
+
+
+def shear_x(image: Image.Image, draws: Draws) -> Image.Image:
+    """Slant, the top row staying in place."""
+    return _transform(image, (1, draws.signed(SHEAR_X), 0, 0, 1, 0), draws)
+
+
+def shear_y(image: Image.Image, draws: Draws) -> Image.Image:
+    """Let the line rise or fall, the left column staying in place."""
+    return _transform(image, (1, 0, 0, draws.signed(SHEAR_Y), 1, 0), draws)
+
+
+def translate_x(image: Image.Image, draws: Draws) -> Image.Image:
+    """Shift by 5 % of the width."""
+    return _transform(image, (1, 0, draws.signed(TRANSLATION_X) * image.width, 0, 1, 0), draws)
+
+
+def translate_y(image: Image.Image, draws: Draws) -> Image.Image:
+    """Shift by 15 % of the height."""
+    return _transform(image, (1, 0, 0, 0, 1, draws.signed(TRANSLATION_Y) * image.height), draws)
+
+
+def gaussian_blur(image: Image.Image, _: Draws) -> Image.Image:
+    """Blur with radius 2, or 1 where the longer side is below 75 pixels."""
+    radius_px = _capped(BLUR_RADIUS_PX, image, 0.02)
+    return image.filter(ImageFilter.GaussianBlur(radius_px))
+
+
+def poisson_noise(image: Image.Image, draws: Draws) -> Image.Image:
+    """Add Poisson noise of random sign, one value per pixel for all its channels.
+
+    This is imgaug's ``AdditivePoissonNoise`` as PARSeq calls it. Making the mean odd turns the 20
+    into 21; it is lower where the longer side is below 100 pixels.
+    """
+    table = _noise_table(_capped(NOISE_MEAN, image, 0.2) | 1)
+    noise = table[draws.sixteen_bits(image.width * image.height)]
+    pixels = np.asarray(image) + noise.reshape(image.height, image.width, 1)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    auto_contrast,
+    equalize,
+    invert,
+    rotate,
+    posterize,
+    solarize,
+    solarize_add,
+    color,
+    contrast,
+    brightness,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    gaussian_blur,
+    poisson_noise,
+)
+"""In timm's order, which decides what a drawn number means; so it may not change."""
+
+
+def _transform(
+    image: Image.Image, inverse: tuple[float, float, float, float, float, float], draws: Draws
+) -> Image.Image:
+    """Fetch each pixel (x, y) from (ax + by + c, dx + ey + f)."""
+    return image.transform(
+        image.size, Image.Transform.AFFINE, inverse, _resampling(draws), fillcolor=FILL
+    )
+
+
+def _resampling(draws: Draws) -> Image.Resampling:
+    return Image.Resampling.BICUBIC if draws.coin() else Image.Resampling.BILINEAR
+
+
+def _capped(value: int, image: Image.Image, share: float) -> int:
+    """Return the value, or the share of the longer side if that is less, but at least 1."""
+    return round(min(value, max(1, share * max(image.size))))
+
+
+@lru_cache
+def _noise_table(mean: int) -> Int16s:
+    """Return the noise that each 16-bit number stands for: a sign bit, then 15 bits of Poisson.
+
+    The fifteen bits are inverted through the distribution function, so no value's probability is
+    off by more than 2**-15. Shape: (65536,).
+    """
+    share = cumulated = math.exp(-mean)
+    shares_up_to = [cumulated]
+    for count in range(1, 8 * mean + 16):  # Far beyond the last value that 15 bits can reach.
+        share *= mean / count
+        cumulated += share
+        shares_up_to.append(cumulated)
+    steps = (np.arange(1 << 15) + 0.5) / (1 << 15)
+    magnitudes = np.searchsorted(np.array(shares_up_to), steps).astype(np.int16)
+    return np.concatenate([magnitudes, -magnitudes])

@@ -1,0 +1,245 @@
+"""Find the samples of all sources, filter their labels, and put them in their lasting order.
+
+A sample is known by (source, LMDB index), never by its position in a filtered list: positions
+change with the filter, and did in PARSeq's loader.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ...shared.cache.schema import REJECTION_REASONS, SourceSpec
+from ...shared.charset import LabelProblem, LabelRules
+from ...shared.data.word_lmdb import WordLmdb
+from ...shared.errors import DataError
+from ...shared.hashing import mix
+
+_ABSENT = 0xFFFFFFFF
+_REASON = {reason: code for code, reason in enumerate(REJECTION_REASONS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """All samples of all sources, sorted into rows and rejects."""
+
+    sources: tuple[SourceSpec, ...]
+    paths: tuple[Path, ...]
+    """Where each source is on this machine."""
+    row_source: npt.NDArray[np.uint16]
+    """Index into `sources`, rows in source order. Shape: (N,)."""
+    row_lmdb_index: npt.NDArray[np.uint32]
+    """Shape: (N,)."""
+    row_label: npt.NDArray[np.uint32]
+    """Index into `labels`. Shape: (N,)."""
+    labels: list[str]
+    """Unique labels after `LabelRules`, in order of first appearance."""
+    rejected_source: npt.NDArray[np.uint16]
+    rejected_lmdb_index: npt.NDArray[np.uint32]
+    rejected_reason: npt.NDArray[np.uint8]
+
+    @property
+    def rows(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of `CacheSpec.row_layouts` by name, rows in source order."""
+        return {
+            "source": self.row_source,
+            "lmdb_index": self.row_lmdb_index,
+            "label": self.row_label,
+        }
+
+    @property
+    def rejected(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of `Manifest.rejected_layouts` by name."""
+        return {
+            "source": self.rejected_source,
+            "lmdb_index": self.rejected_lmdb_index,
+            "reason": self.rejected_reason,
+        }
+
+    def hashes(self, seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Return `sample_hashes` of some rows. Shape: that of `rows`."""
+        names = [source.name for source in self.sources]
+        return sample_hashes(seed, names, self.row_source[rows], self.row_lmdb_index[rows])
+
+    def order(self, seed: int) -> npt.NDArray[np.int64]:
+        """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
+        hashes = self.hashes(seed, np.arange(len(self.row_source)))
+        return np.argsort(hashes, kind="stable")
+
+
+def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
+    """Read every key and label of every source once, and no image.
+
+    Raises:
+        DataError: a source is not an LMDB of words, or no sample is usable.
+    """
+    label_ids: dict[str, int] = {}
+    columns = _Columns()
+    specs = []
+    for source_idx, (name, path) in enumerate(sources.items()):
+        specs.append(_scan_source(source_idx, name, path, rules, label_ids, columns))
+    if not columns.row_source:
+        raise DataError(_why_nothing_is_usable(list(sources.values()), columns, rules))
+    return Scan(
+        sources=tuple(specs),
+        paths=tuple(sources.values()),
+        row_source=np.asarray(columns.row_source, np.uint16),
+        row_lmdb_index=np.asarray(columns.row_lmdb_index, np.uint32),
+        row_label=np.asarray(columns.row_label, np.uint32),
+        labels=list(label_ids),
+        rejected_source=np.asarray(columns.rejected_source, np.uint16),
+        rejected_lmdb_index=np.asarray(columns.rejected_lmdb_index, np.uint32),
+        rejected_reason=np.asarray(columns.rejected_reason, np.uint8),
+    )
+
+
+def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: LabelRules) -> str:
+    reasons = Counter(REJECTION_REASONS[code] for code in columns.rejected_reason)
+    listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
+    unicode_hint = (
+        "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
+        if rules.normalize_unicode and reasons["empty label"]
+        else ""
+    )
+    return (
+        f"no usable sample in {', '.join(map(str, paths))} ({listed or 'no samples'}); "
+        f"{unicode_hint}look at them with: clipocr data check"
+    )
+
+
+class _Columns:
+    """Growing columns in machine types: 16 million rows in 160 MB, not in Python objects."""
+
+    def __init__(self) -> None:
+        self.row_source = array("H")
+        self.row_lmdb_index = array("I")
+        self.row_label = array("I")
+        self.rejected_source = array("H")
+        self.rejected_lmdb_index = array("I")
+        self.rejected_reason = array("B")
+
+    def keep(self, source_idx: int, sample_idx: int, label_id: int) -> None:
+        self.row_source.append(source_idx)
+        self.row_lmdb_index.append(sample_idx)
+        self.row_label.append(label_id)
+
+    def reject(self, source_idx: int, sample_idx: int, reason: str) -> None:
+        self.rejected_source.append(source_idx)
+        self.rejected_lmdb_index.append(sample_idx)
+        self.rejected_reason.append(_REASON[reason])
+
+
+def _scan_source(
+    source_idx: int,
+    name: str,
+    path: Path,
+    rules: LabelRules,
+    label_ids: dict[str, int],
+    columns: _Columns,
+) -> SourceSpec:
+    source = WordLmdb(path)
+    num_samples = len(source)
+    if num_samples > source.num_keys:
+        raise DataError(
+            f"{path}: num-samples is {num_samples:,}, but the LMDB has only {source.num_keys:,} "
+            "keys; it is another set's count, or the LMDB was only partly written"
+        )
+    image_bytes = np.full(num_samples, _ABSENT, np.uint32)
+    digest = hashlib.sha256(num_samples.to_bytes(8, "little"))
+    # Raw label -> its id or why it is rejected; words repeat, so most samples take this path.
+    known: dict[bytes, int | LabelProblem] = {}
+    try:
+        with source.env.begin(buffers=True) as txn:
+            for sample_idx, value in _items(txn, b"image-", num_samples):
+                image_bytes[sample_idx - 1] = len(value)
+            digest.update(image_bytes.tobytes())
+            expected_idx = 1
+            progress = tqdm(
+                _items(txn, b"label-", num_samples),
+                total=num_samples,
+                desc=f"scanning {name}",
+                unit="label",
+                mininterval=0.5,
+            )
+            for sample_idx, value in progress:
+                for missing_idx in range(expected_idx, sample_idx):
+                    columns.reject(source_idx, missing_idx, "missing label")
+                expected_idx = sample_idx + 1
+                raw = bytes(value)
+                digest.update(b"%d:%d:" % (sample_idx, len(raw)))
+                digest.update(raw)
+                if image_bytes[sample_idx - 1] == _ABSENT:
+                    columns.reject(source_idx, sample_idx, "missing image")
+                    continue
+                verdict = known.get(raw)
+                if verdict is None:
+                    verdict = known[raw] = _judge(raw, rules, label_ids)
+                if isinstance(verdict, LabelProblem):
+                    columns.reject(source_idx, sample_idx, verdict.value)
+                else:
+                    columns.keep(source_idx, sample_idx, verdict)
+            for missing_idx in range(expected_idx, num_samples + 1):
+                columns.reject(source_idx, missing_idx, "missing label")
+    except lmdb.Error as e:
+        raise DataError(f"{path} cannot be read to its end: {e}; it may be truncated") from e
+    return SourceSpec(name=name, num_samples=num_samples, digest=digest.hexdigest())
+
+
+def _judge(raw: bytes, rules: LabelRules, label_ids: dict[str, int]) -> int | LabelProblem:
+    try:
+        label = rules.apply(raw.decode())
+    except UnicodeDecodeError:
+        return LabelProblem.NOT_UTF8
+    if isinstance(label, LabelProblem):
+        return label
+    return label_ids.setdefault(label, len(label_ids))
+
+
+def _items(
+    txn: lmdb.Transaction, prefix: bytes, num_samples: int
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield (sample index, value) of the keys with `prefix`, in order, up to `num_samples`."""
+    cursor = txn.cursor()
+    if not cursor.set_range(prefix):
+        return
+    for key, value in cursor.iternext():
+        raw_key = bytes(key)
+        if not raw_key.startswith(prefix):
+            return
+        suffix = raw_key[len(prefix) :]
+        if suffix.isdigit() and 1 <= int(suffix) <= num_samples:
+            yield int(suffix), memoryview(value)
+
+
+def sample_hashes(
+    seed: int, names: Sequence[str], source: npt.NDArray[np.uint16], index: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint64]:
+    """Return a well-mixed number per sample, from the seed, the source's name and its LMDB index.
+
+    It orders the rows, and does not depend on which other sources there are. Shape: (N,).
+    """
+    name_keys = np.array(
+        [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in names],
+        np.uint64,
+    )
+    return mix(seed, name_keys[source], index)
+
+
+def hash_keys(rows: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the digest of rows' (source, LMDB index) pairs, as commit records state it."""
+    digest = hashlib.sha256()
+    for key in ("source", "lmdb_index"):
+        digest.update(rows[key].astype("<u4").tobytes())
+    return digest.hexdigest()

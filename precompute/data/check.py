@@ -1,0 +1,195 @@
+"""Read word LMDBs through and tell what a cache could not use, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lmdb
+from tqdm import tqdm
+
+from ...shared.ahead import map_ahead, process_pool
+from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.data.images import ImageProblemError, decode_image
+from ...shared.data.word_lmdb import WordLmdb, find_lmdbs, image_key, label_key
+from ...shared.errors import DataError
+
+_CHUNK_SAMPLES = 2048
+_INLINE_SAMPLES = 4096  # starting processes takes longer than decoding these
+
+
+@dataclass(kw_only=True)
+class LmdbReport:
+    """What one LMDB holds."""
+
+    path: Path
+    num_samples: int = 0
+    """What ``num-samples`` says."""
+    num_extra: int = 0
+    """Images and labels numbered beyond that; nothing reads them."""
+    problem: str | None = None
+    """Why the LMDB as a whole cannot be used."""
+    num_broken: int = 0
+    """Images and labels that are missing or damaged, whether listed one by one or as a range."""
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) in key order."""
+    label_problems: Counter[str] = field(default_factory=Counter)
+    """Labels that a cache or the charset leaves out, by reason."""
+    num_spaced: int = 0
+    """Labels with whitespace, which every STR toolkit drops."""
+    num_losing: int = 0
+    """Labels that lose letters when they are reduced to ASCII."""
+    label_lengths: Counter[int] = field(default_factory=Counter)
+    """Of the labels a cache keeps, in characters."""
+    characters: Counter[str] = field(default_factory=Counter)
+    """In the labels a cache keeps."""
+
+    def add(self, part: LmdbReport) -> None:
+        """Take in the findings of one range of samples."""
+        self.problem = self.problem or part.problem
+        self.num_broken += part.num_broken
+        self.broken += part.broken
+        self.label_problems += part.label_problems
+        self.num_spaced += part.num_spaced
+        self.num_losing += part.num_losing
+        self.label_lengths += part.label_lengths
+        self.characters += part.characters
+
+    def outside(self, charset: Charset) -> Counter[str]:
+        """Count the characters that `charset` deletes."""
+        return Counter({c: n for c, n in self.characters.items() if not charset.adapt(c)})
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the LMDB can be used and nothing in it is broken."""
+        return self.problem is None and not self.num_broken
+
+
+def check_lmdbs(
+    roots: Sequence[Path], *, charset: Charset, rules: LabelRules, jobs: int = 1
+) -> list[LmdbReport]:
+    """Decode every image and filter every label of every LMDB at or below `roots`.
+
+    Raises:
+        DataError: a root is not there, holds no LMDB, or kills the process that reads it.
+    """
+    paths = list(dict.fromkeys(path for root in roots for path in find_lmdbs(root)))
+    reports = [LmdbReport(path=path) for path in paths]
+    ranges = []
+    for report_idx, report in enumerate(reports):
+        try:
+            last_idx = _survey(report)
+        except DataError as e:
+            report.problem = str(e)
+        else:
+            for first in range(1, last_idx + 1, _CHUNK_SAMPLES):
+                ranges.append((report_idx, first, min(first + _CHUNK_SAMPLES, last_idx + 1)))
+
+    num_to_read = sum(end - first for _, first, end in ranges)
+    with tqdm(total=num_to_read, unit="image", desc="check", disable=None) as progress:
+        tasks = [(paths[idx], first, end, charset, rules) for idx, first, end in ranges]
+        parts = _map(tasks, 1 if num_to_read <= _INLINE_SAMPLES else jobs)
+        for (report_idx, first, end), part in zip(ranges, parts, strict=True):
+            reports[report_idx].add(part)
+            progress.update(end - first)
+    for report in reports:
+        report.broken.sort(key=lambda key_reason: key_reason[0].rpartition("-")[2])
+    return reports
+
+
+_Task = tuple[Path, int, int, Charset, LabelRules]
+
+
+def _survey(report: LmdbReport) -> int:
+    """Compare ``num-samples`` with the keys there are; return the last sample worth reading."""
+    words = WordLmdb(report.path)
+    report.num_samples = num_samples = len(words)
+    last_idx = 0
+    try:
+        with words.env.begin() as txn:
+            for prefix in (b"image-", b"label-"):
+                last_idx = max(last_idx, _last_index(txn, prefix, num_samples))
+                report.num_extra += _num_beyond(txn, prefix, num_samples)
+    except lmdb.Error as e:
+        raise DataError(f"{report.path}: reading the keys failed: {e}") from e
+    if last_idx < num_samples:
+        # num-samples may be wrong by millions; the tail that is not there is one finding.
+        first_key, last_key = image_key(last_idx + 1).decode(), image_key(num_samples).decode()
+        report.num_broken = num_samples - last_idx
+        report.broken.append((first_key, f"missing, and all up to {last_key}"))
+    return last_idx
+
+
+def _last_index(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
+    """Return the highest number up to `num_samples` that a key with `prefix` has, or 0."""
+    cursor = txn.cursor()
+    # ":" follows the digits, so this is the first key past the wanted ones.
+    is_before = (
+        cursor.prev() if cursor.set_range(prefix + b"%09d:" % num_samples) else cursor.last()
+    )
+    number = bytes(cursor.key()).removeprefix(prefix) if is_before else b""
+    return int(number) if number.isdigit() else 0
+
+
+def _num_beyond(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
+    cursor = txn.cursor()
+    num_beyond = 0
+    if cursor.set_range(prefix + b"%09d:" % num_samples):
+        for key in cursor.iternext(values=False):
+            if not bytes(key).startswith(prefix):
+                break
+            num_beyond += 1
+    return num_beyond
+
+
+def _map(tasks: list[_Task], jobs: int) -> Iterator[LmdbReport]:
+    if jobs == 1:
+        yield from map(_check_range, tasks)
+        return
+    with process_pool(jobs) as pool:
+        yield from map_ahead(pool, _check_range, tasks, 4 * jobs)
+
+
+def _check_range(task: _Task) -> LmdbReport:
+    path, first_idx, end_idx, charset, rules = task
+    report = LmdbReport(path=path)
+    words = WordLmdb(path)
+    try:
+        for sample_idx in range(first_idx, end_idx):
+            _check_image(words, sample_idx, report)
+            _check_label(words, sample_idx, charset, rules, report)
+    except DataError as e:
+        report.problem = str(e)
+    report.num_broken = len(report.broken)
+    return report
+
+
+def _check_image(words: WordLmdb, sample_idx: int, report: LmdbReport) -> None:
+    encoded = words.image(sample_idx)
+    try:
+        if encoded is None:
+            raise ImageProblemError("missing")
+        decode_image(encoded)
+    except ImageProblemError as e:
+        report.broken.append((image_key(sample_idx).decode(), str(e)))
+
+
+def _check_label(
+    words: WordLmdb, sample_idx: int, charset: Charset, rules: LabelRules, report: LmdbReport
+) -> None:
+    raw_label = words.label(sample_idx)
+    if raw_label is None:
+        report.broken.append((label_key(sample_idx).decode(), "missing or not UTF-8"))
+        return
+    report.num_spaced += any(c.isspace() for c in raw_label)
+    report.num_losing += rules.loses_letters(raw_label)
+    label = rules.apply(raw_label)
+    if isinstance(label, LabelProblem):
+        report.label_problems[label.value] += 1
+        return
+    report.label_lengths[len(label)] += 1
+    report.characters.update(label)
+    if not charset.adapt(label):
+        report.label_problems[f"nothing left in charset {charset.name}"] += 1

@@ -1,0 +1,219 @@
+"""Synthetic words in MJSynth's spirit, for trying things and for training without a download.
+
+Sample ``idx`` depends on the options, the words, the fonts and ``SeedSequence([seed, idx])`` alone:
+the LMDB is the same to the byte whatever the number of processes. Another version of Pillow,
+FreeType or libjpeg may round differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from fontTools.ttLib import TTFont  # a hard dependency of matplotlib
+from tqdm import tqdm
+
+from ...shared.ahead import map_ahead, process_pool
+from ...shared.data.word_lmdb import WordLmdbWriter
+from ...shared.errors import DataError, UsageError
+from ..inspect.draw import STYLES, draw_word, open_font
+
+CASES = ("mixed", "lower", "upper", "as-is")
+_MAX_WORD_LENGTH = 64
+_CHUNK_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """What is the same for every sample of one LMDB."""
+
+    seed: int = 0
+    style: str = "mjsynth"
+    case: str = "mixed"
+    """``mixed`` draws lower case, Capitalised and UPPER CASE equally often, as MJSynth does."""
+    min_height_px: int = 31
+    """MJSynth's crops are 31 pixels high, both ends of the range included."""
+    max_height_px: int = 31
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}, expected 0 or more")
+        if self.style not in STYLES:
+            raise UsageError(f"style is {self.style!r}, expected one of {', '.join(STYLES)}")
+        if self.case not in CASES:
+            raise UsageError(f"case is {self.case!r}, expected one of {', '.join(CASES)}")
+        if not 8 <= self.min_height_px <= self.max_height_px <= 128:
+            raise UsageError(
+                f"heights are {self.min_height_px} to {self.max_height_px} px, expected "
+                "8 <= min <= max <= 128"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Font:
+    """A font file and the characters it has glyphs for."""
+
+    path: Path
+    characters: frozenset[str]
+
+
+def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
+    """Return the usable fonts at or below `folder`, and why each of the others is not.
+
+    Without a folder: the text fonts that matplotlib brings along, so that rendering works on a
+    machine without fonts.
+
+    Raises:
+        DataError: not one usable font.
+    """
+    if folder is None:
+        bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+        # The "Display" files hold a few glyphs each; cm* and STIXSiz* are maths, not text.
+        paths = [p for p in bundled.glob("DejaVu*.ttf") if "Display" not in p.name]
+        paths += bundled.glob("STIXGeneral*.ttf")
+    else:
+        paths = [p for p in folder.rglob("*") if p.suffix.lower() in (".ttf", ".otf")]
+    fonts, unusable = [], {}
+    for path in sorted(paths):
+        try:
+            fonts.append(Font(path=path, characters=_drawable_characters(path)))
+        except Exception as e:
+            # fontTools and FreeType raise whatever a damaged table leads them into.
+            unusable[path] = str(e) or type(e).__name__
+    if not fonts:
+        listed = "".join(f"\n  {path}: {reason}" for path, reason in list(unusable.items())[:5])
+        raise DataError(f"no usable .ttf or .otf font at or below {folder or bundled}{listed}")
+    return fonts, unusable
+
+
+def _drawable_characters(path: Path) -> frozenset[str]:
+    # Opened here, since TTFont leaves a file open if it cannot read it.
+    with path.open("rb") as file, TTFont(file, lazy=True) as tables:
+        characters = frozenset(map(chr, tables.getBestCmap() or ()))
+    letters = sorted(c for c in characters if c.isalnum())
+    if not letters:
+        raise DataError("no letters or digits")
+    if open_font(path, 16).getmask(letters[0]).getbbox() is None:
+        raise DataError("draws letters as nothing")
+    return characters
+
+
+def load_words(path: Path) -> list[str]:
+    """Read the distinct words of a UTF-8 file, one a line; blank lines hold none.
+
+    Raises:
+        DataError: not readable, no words, or a line far too long to be a word.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} is not a readable UTF-8 file of words: {e}") from e
+    for line_idx, line in enumerate(lines, start=1):
+        if len(line.strip()) > _MAX_WORD_LENGTH:
+            raise DataError(
+                f"{path}, line {line_idx}: {len(line.strip())} characters, expected one word "
+                f"a line, {_MAX_WORD_LENGTH} characters at most"
+            )
+    words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not words:
+        raise DataError(f"{path} holds no words; expected one a line")
+    return words
+
+
+def render_words(
+    words: Sequence[str],
+    out: Path,
+    *,
+    count: int,
+    fonts: Sequence[Font],
+    options: RenderOptions,
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Write `count` samples into the LMDB `out`, using each word about equally often.
+
+    Raises:
+        DataError: a word that no font can draw.
+        UsageError: `out` exists and is not to be replaced.
+    """
+    fonts = _fonts_for(words, fonts, options.case)
+    order = _word_order(words, count, options.seed)
+    chunks = iter(lambda: list(islice(order, _CHUNK_SAMPLES)), [])
+    render = partial(_render_chunk, fonts=fonts, options=options)
+    with (
+        WordLmdbWriter(out, overwrite=overwrite) as writer,
+        tqdm(total=count, unit="image", desc="render", disable=None) as progress,
+    ):
+        samples = map(render, chunks) if jobs == 1 else _on_processes(render, chunks, jobs)
+        for chunk in samples:
+            writer.add_all(chunk)
+            progress.update(len(chunk))
+
+
+def _fonts_for(words: Sequence[str], fonts: Sequence[Font], case: str) -> list[Font]:
+    """Narrow `fonts` to the characters that occur, once it is sure that every word has a font."""
+    forms = {form for word in words for form in _cased(word, case)}
+    alphabet = frozenset().union(*forms)
+    narrowed = [replace(font, characters=font.characters & alphabet) for font in fonts]
+    if not any(font.characters == alphabet for font in narrowed):
+        for form in sorted(forms):
+            if not any(font.characters.issuperset(form) for font in narrowed):
+                widest = max(narrowed, key=lambda font: len(font.characters.intersection(form)))
+                missing = "".join(sorted(set(form) - widest.characters))
+                raise DataError(
+                    f"no font can draw the word {form!r}: {widest.path.name} comes closest and "
+                    f"lacks {missing!r}; pass --fonts DIR with a font for it, or drop the word"
+                )
+    return narrowed
+
+
+def _cased(word: str, case: str) -> tuple[str, ...]:
+    match case:
+        case "lower":
+            return (word.lower(),)
+        case "upper":
+            return (word.upper(),)
+        case "as-is":
+            return (word,)
+    return (word.lower(), word[:1].upper() + word[1:].lower(), word.upper())
+
+
+def _word_order(words: Sequence[str], count: int, seed: int) -> Iterator[tuple[int, str]]:
+    """Yield (sample index, word): all words in random order, then all in another, and so on."""
+    for first_idx in range(0, count, len(words)):
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(first_idx,)))
+        for offset, word_idx in enumerate(order.permutation(len(words))[: count - first_idx]):
+            yield first_idx + offset, words[word_idx]
+
+
+def _on_processes(
+    render: partial[list[tuple[bytes, str]]], chunks: Iterator[list[tuple[int, str]]], jobs: int
+) -> Iterator[list[tuple[bytes, str]]]:
+    """Map in order with a few chunks in flight; `Executor.map` would hold all of them at once."""
+    with process_pool(jobs) as pool:
+        yield from map_ahead(pool, render, chunks, 4 * jobs)
+
+
+def _render_chunk(
+    chunk: list[tuple[int, str]], *, fonts: Sequence[Font], options: RenderOptions
+) -> list[tuple[bytes, str]]:
+    return [render_sample(idx, word, fonts=fonts, options=options) for idx, word in chunk]
+
+
+def render_sample(
+    sample_idx: int, word: str, *, fonts: Sequence[Font], options: RenderOptions
+) -> tuple[bytes, str]:
+    """Return (JPEG, label) of one sample; at least one of `fonts` must be able to draw `word`."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, sample_idx])))
+    style = STYLES[options.style]
+    forms = _cased(word, options.case)
+    label = forms[rng.integers(len(forms))]
+    shuffled = (fonts[font_idx] for font_idx in rng.permutation(len(fonts)))
+    font = next(font for font in shuffled if font.characters.issuperset(label))
+    height_px = int(rng.integers(options.min_height_px, options.max_height_px + 1))
+    return draw_word(label, font.path, height_px=height_px, style=style, rng=rng), label

@@ -1,0 +1,1 @@
+"""Looking at a cache, and at what one would take."""

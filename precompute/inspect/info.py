@@ -1,0 +1,170 @@
+"""`clipocr cache info`: what a cache is, from what, what it weighs, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared.cache.reader import FeatureCache
+from ...shared.data.word_lmdb import image_key, label_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheDescription:
+    """What there is to say of a cache, ready to print."""
+
+    facts: list[tuple[str, str]]
+    bytes_by_part: dict[str, int]
+    """``image/view0/pixels``, ``text/char-36``, ``index``, ... -> bytes of its committed files."""
+    num_rows: int
+    num_rows_built: int
+    """Rows of committed units."""
+
+
+def describe_cache(path: str | Path) -> CacheDescription:
+    """Describe the cache at `path` from its records alone.
+
+    Raises:
+        CacheError: there is no cache, or its records are damaged.
+    """
+    cache = FeatureCache.open(path)
+    spec, teacher = cache.spec, cache.spec.teacher
+    units = [cache.unit(0, unit_idx) for unit_idx in cache.units()]
+    bad = Counter(reason for unit in units for reason in unit.bad_rows.values())
+    rejected = Counter(reason for _, _, reason in cache.rejected())
+    # A unit of bad images only has none.
+    fidelity = [unit.fidelity for unit in units if unit.fidelity]
+    random = " (RANDOM weights: for trying the pipeline only)" if teacher.is_random else ""
+    tap_shape = f"{teacher.num_image_tokens} tokens of {teacher.image_width}"
+    unicode = "NFKD to ASCII" if spec.labels.normalize_unicode else "Unicode kept"
+    facts = [
+        ("cache id", cache.manifest.cache_id),
+        ("state", "sealed" if cache.is_sealed else "half built"),
+        ("teacher", teacher.name + random),
+        ("weights", f"sha256 {teacher.weights_sha256[:16]}..., {teacher.activation}"),
+        ("precision", teacher.precision),
+        ("image taps", f"{_list(teacher.image_taps)}: {tap_shape} each, codec {spec.codec}"),
+        *_choice(cache),
+        ("text taps", f"{_list(teacher.text_taps)}: {teacher.text_width} wide each"),
+        (
+            "views",
+            f"{cache.num_views}, {spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}",
+        ),
+        ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
+        ("seed", str(spec.seed)),
+        *(
+            ("source", f"{source.name}: {source.num_samples:,} samples, {source.digest[:16]}...")
+            for source in spec.sources
+        ),
+        ("rows", f"{spec.num_rows:,} in {spec.num_units:,} units, {len(units):,} of them built"),
+        ("bad images", _counts(bad)),
+        ("rejected samples", _counts(rejected)),
+        *(
+            (
+                "text table",
+                f"{text.name}: {text.num_strings:,} labels of {len(text.characters)} characters, "
+                f"{text.num_nodes:,} prefixes",
+            )
+            for text in cache.text_specs()
+        ),
+        *(
+            (
+                f"fidelity, {tap}",
+                f"centred cosine {min(f[tap]['cosine_p50'] for f in fidelity):.6f} (median), "
+                f"{min(f[tap]['cosine_p01'] for f in fidelity):.6f} (1st percentile); "
+                f"Gram error {max(f[tap]['gram_l1'] for f in fidelity):.6f}",
+            )
+            for tap in (fidelity[0] if fidelity else ())
+        ),
+        ("built with", ", ".join(f"{k} {v}" for k, v in cache.manifest.built_with.items())),
+    ]
+    return CacheDescription(
+        facts=facts,
+        bytes_by_part=_bytes_by_part(cache),
+        num_rows=spec.num_rows,
+        num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
+    )
+
+
+def _choice(cache: FeatureCache) -> list[tuple[str, str]]:
+    """Return what to say of how the codecs were chosen; nothing if they were named."""
+    choices = list(cache.manifest.choices.values())
+    if not choices:
+        return []
+    target = choices[0].target
+    row_bytes = " + ".join(f"{choice.chosen.row_bytes:,}" for choice in choices)
+    exact = 2 * cache.spec.teacher.num_image_tokens * cache.spec.teacher.image_width
+    return [
+        (
+            "codec chosen",
+            f"auto, fidelity {target.cosine_p50:g}: {row_bytes} bytes a row, {exact:,} each in "
+            f"fp16; measured on {choices[0].num_judged:,} rows",
+        ),
+        ("codec target", f"{target}"),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class BadSample:
+    """A sample that no student will see."""
+
+    source: str
+    lmdb_index: int
+    lmdb_key: str
+    """The key at fault, e.g. ``image-000000003``."""
+    reason: str
+
+
+def list_bad_samples(path: str | Path) -> list[BadSample]:
+    """Return every bad row of the committed units and every rejected sample, by source and index.
+
+    Raises:
+        CacheError: there is no cache, or its records are damaged.
+    """
+    cache = FeatureCache.open(path)
+    # Views share their images, so a row that is bad in one is bad in all.
+    reasons: dict[int, dict[int, str]] = {}
+    for commit in cache.commits.values():
+        if commit.bad_rows:
+            reasons.setdefault(commit.rows[0], {}).update(commit.bad_rows)
+    found = []
+    for start, bad_rows in reasons.items():
+        rows = cache.rows(start // cache.spec.unit_rows)
+        for row, reason in bad_rows.items():
+            source = cache.spec.sources[rows["source"][row - start]].name
+            found.append(_bad_sample(source, int(rows["lmdb_index"][row - start]), reason))
+    found += [_bad_sample(*rejected) for rejected in cache.rejected()]
+    return sorted(found)
+
+
+def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:
+    key = label_key if "label" in reason else image_key
+    return BadSample(
+        source=source,
+        lmdb_index=lmdb_index,
+        lmdb_key=key(lmdb_index).decode(),
+        reason=reason,
+    )
+
+
+def _list(taps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, taps))
+
+
+def _counts(counter: Counter[str]) -> str:
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in counter.most_common())
+    return f"{counter.total():,}" + (f" ({reasons})" if reasons else "")
+
+
+def _bytes_by_part(cache: FeatureCache) -> dict[str, int]:
+    parts: Counter[str] = Counter()
+    for file in cache.manifest.files.values():
+        parts["index"] += file.num_bytes
+    for commit in cache.commits.values():
+        for name, file in commit.files.items():
+            # image/view0/block3/c/0/0/0 -> image/view0/block3; text/char-36/eot/... -> text/char-36
+            depth = 3 if commit.text is None else 2
+            part = "/".join(name.split("/")[:depth])
+            parts["metadata" if name.endswith("zarr.json") else part] += file.num_bytes
+    return dict(sorted(parts.items()))

@@ -1,0 +1,150 @@
+"""How fast this machine does each part of a build, from a few seconds of each.
+
+Shapes: B rows of the sample.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...shared.cache.codecs.codecs import Pixels, feature_codec, klt_record_bytes
+from ...shared.cache.schema import CacheSpec
+from ...shared.cache.shards import Array, ArrayWriter
+from ...shared.cache.storage import LocalStorage
+from ..builder.calibrate import fit_rows, sample_chunks
+from ..builder.scan import Scan
+from ..builder.views import ViewMaker
+from ..teacher.clip import Teacher
+from ..teacher.tokens import TokenTrie
+
+_VIEWS_BUDGET_S = 1.5
+_BATCH_BUDGET_S = 0.5
+"""Batches grow until one takes this long, so that a slow teacher does not make a slow plan."""
+_FIRST_BATCH = 16
+_WRITTEN_ROWS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleViews:
+    """Views of some rows, and what they took."""
+
+    views: Pixels
+    """Shape: (B, 32, 128, 3)."""
+    bad: Mapping[str, int]
+    """Reason -> bad images among them."""
+    views_per_s: float
+    """By one core."""
+
+
+def make_views(spec: CacheSpec, scan: Scan, order: Array, augment: str) -> SampleViews:
+    """Make the views of the first rows in `order`, up to two chunks, while the budget lasts."""
+    maker = ViewMaker(scan.paths, augment, spec.seed)
+    made: list[Pixels] = []
+    bad: Counter[str] = Counter()
+    started = time.perf_counter()
+    for rows in sample_chunks(scan, spec.seed, order[: 2 * spec.chunk_rows], _FIRST_BATCH):
+        chunk = maker(rows)
+        made.append(chunk.views)
+        bad.update(chunk.bad.values())
+        if time.perf_counter() - started > _VIEWS_BUDGET_S:
+            break
+    views = np.concatenate(made)
+    views_per_s = len(views) / (time.perf_counter() - started)
+    return SampleViews(views=views, bad=dict(bad), views_per_s=views_per_s)
+
+
+def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:
+    """Return images/s through the teacher, features brought to the host."""
+    batch = torch.from_numpy(_repeated(views, chunk_rows))
+
+    def work(size: int) -> None:
+        for features in teacher.image_taps(batch[:size]).values():
+            features.cpu()
+
+    return _rate(work, chunk_rows)
+
+
+def measure_encoding(features: Mapping[int, torch.Tensor], codecs: Mapping[int, str]) -> float:
+    """Return rows/s of all taps that their codecs encode.
+
+    Args:
+        features: Of some rows, by tap. Shape: (B, T, D) each.
+        codecs: Of each tap. Tables, where there are any, are fitted to those features.
+    """
+    ready = {}
+    for tap, name in codecs.items():
+        record_bytes = klt_record_bytes(name)
+        table = fit_rows(features[tap]).table(record_bytes) if record_bytes else None
+        ready[tap] = feature_codec(name, table)
+
+    def work(size: int) -> None:
+        for tap, codec in ready.items():
+            codec.encode(features[tap][:size]).cpu()
+
+    return _rate(work, len(next(iter(features.values()))))
+
+
+def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:
+    """Return labels/s through the text encoder."""
+    tokens = torch.from_numpy(_repeated(trie.tokens[:chunk_rows], chunk_rows))
+    position = torch.from_numpy(_repeated(trie.eot_position[:chunk_rows], chunk_rows))
+
+    def work(size: int) -> None:
+        for features in teacher.text_taps(tokens[:size], position[:size])[0].values():
+            features.cpu()
+
+    return _rate(work, chunk_rows)
+
+
+def measure_disk(spec: CacheSpec, stored: Array, array: str, folder: Path | None) -> float:
+    """Return bytes/s that are published: written, synced and read back, as the builder does.
+
+    Args:
+        spec: Of the cache to be.
+        stored: Some encoded rows of `array`.
+        array: ``block{i}``.
+        folder: Where the files are written, and removed again; None: that of temporary files.
+    """
+    num_rows = min(spec.unit_rows, -(-_WRITTEN_ROWS // spec.chunk_rows) * spec.chunk_rows)
+    layout = replace(spec, num_rows=num_rows).image_layouts(0)[array]
+    block = _repeated(stored, spec.chunk_rows)
+    with tempfile.TemporaryDirectory(prefix=".clipocr-plan-", dir=folder) as tmp:
+        started = time.perf_counter()
+        writer = ArrayWriter(LocalStorage(Path(tmp)), layout)
+        try:
+            for _ in range(0, num_rows, spec.chunk_rows):
+                writer.append(block)
+            records = writer.publish()
+        finally:
+            writer.discard()
+        seconds = time.perf_counter() - started
+    return sum(record.num_bytes for record in records.values()) / seconds
+
+
+def _rate(work: Callable[[int], None], largest: int) -> float:
+    """Return how many items `work` does in a second, in batches as large as the budget allows."""
+    size = min(_FIRST_BATCH, largest)
+    work(size)  # The first call pays for what is set up once.
+    while True:
+        num_done, started = 0, time.perf_counter()
+        while not num_done or time.perf_counter() - started < _BATCH_BUDGET_S:
+            work(size)
+            num_done += size
+        rate = num_done / (time.perf_counter() - started)
+        if size == largest or size / rate > _BATCH_BUDGET_S:
+            return rate
+        size = min(4 * size, largest)
+
+
+def _repeated(rows: Array, num_rows: int) -> Array:
+    """Return `rows` as often as it takes to make `num_rows` of them."""
+    repeated: Array = rows[np.arange(num_rows) % len(rows)]
+    return repeated

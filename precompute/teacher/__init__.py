@@ -1,0 +1,1 @@
+"""Frozen CLIP, and how labels become its tokens."""

@@ -1,0 +1,435 @@
+"""The frozen CLIP teacher: open_clip's model, read at its taps.
+
+The image encoder sees 32x128 through the crop of its positional embedding (class row and the
+top-left block of the grid), never an interpolation; blocks after the last tap are not run. The text
+encoder sees character-split labels. Both as in the official code (``strhub/models/baseseq/
+system.py`` 255-285, ``clip/model.py`` 206-257, 367-382).
+
+Shapes: B batch, T image tokens, C context tokens, D width, E joint width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU
+
+from ...shared.cache.schema import TeacherSpec
+from ...shared.device import autocast
+from ...shared.errors import TeacherError, UsageError
+from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
+
+CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
+CLIP_STD: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
+
+_HUB_TIMEOUT_S = 5.0
+
+_FOREIGN_TEXT = {
+    "hf_tokenizer_name": "another tokenizer than CLIP's",
+    "hf_model_name": "another text encoder than CLIP's",
+    "embed_cls": "a class token that stands for EOT",
+    "no_causal_mask": "a text encoder that is not causal",
+}
+"""Settings of open_clip's ``text_cfg`` under which a label prefix would not decide its features."""
+
+
+class Teacher:
+    """Frozen CLIP on one device, at one precision."""
+
+    def __init__(self, model: torch.nn.Module, spec: TeacherSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        self._model = model.to(device)
+        visual: Any = model.visual
+        text: Any = getattr(model, "text", model)
+        self._visual, self._text = visual, text
+        self._image_positions = crop_positions(
+            visual.positional_embedding.detach(), visual.conv1.kernel_size
+        )
+        self.context_length: int = text.positional_embedding.shape[0]
+
+    def require_room(self, max_label_length: int) -> None:
+        """Check that the longest label fits into the text encoder, between SOT and EOT.
+
+        Raises:
+            UsageError: it does not.
+        """
+        longest = self.context_length - 2
+        if max_label_length > longest:
+            raise UsageError(
+                f"max label length is {max_label_length}, but the text encoder of "
+                f"{self.spec.model} has room for {longest} characters"
+            )
+
+    @torch.no_grad()
+    def image_taps(self, views: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return the image residual stream after each tapped block, in float32.
+
+        Shape: (B, 32, 128, 3) uint8 -> (B, T, D) each.
+        """
+        with self._exact():
+            x = self._embed(views)
+            return _run_blocks(self._visual.transformer, x, self.spec.image_taps, None)
+
+    @torch.no_grad()
+    def image_embeddings(self, views: torch.Tensor) -> torch.Tensor:
+        """Return the projected class token, which CLIP compares with the projected EOT, in float32.
+
+        Shape: (B, 32, 128, 3) uint8 -> (B, E).
+
+        Raises:
+            TeacherError: this model pools its image tokens in another way.
+        """
+        visual = self._visual
+        pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
+        if pools or visual.proj is None:
+            raise TeacherError(
+                f"{self.spec.model} does not project its class token, as CLIP does; "
+                "choose a ViT teacher such as ViT-B-16"
+            )
+        with self._exact():
+            num_blocks = len(visual.transformer.resblocks)
+            x = self._embed(views)
+            last = _run_blocks(visual.transformer, x, (num_blocks,), None)[num_blocks]
+            pooled: torch.Tensor = visual.ln_post(last[:, 0].to(x.dtype)) @ visual.proj
+            return pooled.float()
+
+    @property
+    def logit_scale(self) -> float:
+        """What CLIP multiplies cosines by before its softmax; 100 for OpenAI's weights."""
+        scale: Any = self._model.logit_scale
+        return float(scale.exp())
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
+        # Left alone, cuDNN would compute the patch embedding in TF32 even under fp32.
+        exact = torch.backends.cudnn.flags(allow_tf32=False)
+        with exact, autocast(self.device, self.spec.precision):
+            yield
+
+    def _embed(self, views: torch.Tensor) -> torch.Tensor:
+        """Return what the first image block sees. Shape: (B, 32, 128, 3) uint8 -> (B, T, D)."""
+        visual = self._visual
+        x = visual.conv1(normalize(views.to(self.device), CLIP_MEAN, CLIP_STD))
+        x = x.flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self._image_positions.to(x.dtype)
+        embedded: torch.Tensor = visual.ln_pre(x)
+        return embedded
+
+    @torch.no_grad()
+    def text_taps(
+        self, tokens: torch.Tensor, eot_position: torch.Tensor
+    ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        """Return the text residual stream after each tapped block, and the projected EOT, float32.
+
+        Shape: (B, C) ids, (B,) positions -> (B, C, D) each, (B, E).
+        """
+        text = self._text
+        context = tokens.shape[1]
+        tokens = tokens.to(self.device)
+        with autocast(self.device, self.spec.precision):
+            x = text.token_embedding(tokens) + text.positional_embedding[:context]
+            mask = text.attn_mask[:context, :context]
+            num_blocks = len(text.transformer.resblocks)
+            kept = _run_blocks(text.transformer, x, (*self.spec.text_taps, num_blocks), mask)
+            last = kept[num_blocks] if num_blocks in self.spec.text_taps else kept.pop(num_blocks)
+            rows = torch.arange(len(tokens), device=self.device)
+            eot = text.ln_final(last.to(x.dtype))[rows, eot_position.to(self.device)]
+            projection = text.text_projection
+            is_linear = isinstance(projection, torch.nn.Linear)
+            return kept, (projection(eot) if is_linear else eot @ projection).float()
+
+
+def _run_blocks(
+    transformer: Any, x: torch.Tensor, taps: Sequence[int], mask: torch.Tensor | None
+) -> dict[int, torch.Tensor]:
+    """Run blocks up to the last tap and keep the residual stream after each tapped one."""
+    kept = {}
+    if not transformer.batch_first:
+        x = x.transpose(0, 1)
+    for block_idx, block in enumerate(transformer.resblocks[: max(taps)], start=1):
+        x = block(x, attn_mask=mask)
+        if block_idx in taps:
+            kept[block_idx] = (x if transformer.batch_first else x.transpose(0, 1)).float()
+    return kept
+
+
+def crop_positions(positions: torch.Tensor, patch_px: Sequence[int]) -> torch.Tensor:
+    """Return the positional rows for a 32x128 view: class row, then the top-left block of the grid.
+
+    For ViT-B/16 that is rows 0, 1-8 and 15-22 of 197 (official ``system.py`` 257-260).
+
+    Shape: (1 + G * G, D) -> (T, D).
+    """
+    grid = round((len(positions) - 1) ** 0.5)
+    height, width = IMAGE_HEIGHT_PX // patch_px[0], IMAGE_WIDTH_PX // patch_px[1]
+    if height > grid or width > grid:
+        raise TeacherError(
+            f"a {height}x{width} view does not fit this teacher's {grid}x{grid} grid of positions; "
+            "choose a teacher with smaller patches or a larger image"
+        )
+    block = positions[1:].reshape(grid, grid, -1)[:height, :width].flatten(0, 1)
+    return torch.cat([positions[:1], block])
+
+
+def load_teacher(
+    name: str,
+    *,
+    image_taps: Sequence[int],
+    text_taps: Sequence[int],
+    precision: str,
+    device: torch.device,
+    activation: str | None = None,
+) -> Teacher:
+    """Load `MODEL/WEIGHTS`, frozen, in eval mode.
+
+    Args:
+        name: WEIGHTS is an open_clip pretrained tag, the path of a file, or ``random:SEED``.
+        image_taps: image blocks, counted from 1.
+        text_taps: text blocks, counted from 1.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        device: where to run it.
+        activation: ``gelu`` or ``quickgelu``, needed only for a file that does not say.
+
+    Raises:
+        UsageError: the name or a tap is not possible.
+        TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
+    """
+    model_name, separator, weights = name.partition("/")
+    if not separator or not weights:
+        raise UsageError(
+            f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
+            "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
+        )
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        raise UsageError(
+            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
+            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
+        )
+    configured = "quickgelu" if config.get("quick_gelu") else "gelu"
+    if weights.startswith("random:"):
+        activation = activation or configured
+        model = _random_model(model_name, weights, activation)
+    elif weights in open_clip.list_pretrained_tags_by_model(model_name):
+        tag_config = open_clip.get_pretrained_cfg(model_name, weights)
+        trained_with = "quickgelu" if tag_config.get("quick_gelu") else configured
+        if activation not in (None, trained_with):
+            raise UsageError(
+                f"{name} was trained with {trained_with}, not {activation}; drop --activation"
+            )
+        activation = trained_with
+        model = _pretrained_model(model_name, weights, activation)
+    else:
+        path = Path(weights)
+        model, activation = _model_from_file(model_name, path, activation, configured)
+        weights = f"file:{path.name}"
+    model = model.eval().requires_grad_(False)
+    spec = _spec(model, model_name, weights, activation, precision, image_taps, text_taps)
+    return Teacher(model, spec, device)
+
+
+def _create(model_name: str, activation: str) -> torch.nn.Module:
+    with _quiet_logging():
+        model: torch.nn.Module = open_clip.create_model(
+            model_name, force_quick_gelu=activation == "quickgelu"
+        )
+    return model
+
+
+def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Module:
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise UsageError(f"teacher weights {weights!r}: expected random:SEED with a whole number")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return _create(model_name, activation)
+
+
+def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Module:
+    try:
+        with _quiet_logging(), _offline_hub_if_unreachable():
+            model: torch.nn.Module = open_clip.create_model(
+                model_name, pretrained=tag, force_quick_gelu=activation == "quickgelu"
+            )
+            return model
+    except Exception as e:
+        # open_clip and the hub raise many types here, and all mean that there are no weights.
+        raise TeacherError(
+            f"the {tag!r} weights of {model_name} are neither cached here nor can they be "
+            f"downloaded ({e.__class__.__name__}). Pass a file you have: "
+            f"--teacher {model_name}/PATH, or try the pipeline with untrained weights: "
+            f"--teacher {model_name}/random:0"
+        ) from e
+
+
+def _model_from_file(
+    model_name: str, path: Path, activation: str | None, configured: str
+) -> tuple[torch.nn.Module, str]:
+    if not path.is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
+        raise TeacherError(
+            f"teacher weights {str(path)!r} are neither a file nor a pretrained tag of "
+            f"{model_name} (tags: {tags}), nor random:SEED"
+        )
+    is_openai_archive = _is_torchscript(path)
+    is_quick = is_openai_archive or configured == "quickgelu"
+    said = "quickgelu" if is_quick else activation
+    if said is None:
+        raise UsageError(
+            f"{path} does not say which activation its weights were trained with, and the wrong "
+            "one changes every feature; pass --activation quickgelu (OpenAI's weights, DFN, "
+            "MetaCLIP) or --activation gelu (LAION, DataComp)"
+        )
+    if activation not in (None, said):
+        raise UsageError(f"{path} was trained with {said}, not {activation}; drop --activation")
+    model = _create(model_name, said)
+    try:
+        if is_openai_archive:
+            with warnings.catch_warnings():
+                # Deprecated for new models; OpenAI's files will stay as they are.
+                warnings.simplefilter("ignore", FutureWarning)
+                archive: Any = torch.jit.load(str(path), map_location="cpu")
+            state = archive.state_dict()
+            for key in ("input_resolution", "context_length", "vocab_size"):
+                state.pop(key, None)
+            model.load_state_dict(state)
+        else:
+            open_clip.load_checkpoint(model, str(path), weights_only=True)
+    except Exception as e:
+        raise TeacherError(f"{path} does not hold weights of {model_name}: {e}") from e
+    return model, said
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, the form OpenAI published CLIP in."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _spec(
+    model: Any,
+    model_name: str,
+    weights: str,
+    activation: str,
+    precision: str,
+    image_taps: Sequence[int],
+    text_taps: Sequence[int],
+) -> TeacherSpec:
+    visual, text = model.visual, getattr(model, "text", model)
+    towers = (
+        (visual, ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")),
+        (text, ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")),
+    )
+    for tower, parts in towers:
+        missing = [part for part in parts if not hasattr(tower, part)]
+        if missing:
+            raise TeacherError(
+                f"{model_name} is not a CLIP of two transformers (no {', '.join(missing)}); "
+                "choose a ViT teacher such as ViT-B-16"
+            )
+    text_config = open_clip.get_model_config(model_name)["text_cfg"]
+    for key, what in _FOREIGN_TEXT.items():
+        if text_config.get(key):
+            raise TeacherError(
+                f"{model_name} has {what}, so its text features are not CLIP's; "
+                "choose a ViT teacher such as ViT-B-16"
+            )
+    image_blocks, text_blocks = visual.transformer.resblocks, text.transformer.resblocks
+    for kind, taps, blocks in (
+        ("image", image_taps, image_blocks),
+        ("text", text_taps, text_blocks),
+    ):
+        if (
+            not taps
+            or list(taps) != sorted(set(taps))
+            or not 1 <= taps[0] <= taps[-1] <= len(blocks)
+        ):
+            raise UsageError(
+                f"{kind} taps {tuple(taps)} are not possible; expected increasing block numbers "
+                f"from 1 to {len(blocks)}"
+            )
+    is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
+    if is_quick != (activation == "quickgelu"):
+        raise TeacherError(
+            f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
+            f"these weights need {activation}; another open_clip version may help"
+        )
+    positions = crop_positions(visual.positional_embedding.detach(), visual.conv1.kernel_size)
+    projection = text.text_projection
+    is_linear = isinstance(projection, torch.nn.Linear)
+    return TeacherSpec(
+        model=model_name,
+        weights=weights,
+        weights_sha256=_hash_weights(model),
+        activation=activation,
+        precision=precision,
+        image_taps=tuple(image_taps),
+        text_taps=tuple(text_taps),
+        num_image_tokens=positions.shape[0],
+        image_width=positions.shape[1],
+        text_width=text.positional_embedding.shape[1],
+        eot_width=projection.out_features if is_linear else projection.shape[1],
+    )
+
+
+def _hash_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Keep open_clip and the hub from logging what our own errors and summary say better."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+@contextlib.contextmanager
+def _offline_hub_if_unreachable() -> Iterator[None]:
+    """Let the hub client look only into its cache when the hub is out of reach.
+
+    Left alone it retries every file for most of a minute before it says so.
+    """
+    constants: Any = huggingface_hub.constants
+    previous = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = previous or not _can_connect(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = previous
+
+
+def _can_connect(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return True  # Behind a proxy a direct connection proves nothing.
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname or "", port), _HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Keeping a cache whole: verify, repair, copy."""

@@ -1,0 +1,1 @@
+"""The cache format: what both stages must agree on to the byte."""

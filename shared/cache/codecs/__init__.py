@@ -1,0 +1,1 @@
+"""How pixels and features become stored numbers, and back."""

@@ -1,0 +1,395 @@
+"""How pixels and teacher features become stored numbers, and back on the training device.
+
+    fp16     2 D bytes a token: the teacher's numbers as they are
+    int8     D + 18: the token standardised, 255 levels, its four largest values apart
+    int4     D / 2 + 18: the token standardised, sixteen levels, its four largest values apart
+    klt:P    P: the token standardised, less its position's mean, in a basis fit to the features
+
+Only ``fp16`` gives back the teacher's numbers. The others give back each token as a LayerNorm
+without gain and bias returns it; a second LayerNorm, which is what a student's heads begin with,
+makes the two the same but for rounding.
+
+Pixels are filtered in NumPy where views are made. All else is torch on whatever device the numbers
+are: features are encoded where the teacher ran and decoded where the student trains.
+
+Shapes: B rows, T image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import TeacherError, UsageError
+from ...geometry import VIEW_SHAPE
+from . import klt
+from .klt import KltTable
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = npt.NDArray[np.uint8]
+
+_FP16_MAX = 65504.0
+_FP32_MAX = 3.4e38
+
+# Of `quantize`, which needs torch: who only wants a layout, or pixels, need not wait for it.
+_NUM_OUTLIERS = 4
+_HEAD_BYTES = 2 + 4 * _NUM_OUTLIERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRow:
+    """What one row of an array looks like on disk."""
+
+    row_shape: tuple[int, ...]
+    dtype: str
+    compressed: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row, before compression."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+
+class FeatureCodec(Protocol):
+    """Stores an image tap; Shape: (B, T, D) in and out."""
+
+    name: str
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored.
+
+        Raises:
+            UsageError: this codec cannot store rows of that shape.
+        """
+        ...
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `decode` would return if nothing were lost."""
+        ...
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the stored form of float32 features.
+
+        Raises:
+            TeacherError: a value is not finite, or beyond what the codec can hold.
+        """
+        ...
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return floating point features on the device of `stored`."""
+        ...
+
+
+class Fp16Codec:
+    """Half precision, as it is.
+
+    Exact against the official run: under its mixed precision the image residual stream is fp16.
+    """
+
+    name = "fp16"
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: 2 T D bytes, for entropy coding gains nothing."""
+        return StoredRow(row_shape=tap_shape, dtype="float16", compressed=False)
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
+        return features
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Round to half precision.
+
+        Raises:
+            TeacherError: a value is not finite or beyond the range of fp16.
+        """
+        _require_at_most(features, _FP16_MAX, self.name)
+        return features.half()
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the features as they are; heads widen them when they normalise."""
+        return stored
+
+
+class _StandardisedCodec:
+    """What the codecs have in common that keep a token as a LayerNorm without gain returns it."""
+
+    name: str
+
+    def target(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the standardised tokens."""
+        from .quantize import standardise
+
+        return standardise(features)
+
+    def _standardised(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what is to be encoded.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        _require_at_most(features, _FP32_MAX, self.name)
+        return self.target(features)
+
+
+class Int8Codec(_StandardisedCodec):
+    """Standardised tokens, eight bits a value: cosine 0.9999 and more, in half of fp16's bytes."""
+
+    name = "int8"
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records of D + 18 bytes."""
+        num_tokens, width = tap_shape
+        return _records(num_tokens, width + _HEAD_BYTES)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        from .quantize import encode_int8
+
+        return encode_int8(self._standardised(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision.
+
+        Not in half: the LayerNorm that follows widens its input, so that half would be one more
+        pass over the batch, and one more rounding.
+        """
+        from .quantize import decode_int8
+
+        return decode_int8(stored)
+
+
+class Int4Codec(_StandardisedCodec):
+    """Standardised tokens, four bits a value: cosine 0.995, in a quarter of fp16's bytes."""
+
+    name = "int4"
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records of D / 2 + 18 bytes.
+
+        Raises:
+            UsageError: D is odd, or too small to leave anything beside the largest values.
+        """
+        num_tokens, width = tap_shape
+        if width % 2 or width <= _NUM_OUTLIERS:
+            raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
+        return _records(num_tokens, width // 2 + _HEAD_BYTES)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        from .quantize import encode_int4
+
+        return encode_int4(self._standardised(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        from .quantize import decode_int4
+
+        return decode_int4(stored)
+
+
+class KltCodec(_StandardisedCodec):
+    """Standardised tokens by transform coding, in as many bytes as are asked for; see `klt`."""
+
+    def __init__(self, record_bytes: int, table: npt.NDArray[np.float32] | None) -> None:
+        self.name = f"klt:{record_bytes}"
+        self.record_bytes, self._table = record_bytes, table
+        self._ready: dict[torch.device, KltTable] = {}
+
+    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+        """Return how a (T, D) row is stored: T records.
+
+        Raises:
+            UsageError: there are more bytes than components can fill.
+        """
+        num_tokens, width = tap_shape
+        most = width * klt.MAX_BITS // 8
+        if not 1 <= self.record_bytes <= most:
+            raise UsageError(
+                f"codec {self.name} does not fit tokens of {width}; pass klt:1 to klt:{most}"
+            )
+        return _records(num_tokens, self.record_bytes)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Return a record per token.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        return self._on(features).encode(self._standardised(features))
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        return self._on(stored).decode(stored)
+
+    def _on(self, tensor: torch.Tensor) -> KltTable:
+        assert self._table is not None, "a klt codec needs the table of its tap"
+        if tensor.device not in self._ready:
+            num_tokens = tensor.shape[-2]
+            self._ready[tensor.device] = KltTable(
+                self._table, num_tokens, self.record_bytes, tensor.device
+            )
+        return self._ready[tensor.device]
+
+
+def _records(num_tokens: int, record_bytes: int) -> StoredRow:
+    # Not compressed: what an entropy coder finds in records is under a fifth, and records of one
+    # size are read without one.
+    return StoredRow(row_shape=(num_tokens, record_bytes), dtype="uint8", compressed=False)
+
+
+def _require_at_most(features: torch.Tensor, most: float, codec: str) -> None:
+    worst = float(features.abs().amax()) if features.numel() else 0.0
+    if not worst <= most:
+        raise TeacherError(
+            f"a teacher feature is {worst}, beyond what {codec} holds ({most:.5g}); "
+            "check the teacher's weights and precision"
+        )
+
+
+_KLT_BYTES = 192
+_FIXED_CODECS: dict[str, FeatureCodec] = {
+    codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())
+}
+
+FEATURE_CODEC_NAMES = (*_FIXED_CODECS, f"klt:{_KLT_BYTES}")
+"""Names of the codecs there are; ``klt`` takes any number of bytes."""
+
+
+def feature_codec(name: str, table: npt.NDArray[np.float32] | None = None) -> FeatureCodec:
+    """Return the codec of that name.
+
+    Args:
+        name: One of `FEATURE_CODEC_NAMES`, or ``klt:P``; ``klt`` alone takes the usual P.
+        table: Of the tap, for ``klt``; without one it knows its layout only.
+
+    Raises:
+        UsageError: there is none.
+    """
+    kind, _, record_bytes = name.partition(":")
+    if kind == "klt" and (name == kind or record_bytes.isdecimal()):
+        return KltCodec(int(record_bytes or _KLT_BYTES), table)
+    if name not in _FIXED_CODECS:
+        raise UsageError(
+            f"feature codec {name!r} is unknown; expected one of {', '.join(_FIXED_CODECS)}, "
+            "klt:BYTES"
+        )
+    return _FIXED_CODECS[name]
+
+
+def parse_tap_codecs(codec: str, num_taps: int) -> tuple[str, ...]:
+    """Return the codec of each image tap, by its full name.
+
+    Args:
+        codec: One codec for all taps, or one for each, by commas: ``klt:96,klt:80,int4``.
+        num_taps: How many there are.
+
+    Raises:
+        UsageError: there is no such codec, or another number of them.
+    """
+    names = tuple(feature_codec(name).name for name in codec.split(","))
+    if len(names) not in (1, num_taps):
+        raise UsageError(
+            f"codec {codec!r} is of {len(names)} image taps, there are {num_taps}; "
+            "pass one codec for all, or one for each"
+        )
+    return names * num_taps if len(names) == 1 else names
+
+
+def join_tap_codecs(names: Iterable[str]) -> str:
+    """Invert `parse_tap_codecs`, as short as can be."""
+    names = tuple(names)
+    return names[0] if len(set(names)) == 1 else ",".join(names)
+
+
+def klt_record_bytes(name: str) -> int:
+    """Return the P of ``klt:P``; 0 of a codec that works without tables."""
+    codec = feature_codec(name)
+    return codec.record_bytes if isinstance(codec, KltCodec) else 0
+
+
+def pixel_layout() -> StoredRow:
+    """Return how a view is stored: filtered planes, zstd."""
+    height, width, channels = VIEW_SHAPE
+    return StoredRow(row_shape=(channels, height, width), dtype="uint8", compressed=True)
+
+
+def filter_pixels(views: Pixels) -> Pixels:
+    """Filter views so that zstd finds little left to say; lossless, modulo 256.
+
+    Green is subtracted from red and blue, the channels become planes, and each plane becomes the
+    differences along both axes. Word crops then take 2.4 KB (MJSynth) to 5.4 KB (IIIT5K); the
+    inverse is two running sums, which any device does in a blink.
+
+    Shape: (B, 32, 128, 3) -> (B, 3, 32, 128), uint8.
+    """
+    planes = views.transpose(0, 3, 1, 2).copy()
+    planes[:, [0, 2]] -= planes[:, 1:2]
+    planes[:, :, 1:] -= planes[:, :, :-1].copy()
+    planes[:, :, :, 1:] -= planes[:, :, :, :-1].copy()
+    return planes
+
+
+def unfilter_pixels(stored: torch.Tensor) -> torch.Tensor:
+    """Invert `filter_pixels`. Shape: (B, 3, 32, 128) -> (B, 32, 128, 3), uint8."""
+    import torch
+
+    # 32-bit sums: at most 32 * 128 * 255, and wrapping is the conversion to uint8 at the end.
+    planes = stored.cumsum(3, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    planes[:, [0, 2]] += planes[:, 1:2]
+    views: torch.Tensor = (planes & 0xFF).to(torch.uint8).permute(0, 2, 3, 1)
+    return views
+
+
+_GRAM_ROWS = 64
+"""Rows whose tokens are compared with one another: about a batch, and of a size to hold."""
+
+
+def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[str, float]:
+    """Compare a tap with what its codec keeps of it. Shape: (B, T, D) both, any float type.
+
+    Returns:
+        ``cosine_p50`` and ``cosine_p01``: median and first percentile, over tokens, of the cosine
+        after the mean of each position was removed; ``gram_l1``: mean absolute difference of the
+        two matrices of cosines between tokens of the same 64 rows, which is what LCL's intra term
+        sees (CLIP-OCR Eq. 5); ``max_abs``: the largest absolute error.
+    """
+    # In double precision, and rounded: the last bits of a sum depend on how many threads share it,
+    # and a commit record must come out the same on every machine.
+    features, decoded = features.double(), decoded.double()
+    mean = features.mean(dim=0)
+    a, b = (features - mean).flatten(0, 1), (decoded - mean).flatten(0, 1)
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    # Positions whose features never vary have nothing left after centring; they count as kept.
+    cosine = ((a * b).sum(dim=1) / norms).nan_to_num(1.0)
+    quantiles = cosine.quantile(cosine.new_tensor([0.01, 0.5]))
+    batches = [slice(at, at + _GRAM_ROWS) for at in range(0, len(features), _GRAM_ROWS)]
+    differences = [(_gram(features[rows]) - _gram(decoded[rows])).abs() for rows in batches]
+    gram_l1 = sum(float(d.sum()) for d in differences) / sum(d.numel() for d in differences)
+    return {
+        "cosine_p50": round(float(quantiles[1]), 9),
+        "cosine_p01": round(float(quantiles[0]), 9),
+        "gram_l1": float(f"{gram_l1:.6g}"),
+        "max_abs": float(f"{float((features - decoded).abs().amax()):.6g}"),
+    }
+
+
+def _gram(features: torch.Tensor) -> torch.Tensor:
+    rows = features.flatten(0, 1)
+    rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-7)
+    gram: torch.Tensor = rows @ rows.T
+    return gram

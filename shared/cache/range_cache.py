@@ -1,0 +1,139 @@
+"""Copies of what was read over a network, in a folder of bounded size.
+
+    FOLDER/
+      total           bytes in use, never less than the truth; its lock guards every change
+      <key>.range     one copy
+      <key>.<id>.part one copy being written, at its full size from the start
+
+Any number of threads and processes may share a folder. A copy is a convenience: what cannot be kept
+is not kept, and what cannot be read is not there. Copies are not synced to disk, so whoever reads
+one must check it, and `drop` it if it is not sound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import UsageError
+
+_SUFFIXES = (".range", ".part")
+_KEPT_SHARE = 0.9
+"""Of the bound, after an eviction: one scan of the folder then serves many puts."""
+
+
+class RangeCache:
+    """A bounded folder of copies; the least recently used go first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open or make the folder, and evict what is beyond its bound.
+
+        Raises:
+            UsageError: nothing can be written there.
+        """
+        self._folder, self._max_bytes = folder, max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._locked() as file:
+                _store(file, self._evict(max_bytes))
+        except OSError as e:
+            raise UsageError(
+                f"{folder} cannot keep copies of what is read ({e.strerror}); pass another folder "
+                "as --cache-dir, or --cache-bytes 0 to keep none"
+            ) from e
+
+    def get(self, key: str) -> bytes | None:
+        """Return a copy as it lies there, unchecked, or None; it is now the last to go."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep a copy, evicting others until there is room."""
+        if len(data) > self._max_bytes:
+            return
+        partial = self._folder / f"{key}.{uuid.uuid4().hex}.part"
+        # A full disk, or an eviction by another process: the copy is not kept, the run goes on.
+        with contextlib.suppress(OSError):
+            try:
+                file = self._reserve(partial, len(data))
+                with file:
+                    file.write(data)
+                os.replace(partial, self._path(key))
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def drop(self, key: str) -> None:
+        """Remove a copy that is not what it should be."""
+        with contextlib.suppress(OSError):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.range"
+
+    def _reserve(self, partial: Path, num_bytes: int) -> BinaryIO:
+        """Make room and take it: a file of the full size, which other processes count."""
+        with self._locked() as total_file:
+            total = _load(total_file)
+            if total is None or total + num_bytes > self._max_bytes:
+                kept = min(self._max_bytes - num_bytes, int(_KEPT_SHARE * self._max_bytes))
+                total = self._evict(kept)
+            # First the total: a process killed between the two leaves it too high, never too low.
+            _store(total_file, total + num_bytes)
+            file = partial.open("xb")
+            try:
+                file.truncate(num_bytes)
+            except OSError:
+                file.close()
+                raise
+            return file
+
+    def _evict(self, max_bytes: int) -> int:
+        """Remove the least recently used until at most `max_bytes` are left; return how many."""
+        found: list[tuple[int, int, str]] = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIXES):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat()
+                        found.append((status.st_mtime_ns, status.st_size, entry.path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= max_bytes:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= size
+        return total
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """Hold the folder's lock; yield the file of its total."""
+        import fcntl  # Not on Windows, where a cache at an address is read without copies.
+
+        descriptor = os.open(self._folder / "total", os.O_RDWR | os.O_CREAT, 0o666)
+        with os.fdopen(descriptor, "r+b") as file:
+            # Held until the file is closed; each thread opens its own, so it excludes threads too.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+
+def _load(file: BinaryIO) -> int | None:
+    file.seek(0)
+    text = file.read()
+    return int(text) if text.isdigit() else None
+
+
+def _store(file: BinaryIO, total: int) -> None:
+    file.seek(0)
+    file.write(b"%020d" % total)
+    file.flush()

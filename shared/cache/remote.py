@@ -1,0 +1,297 @@
+"""A cache at an address: ``s3://bucket/words.cache``, or any other that fsspec knows.
+
+Credentials and endpoints come from where the library of the protocol looks for them
+(``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ``HF_TOKEN``, fsspec's own ``FSSPEC_S3_ANON``, ...). Nothing
+is ever written to an address. What fails is tried again with growing pauses; two variables say how
+patiently:
+
+    CLIPOCR_REMOTE_TRIES      how often a request is sent in all
+    CLIPOCR_REMOTE_TIMEOUT_S  how long one may take
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ..errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
+from .memory import Bytes
+from .range_cache import RangeCache
+from .storage import LocalStorage, RangeCheck, ReadStorage, is_address
+
+_Result = TypeVar("_Result")
+
+_MAX_PAUSE_S = 8.0
+_EXTRAS = {"s3": "clipocr[s3]", "s3a": "clipocr[s3]", "http": "clipocr[s3]", "https": "clipocr[s3]"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to bear with a server."""
+
+    tries: int = 5
+    """How often a request is sent in all."""
+    timeout_s: float = 30.0
+    """How long one request may take; libraries without asyncio (``hf://``) keep their own limit."""
+    first_pause_s: float = 0.5
+    """Between the first two tries; each further pause is twice as long, up to 8 s."""
+
+    def __post_init__(self) -> None:
+        if self.tries < 1 or not self.timeout_s > 0:
+            raise UsageError(
+                f"{self.tries} tries of {self.timeout_s} s, expected at least one of more than 0 s "
+                "(CLIPOCR_REMOTE_TRIES, CLIPOCR_REMOTE_TIMEOUT_S)"
+            )
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return the default as the two environment variables change it.
+
+        Raises:
+            UsageError: one of them is no number.
+        """
+        tries = os.environ.get("CLIPOCR_REMOTE_TRIES", str(cls.tries))
+        timeout_s = os.environ.get("CLIPOCR_REMOTE_TIMEOUT_S", str(cls.timeout_s))
+        try:
+            return cls(tries=int(tries), timeout_s=float(timeout_s))
+        except ValueError as e:
+            raise UsageError(
+                f"CLIPOCR_REMOTE_TRIES is {tries!r}, CLIPOCR_REMOTE_TIMEOUT_S {timeout_s!r}; "
+                f"expected numbers of at least 1 and more than 0"
+            ) from e
+
+    def pause_s(self, num_failures: int) -> float:
+        """Return how long to wait after the n-th failure in a row, by chance up to half more."""
+        # Readers that failed together should not come back together.
+        spread = random.SystemRandom().uniform(1.0, 1.5)
+        return spread * min(self.first_pause_s * 2.0 ** (num_failures - 1), _MAX_PAUSE_S)
+
+
+def open_storage(
+    place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
+) -> ReadStorage:
+    """Return the storage of a cache in a folder or at an address.
+
+    Args:
+        place: Folder, or an fsspec address; a folder needs none of what follows.
+        cache_dir: Where copies of what is read are kept; None: `default_cache_dir`.
+        max_cache_bytes: Most bytes of such copies; 0 keeps none.
+
+    Raises:
+        UsageError: no file system is known for the address, or copies cannot be kept.
+    """
+    if not (isinstance(place, str) and is_address(place)):
+        return LocalStorage(Path(place))
+    copies = None
+    if max_cache_bytes:
+        copies = RangeCache((cache_dir or default_cache_dir()) / "ranges", max_cache_bytes)
+    return RemoteStorage(place, copies=copies)
+
+
+def default_cache_dir() -> Path:
+    """Return the user's folder for what can be fetched again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "clipocr"
+
+
+class RemoteStorage:
+    """A `ReadStorage` at an fsspec address."""
+
+    def __init__(
+        self, address: str, *, copies: RangeCache | None = None, patience: Patience | None = None
+    ) -> None:
+        """Prepare to read; nothing is sent yet.
+
+        Args:
+            address: E.g. ``s3://bucket/words.cache``.
+            copies: Where checked ranges are kept; None: nowhere.
+            patience: None: as the environment says.
+
+        Raises:
+            UsageError: no file system is known for the address.
+        """
+        self._address = address.rstrip("/")
+        self._copies = copies
+        self._patience = patience or Patience.from_environment()
+        self._fs, self._root = _open_file_system(self._address, self._patience)
+        # Or its buffered files would fetch five megabytes beyond each range.
+        self._read_options = {"cache_type": "none"} if self._fs.protocol == "hf" else {}
+
+    def __str__(self) -> str:
+        return self._address
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file of that name was published."""
+        # Not by fsspec's own `exists`: it takes any failure for a no.
+        try:
+            self._try(
+                name, lambda: self._call("cat_file", name, start=0, end=1, **self._read_options)
+            )
+        except CacheMissingError:
+            return False
+        return True
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        try:
+            return int(self._try(name, lambda: self._call("info", name))["size"])
+        except CacheMissingError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all files below `folder`, sorted."""
+        try:
+            paths = self._try(folder, lambda: self._call("find", folder))
+        except CacheMissingError:
+            return []
+        return sorted(path.removeprefix(f"{self._root}/") for path in paths)
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file; no copy is kept, since records may change.
+
+        Raises:
+            CacheMissingError: there is no such file.
+            CacheUnavailableError: the server does not answer, or refuses to.
+        """
+        stored: bytes = self._try(name, lambda: self._call("cat_file", name))
+        return stored
+
+    def read_range(
+        self, name: str, start: int, num_bytes: int, check: RangeCheck | None = None
+    ) -> bytes:
+        """Return exactly `num_bytes` from offset `start`, from a sound copy if there is one.
+
+        Raises:
+            CacheMissingError: there is no such file.
+            CacheCorruptError: what came was too short, or `check` did not accept it, every time.
+            CacheUnavailableError: the server does not answer, or refuses to.
+        """
+        # Content decides the key, so a cache that was moved, or built again, finds its copies.
+        key = _key(check.file_sha256, start, num_bytes) if check else ""
+        if check and self._copies:
+            copy = self._copies.get(key)
+            if copy is not None:
+                if check.is_sound(copy):
+                    return copy
+                self._copies.drop(key)
+
+        def fetch() -> bytes:
+            stop = start + num_bytes
+            stored: bytes = self._call(
+                "cat_file", name, start=start, end=stop, **self._read_options
+            )
+            if len(stored) != num_bytes:
+                raise _WrongBytesError(f"gave {len(stored)} bytes for bytes {start} to {stop}")
+            if check and not check.is_sound(stored):
+                raise _WrongBytesError(f"bytes {start} to {stop} are not what was committed")
+            return stored
+
+        stored = self._try(name, fetch)
+        if check and self._copies:
+            self._copies.put(key, stored)
+        return stored
+
+    def read_into(
+        self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
+    ) -> int:
+        """Fill `block` as `read_range` reads, and return how many bytes there were."""
+        stored = self.read_range(name, start, len(block), check)
+        block.data[:] = stored
+        return len(stored)
+
+    def _call(self, method: str, name: str, **options: int | str) -> Any:
+        """Call a method of the file system within the time limit."""
+        from fsspec.asyn import sync
+
+        path = f"{self._root}/{name}"
+        if not self._fs.async_impl:
+            return getattr(self._fs, method)(path, **options)
+        # The public methods of an asynchronous file system would wait without limit.
+        timeout_s = self._patience.timeout_s
+        call = getattr(self._fs, f"_{method}")
+        return sync(self._fs.loop, call, path, timeout=timeout_s, **options)
+
+    def _try(self, name: str, request: Callable[[], _Result]) -> _Result:
+        """Return what `request` does, sending it again while it fails for a passing reason."""
+        started = time.monotonic()
+        for num_failures in range(1, self._patience.tries + 1):
+            try:
+                return request()
+            except (FileNotFoundError, NotADirectoryError):
+                raise CacheMissingError(f"{self}/{name} is missing") from None
+            except Exception as e:
+                # Every file system raises errors of its own, and most of what they mean passes.
+                failure = e
+            if isinstance(failure, PermissionError) or getattr(failure, "status", 0) in (401, 403):
+                raise CacheUnavailableError(
+                    f"{self}/{name} may not be read ({_reason(failure)}); check the credentials, "
+                    "and that they allow reading and listing"
+                ) from failure
+            if num_failures < self._patience.tries:
+                time.sleep(self._patience.pause_s(num_failures))
+        tried = f"tried {self._patience.tries} times in {time.monotonic() - started:.0f} s"
+        if isinstance(failure, _WrongBytesError):
+            raise CacheCorruptError(
+                f"{self}/{name} {failure}, {tried} (a damaged, truncated or exchanged file, or a "
+                "server without range requests). Put the file there again from a sound cache"
+            )
+        raise CacheUnavailableError(
+            f"{self}/{name} cannot be read: {self._why(failure)}, {tried}. Check the address, the "
+            "network and the server, and run the command again; clipocr train goes on by --resume"
+        ) from failure
+
+    def _why(self, failure: Exception) -> str:
+        if isinstance(failure, TimeoutError):
+            return f"no answer within {self._patience.timeout_s:g} s"
+        return _reason(failure)
+
+
+class _WrongBytesError(Exception):
+    """An answer arrived, but not the bytes that were wanted."""
+
+
+def _open_file_system(address: str, patience: Patience) -> tuple[Any, str]:
+    """Return the file system of an address, and the address in its own terms."""
+    # Imported here: a cache in a folder needs none of it.
+    from fsspec.core import split_protocol, url_to_fs
+
+    protocol = split_protocol(address)[0]
+    # Listings are not remembered: the cache may be growing. Instances are not shared: the settings
+    # below are for us alone.
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if protocol in ("s3", "s3a"):
+        # One try a request: botocore's five by s3fs's five by ours would take hours to give up.
+        options["config_kwargs"] = {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": patience.timeout_s,
+            "read_timeout": patience.timeout_s,
+        }
+    try:
+        file_system, root = url_to_fs(address, **options)
+    except ImportError as e:
+        package = _EXTRAS.get(protocol)
+        remedy = f"; install it with: pip install {package}" if package else ""
+        raise UsageError(f"{address} needs a package that is missing: {e}{remedy}") from e
+    except ValueError as e:
+        raise UsageError(
+            f"{address} cannot be read: {e}; expected a folder, or an address such as "
+            "s3://bucket/words.cache"
+        ) from e
+    if protocol in ("s3", "s3a"):
+        file_system.retries = 1
+    return file_system, root.rstrip("/")
+
+
+def _key(file_sha256: str, start: int, num_bytes: int) -> str:
+    return hashlib.sha256(f"{file_sha256} {start} {num_bytes}".encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

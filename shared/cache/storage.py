@@ -1,0 +1,363 @@
+"""The bytes of a cache: named files below one folder, published durably, read by range.
+
+A file is written under a temporary name, synced, read back and compared, renamed to its final
+name, and its folder synced. So a name that exists is complete, whatever was killed and whenever;
+leftovers live in ``.tmp`` only. (Zarr's own local store renames, but never syncs.)
+
+Reading is a `ReadStorage`: a folder, or what `remote` finds at an address such as
+``s3://bucket/words.cache``. Only a folder is ever written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+
+from ..errors import CacheCorruptError, CacheMissingError
+from .memory import Bytes
+
+_TMP = ".tmp"
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a committed file must be, to the byte."""
+
+    num_bytes: int
+    sha256: str
+    chunk_crc32c: str = ""
+    """For a Zarr shard: CRC-32C of each inner chunk's payload, 8 hex digits each, in order.
+
+    Readers compare these, not the sums inside the file: a sound shard under a sibling's name
+    carries its own correct sums, and only the commit record can tell it apart.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeCheck:
+    """How to tell that a range of a file is what was committed."""
+
+    file_sha256: str
+    """Of the whole file; a copy of the range is kept under it."""
+    is_sound: Callable[[bytes], bool]
+
+
+class ReadStorage(Protocol):
+    """The reading side of a cache's files; safe to share between threads.
+
+    `name` is always a relative POSIX path, as it stands in commit records.
+    """
+
+    def __str__(self) -> str:
+        """Return the place, as messages name it."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file of that name was published."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all files below `folder`, sorted."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        ...
+
+    def read_range(
+        self, name: str, start: int, num_bytes: int, check: RangeCheck | None = None
+    ) -> bytes:
+        """Return `num_bytes` from offset `start`; fewer only at the end of the file.
+
+        Args:
+            name: Of the file.
+            start: Offset in bytes.
+            num_bytes: How many are wanted.
+            check: Lets a storage that reads over a network read again what arrived damaged, and
+                keep copies of what arrived sound. The caller checks what it gets all the same.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        ...
+
+    def read_into(
+        self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
+    ) -> int:
+        """Fill `block` as `read_range` reads, and return how many bytes there were."""
+        ...
+
+
+def is_address(place: str | Path) -> bool:
+    """Return whether `place` is an address such as ``s3://bucket/words.cache``, not a folder."""
+    return isinstance(place, str) and "://" in place
+
+
+class PendingFile:
+    """A file being written under a temporary name; `publish` makes it appear."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name = name
+        self._root = root
+        self._final = root / name
+        self._tmp = root / _TMP / _temporary_name()
+        self._tmp.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._tmp.open("xb")
+        self._sha256 = hashlib.sha256()
+        self._crc32c = 0
+        self.num_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._file.write(data)
+        self._sha256.update(data)
+        self._crc32c = google_crc32c.extend(self._crc32c, np.frombuffer(data, np.uint8))
+        self.num_bytes += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far, in hex."""
+        return self._sha256.hexdigest()
+
+    def publish(self, chunk_crc32c: str = "") -> FileRecord:
+        """Sync, read back, compare, rename, sync the folder; return the record.
+
+        Raises:
+            CacheCorruptError: the file system returned other bytes than were written.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        record = FileRecord(num_bytes=self.num_bytes, sha256=self.sha256, chunk_crc32c=chunk_crc32c)
+        # CRC-32C: five times as fast as SHA-256, and no disk errs on purpose.
+        if _crc32c_of(self._tmp) != self._crc32c:
+            raise CacheCorruptError(
+                f"{self._final} read back differently from what was written; the disk or its "
+                "memory is failing. Run the same command again on another disk"
+            )
+        _make_folders(self._root, self._final.parent)
+        os.replace(self._tmp, self._final)
+        _sync_folder(self._final.parent)
+        return record
+
+    def discard(self) -> None:
+        """Drop what was written; harmless after `publish`."""
+        # On a full disk closing fails too, for what is still in the buffer.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._tmp.unlink(missing_ok=True)
+
+
+class LocalStorage:
+    """A cache folder on a file system: a `ReadStorage` that can be written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file of that name was published."""
+        return (self.root / name).is_file()
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all files below `folder`, sorted."""
+        base = self.root / folder
+        return sorted(p.relative_to(self.root).as_posix() for p in base.rglob("*") if p.is_file())
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            raise CacheMissingError(f"{self.root / name} is missing") from None
+
+    def read_range(
+        self,
+        name: str,
+        start: int,
+        num_bytes: int,
+        check: RangeCheck | None = None,  # noqa: ARG002  (a disk read is not worth repeating)
+    ) -> bytes:
+        """Return `num_bytes` from offset `start`; fewer only at the end of the file.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        with self._opened(name, start) as file:
+            return file.read(num_bytes)
+
+    def read_into(
+        self,
+        block: Bytes,
+        name: str,
+        start: int,
+        check: RangeCheck | None = None,  # noqa: ARG002  (a disk read is not worth repeating)
+    ) -> int:
+        """Fill `block` as `read_range` reads, and return how many bytes there were.
+
+        Raises:
+            CacheMissingError: there is no such file.
+        """
+        with self._opened(name, start) as file:
+            return file.readinto(block.data)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, start: int) -> Iterator[FileIO]:
+        try:
+            file = FileIO(self.root / name)
+        except FileNotFoundError:
+            raise CacheMissingError(f"{self.root / name} is missing") from None
+        with file:
+            file.seek(start)
+            yield file
+
+    def create(self, name: str) -> PendingFile:
+        """Begin a file that appears under `name` when it is published."""
+        return PendingFile(self.root, name)
+
+    def write(self, name: str, data: bytes) -> FileRecord:
+        """Publish a small file in one go."""
+        pending = self.create(name)
+        try:
+            pending.write(data)
+            return pending.publish()
+        finally:
+            pending.discard()
+
+    def ensure(self, name: str, data: bytes) -> FileRecord:
+        """Publish a small file unless it is there already, byte for byte."""
+        if self.exists(name) and self.read(name) == data:
+            return FileRecord(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return self.write(name, data)
+
+    def keep_first(self, name: str, data: bytes) -> None:
+        """Publish a small file unless there is one of that name, whatever it holds.
+
+        It has to be alone in its folder. For it is the folder that appears, by a rename, which
+        never takes the place of one that holds something: a file system need not have hard links.
+        """
+        folder = (self.root / name).parent
+        with scratch_folder(self) as scratch:
+            scratch.write(f"folder/{Path(name).name}", data)
+            _make_folders(self.root, folder.parent)
+            try:
+                os.replace(scratch.root / "folder", folder)
+            except OSError as e:
+                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+        _sync_folder(folder.parent)
+
+    def remove(self, name: str) -> None:
+        """Remove a file for good, if there is one."""
+        path = self.root / name
+        if path.is_file():
+            path.unlink()
+            _sync_folder(path.parent)
+
+    def sweep(self) -> None:
+        """Remove what killed writers of this machine left behind; living writers keep theirs."""
+        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):
+            if _is_alive(int(leftover.name.split("@")[1])):
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
+    """Lend a folder on the same disk that goes when the block is left, or with the next sweep."""
+    scratch = storage.root / _TMP / _temporary_name()
+    try:
+        yield LocalStorage(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _temporary_name() -> str:
+    """Return a name that no other has, and that tells whose it is."""
+    return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _crc32c_of(path: Path) -> int:
+    checksum = 0
+    for block in _blocks(path):
+        checksum = google_crc32c.extend(checksum, block)
+    return checksum
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_COPY_BYTES):
+            yield block
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    """Create `folder` below `root`, syncing each new entry in its parent."""
+    missing = [folder, *folder.parents]
+    missing = [p for p in missing if p != root and root in p.parents and not p.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

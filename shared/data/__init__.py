@@ -1,0 +1,1 @@
+"""Word images as people have them: LMDBs, folders, encoded pictures."""

@@ -1,0 +1,254 @@
+"""Text tables added to a finished cache: exact, beside the rest, and never of another teacher."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
+
+from clipocr.cli import main
+from clipocr.precompute.builder import text
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.text import TextConfig, add_text_table
+from clipocr.precompute.teacher.clip import load_teacher
+from clipocr.precompute.teacher.tokens import WordTokenizer, build_trie
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.charset import Charset, LabelRules
+from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
+from clipocr.train.data.loader import CacheLoader
+
+SOT, EOT = 49406, 49407
+
+
+@pytest.fixture(scope="module")
+def words() -> WordTokenizer:
+    return WordTokenizer()
+
+
+@pytest.fixture
+def own_cache(cache_path: Path, tmp_path: Path) -> Path:
+    shutil.copytree(cache_path, tmp_path / "own.cache")
+    return tmp_path / "own.cache"
+
+
+@pytest.fixture(scope="module")
+def word_cache(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("word") / "word.cache"
+    shutil.copytree(cache_path, path)
+    add_text_table(TextConfig(cache=path, charset=Charset.load("36"), tokens="word"))
+    return path
+
+
+def teacher(name: str = TINY_TEACHER):
+    return load_teacher(
+        name,
+        image_taps=(1, 2, 3),
+        text_taps=(1, 2, 3),
+        precision="fp32",
+        device=torch.device("cpu"),
+    )
+
+
+def test_an_added_charset_is_the_one_a_build_would_have_made(
+    own_cache: Path, data_root: Path
+) -> None:
+    before = files_of(own_cache)
+    summary = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("94")))
+    assert not summary.was_there
+    added = files_of(own_cache)
+    changed = {n for n in added if added[n] != before.get(n)}
+    assert "sealed.json" in changed
+    assert all(n.startswith(("text/char-94/", "commits/text/char-94")) for n in changed
+               if n != "sealed.json")  # fmt: skip
+
+    shutil.rmtree(own_cache / "text/char-94")
+    (own_cache / "commits/text/char-94.json").unlink()
+    (own_cache / "sealed.json").unlink()
+    build_cache(tiny_build(data_root, own_cache, charset=Charset.load("94")))
+    assert files_of(own_cache) == added
+
+
+def test_what_is_there_is_left_and_the_teacher_not_loaded(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "load_teacher", None)
+    before = files_of(own_cache)
+    summary = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("36")))
+    assert summary.was_there
+    assert files_of(own_cache) == before
+
+
+def test_a_table_that_missed_its_seal_is_sealed(own_cache: Path) -> None:
+    seal = (own_cache / "sealed.json").read_bytes()
+    charset = Charset.load("62")
+    add_text_table(TextConfig(cache=own_cache, charset=charset))
+    (own_cache / "sealed.json").write_bytes(seal)  # As if killed in between.
+    assert not FeatureCache.open(own_cache).commits.keys() & {"text/char-62"}
+    add_text_table(TextConfig(cache=own_cache, charset=charset))
+    assert FeatureCache.open(own_cache).require_text(charset, 25).name == "char-62"
+
+
+def test_a_half_built_cache_takes_a_table_and_stays_half_built(own_cache: Path) -> None:
+    (own_cache / "sealed.json").unlink()
+    (own_cache / "commits/view0/unit-00001.json").unlink()
+    add_text_table(TextConfig(cache=own_cache, charset=Charset.load("94")))
+    cache = FeatureCache.open(own_cache)
+    assert not cache.is_sealed
+    assert [spec.name for spec in cache.text_specs()] == ["char-36", "char-94"]
+
+
+def test_other_weights_are_refused_by_name(own_cache: Path) -> None:
+    config = TextConfig(
+        cache=own_cache, charset=Charset.load("94"), teacher="ViT-tiny-test/random:1"
+    )
+    said = r"ViT-tiny-test/random:0 says \(weights sha256 .*ViT-tiny-test/random:1 has other"
+    before = files_of(own_cache)
+    with pytest.raises(CacheMismatchError, match=said):
+        add_text_table(config)
+    assert files_of(own_cache) == before
+
+
+def test_a_weights_file_must_be_passed_and_may_have_moved(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", WORDS[:4])
+    weights = tmp_path / "clip.pt"
+    torch.save(teacher()._model.state_dict(), weights)
+    cache = tmp_path / "cache"
+    name = f"ViT-tiny-test/{weights}"
+    build_cache(tiny_build(tmp_path / "data", cache, teacher=name, activation="gelu"))
+    charset = Charset.load("94")
+    with pytest.raises(UsageError, match=r"weights file clip.pt; pass it by --teacher"):
+        add_text_table(TextConfig(cache=cache, charset=charset))
+    moved = weights.rename(tmp_path / "moved.pt")
+    moved_name = f"ViT-tiny-test/{moved}"
+    add_text_table(TextConfig(cache=cache, charset=charset, teacher=moved_name))
+    assert sorted(FeatureCache.open(cache).text_table("char-94").strings) == WORDS[:4]
+
+
+def test_a_charset_of_the_same_name_and_other_characters_is_refused(own_cache: Path) -> None:
+    with pytest.raises(CacheMismatchError, match="rename the charset file"):
+        add_text_table(TextConfig(cache=own_cache, charset=Charset(name="36", characters="ab")))
+    with pytest.raises(DataError, match="charset hiragana leaves nothing"):
+        add_text_table(
+            TextConfig(cache=own_cache, charset=Charset(name="hiragana", characters="あ"))
+        )
+    with pytest.raises(UsageError, match="tokens is 'bpe', expected one of char, word"):
+        TextConfig(cache=own_cache, charset=Charset.load("36"), tokens="bpe")
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("analysis", [5296]),
+        ("Analysis", [5296]),  # CLIP's tokenizer lower-cases.
+        ("a", [320]),
+        ("&nbsp;", []),  # ... and unescapes HTML: nothing is left of it.
+    ],
+)
+def test_a_label_is_what_clip_makes_of_it(
+    words: WordTokenizer, label: str, expected: list[int]
+) -> None:
+    ids, positions = words.tokenize(label)
+    assert ids == [SOT, *expected, EOT]
+    assert positions == list(range(1, len(expected) + 1))
+
+
+def test_ascii_labels_never_have_more_tokens_than_characters(words: WordTokenizer) -> None:
+    rng = np.random.default_rng(0)
+    characters = np.array(list(Charset.load("94").characters))
+    for _ in range(500):
+        label = "".join(rng.choice(characters, rng.integers(1, 26)))
+        assert len(words.tokenize(label)[1]) <= len(label)
+
+
+def test_positions_see_tokens_then_eot_then_pads(words: WordTokenizer) -> None:
+    labels = ["analysis", "zulu7", "cat"]
+    trie = build_trie(labels, words, 9, pads=True)
+    prefix_of = {
+        int(n): tuple(trie.tokens[r, : c + 1].tolist())
+        for r, c in zip(*np.nonzero(trie.is_new), strict=True)
+        for n in [trie.node[r, c]]
+    }
+    for label, nodes in zip(labels, trie.label_nodes, strict=True):
+        sequence = [*words.tokenize(label)[0], *[0] * 11][:11]
+        for position in range(10):
+            assert prefix_of[int(nodes[position])] == tuple(sequence[: position + 2])
+
+
+def test_word_features_are_what_the_official_code_would_align(
+    word_cache: Path, words: WordTokenizer
+) -> None:
+    cache = FeatureCache.open(word_cache)
+    spec = cache.require_text(Charset.load("36"), 25, "word")
+    assert (spec.name, spec.tokens) == ("word-36", "word")
+    table = cache.text_table("word-36")
+    assert table.strings == cache.text_table("char-36").strings
+    tiny = teacher()
+    for text_idx, label in enumerate(table.strings):
+        ids = words.tokenize(label)[0]
+        tokens = torch.zeros(1, 27, dtype=torch.int32)
+        tokens[0, : len(ids)] = torch.tensor(ids)
+        taps, eot = tiny.text_taps(tokens, torch.tensor([len(ids) - 1]))
+        for tap, expected in taps.items():
+            features = table.taps[tap][table.nodes[text_idx]]
+            np.testing.assert_allclose(features, expected[0, 1:], rtol=2**-10, atol=1e-4)
+        np.testing.assert_allclose(table.eot[text_idx], eot[0], rtol=2**-10, atol=1e-4)
+
+
+def test_batches_hold_the_words_position_by_position(word_cache: Path) -> None:
+    cache = FeatureCache.open(word_cache)
+    table = cache.text_table("word-36")
+    loader = CacheLoader(
+        cache, table, image_taps=(1,), text_taps=(2,), max_label_length=25, batch_size=8,
+        seed=0, device=torch.device("cpu"), units=cache.units(), num_views=1,
+    )  # fmt: skip
+    batch = next(loader.epoch(0))
+    assert batch.text_taps[2].shape[1] == max(map(len, batch.labels)) + 1
+    for label, features in zip(batch.labels, batch.text_taps[2], strict=True):
+        nodes = table.nodes[table.strings.index(label), : len(features)]
+        np.testing.assert_array_equal(features, table.taps[2][nodes])
+
+
+def test_words_of_more_tokens_than_the_label_has_positions_are_left_out(tmp_path: Path) -> None:
+    # Each of these characters is more than one token.
+    labels = ["日本", "龘龘龘龘", "ab"]
+    write_words(tmp_path / "data" / "set", labels)
+    charset = Charset(name="mixed", characters="日本龘ab")
+    rules = LabelRules(normalize_unicode=False, max_label_length=4)
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=charset, labels=rules))
+    add_text_table(TextConfig(cache=tmp_path / "cache", charset=charset, tokens="word"))
+    cache = FeatureCache.open(tmp_path / "cache")
+    kept = [label for label in labels if len(WordTokenizer().tokenize(label)[1]) <= 4]
+    assert "龘龘龘龘" not in kept
+    assert sorted(cache.text_table("word-mixed").strings) == sorted(kept)
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def test_commands_add_words_and_train_on_them(own_cache: Path, tmp_path: Path) -> None:
+    def invoke(*args: object):
+        return CliRunner().invoke(main, list(map(str, args)))
+
+    train = ("train", "--cache", own_cache, "--out", tmp_path / "run", "--student", "tiny",
+             "--image-taps", "1,2,3", "--text-taps", "1,2,3", "--epochs", 1, "--batch-size", 40,
+             "--tokens", "word", "--device", "cpu")  # fmt: skip
+    refused = invoke(*train)
+    assert refused.exit_code == 1
+    assert "has text for charset 36 (36 characters, char tokens), this run needs" in refused.stderr
+    assert refused.stderr.endswith(f"cache text {own_cache} --charset 36 --tokens word\n")
+
+    result = invoke("cache", "text", own_cache, "--charset", 36, "--tokens", "word")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"Wrote {own_cache}/text/word-36: 30 labels, ")
+    again = invoke("cache", "text", own_cache, "--charset", 36, "--tokens", "word")
+    assert again.stdout.startswith("Found ")
+    assert again.stdout.endswith("; nothing was missing.\n")
+    assert invoke(*train).exit_code == 0

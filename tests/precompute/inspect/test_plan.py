@@ -1,0 +1,266 @@
+"""The plan: what it promises to the byte is what a build then makes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from samples import TINY_TEACHER, WORDS, draw_word, tiny_build, write_words
+
+from clipocr.cli import main
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.inspect import measure, plan
+from clipocr.precompute.inspect.measure import SampleViews
+from clipocr.precompute.inspect.plan import Plan, PlanConfig, plan_cache
+from clipocr.shared.cache.codecs.klt import num_table_rows
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.schema import CacheSpec, TeacherSpec, ViewSpec
+from clipocr.shared.cache.shards import weigh_array
+from clipocr.shared.charset import Charset, LabelRules
+from clipocr.shared.data.word_lmdb import WordLmdbWriter
+from clipocr.shared.errors import DataError, TeacherError, UsageError
+
+CODECS = ["fp16", "int8", "int4"]
+"""Tokens of the tiny teacher have too few values for the usual klt."""
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_BATCH_BUDGET_S", 0.01)
+
+
+def tiny_plan(data_root: Path, **changes: object) -> Plan:
+    settings: dict[str, object] = {
+        "data": (data_root,),
+        "teacher": TINY_TEACHER,
+        "image_taps": (1, 2, 3),
+        "text_taps": (1, 2, 3),
+        "charsets": (Charset.load("36"), Charset.load("94")),
+        "unit_rows": 32,
+        "chunk_rows": 8,
+    }
+    return plan_cache(PlanConfig(**(settings | changes)))
+
+
+def bytes_below(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("c/**/*") if p.is_file())
+
+
+def test_sizes_are_those_of_the_build(cache_path: Path, data_root: Path) -> None:
+    planned = tiny_plan(data_root)
+    one = planned.costs[0]
+    assert (one.codec, one.num_views, one.augment) == ("fp16", 1, "clean")
+    taps = [bytes_below(cache_path / f"image/view0/block{tap}") for tap in (1, 2, 3)]
+    assert one.bytes_by_part["features"] == sum(taps)
+    assert one.bytes_by_part["text/char-36"] == bytes_below(cache_path / "text/char-36")
+    folders = ("rows", "labels", "rejected")
+    assert one.bytes_by_part["index"] == sum(bytes_below(cache_path / f) for f in folders)
+    # 16 of 73 rows were looked at, in chunks of 8.
+    pixels = bytes_below(cache_path / "image/view0/pixels")
+    assert one.bytes_by_part["pixels"] == pytest.approx(pixels, rel=0.15)
+    assert one.num_bytes == sum(one.bytes_by_part.values())
+
+
+def test_weights_are_files_to_the_byte(cache: FeatureCache) -> None:
+    for key, layout in cache.spec.image_layouts(0).items():
+        values = cache.view_reader(0, key).all()
+        written = sum(
+            file.num_bytes
+            for unit_idx in cache.units()
+            for name, file in cache.unit(0, unit_idx).files.items()
+            if name.startswith(f"image/view0/{key}/c/")
+        )
+        assert weigh_array(layout, values) == written
+
+
+def test_counts_are_those_of_the_build(cache_path: Path, data_root: Path) -> None:
+    planned, cache = tiny_plan(data_root), FeatureCache.open(cache_path)
+    assert planned.num_rows == cache.spec.num_rows
+    assert planned.sources == {s.name: s.num_samples for s in cache.spec.sources}
+    assert planned.num_labels == len(cache.labels())
+    (built,) = cache.text_specs()
+    text = planned.texts[0]
+    assert (text.name, text.num_strings, text.num_nodes, text.num_left_out) == (
+        built.name, built.num_strings, built.num_nodes, 0,
+    )  # fmt: skip
+    assert planned.num_sampled == 16
+
+
+def test_rejects_and_bad_images_are_counted_by_reason(tmp_path: Path) -> None:
+    with WordLmdbWriter(tmp_path / "set") as writer:
+        writer.add_all([(draw_word("a"), "a"), (b"", "b"), (draw_word("c"), " "),
+                        (draw_word("d"), "d" * 26), (draw_word("-"), "-")])  # fmt: skip
+    planned = tiny_plan(tmp_path, charsets=(Charset.load("36"),))
+    assert planned.rejected == {"empty label": 1, "label too long": 1}
+    assert planned.sampled_bad == {"empty image": 1}
+    assert planned.num_rows == planned.num_sampled == 3
+    assert planned.texts[0].num_left_out == 1
+
+
+def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
+    planned = tiny_plan(data_root, views=(1, 3))
+    assert [(c.codec, c.num_views, c.augment) for c in planned.costs] == [
+        (codec, k, augment) for codec in CODECS for k, augment in ((1, "clean"), (3, "randaugment"))
+    ]
+    num_shards, chunks = 3, 10  # 73 rows in units of 32 and chunks of 8: 4 + 4 + 2.
+    for cost, token_bytes in zip(planned.costs[::2], (64 * 2, 64 + 18, 32 + 18), strict=True):
+        index_bytes = chunks * 4 + num_shards * (4 * 16 + 4)
+        of_tap = chunks * 8 * 17 * token_bytes + index_bytes
+        assert cost.bytes_by_part["features"] == 3 * of_tap, cost.codec
+    one, three = planned.costs[:2]
+    assert three.bytes_by_part["features"] == 3 * one.bytes_by_part["features"]
+    assert three.bytes_by_part["index"] == one.bytes_by_part["index"]
+    assert three.seconds > one.seconds > 0
+    assert set(planned.rates.views_per_s) == {"clean", "randaugment"}
+
+
+@pytest.mark.parametrize(
+    ("device", "views_per_s", "disk", "expected"),
+    [
+        # 1000 rows: 5 s of teacher, 5 s of encoding; two cores also make 100 views/s each.
+        ("cpu", 100.0, 1e9, (15.0, "teacher")),
+        ("cpu", 1e9, 100.0, (20.0, "disk")),
+        # On a GPU each waits for the slowest only; two workers.
+        ("cuda", 100.0, 1e9, (10.0, "teacher")),
+        ("cuda", 25.0, 1e9, (20.0, "views")),
+        ("cuda", 100.0, 100.0, (20.0, "disk")),
+    ],
+)
+def test_time_is_that_of_the_slowest(
+    device: str, views_per_s: float, disk: float, expected: tuple[float, str]
+) -> None:
+    config = PlanConfig(
+        data=(), charsets=(), device=torch.device(device), num_cores=2, num_workers=2
+    )
+    rates = plan.Rates(
+        scan_s=0, choice_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
+        encoded_per_s={"klt:9": 200.0}, labels_per_s=1, written_bytes_per_s=disk,
+    )  # fmt: skip
+    seconds, bottleneck = plan._image_seconds(config, rates, "klt:9", "clean", 2000, 1000)
+    assert (pytest.approx(seconds), bottleneck) == expected
+
+
+def test_codecs_with_tables_pay_for_their_sample() -> None:
+    teacher = TeacherSpec(
+        model="m", weights="w", weights_sha256="", activation="gelu", precision="fp32",
+        image_taps=(3,), text_taps=(3,), num_image_tokens=17, image_width=768, text_width=512,
+        eot_width=512,
+    )  # fmt: skip
+    spec = CacheSpec(
+        teacher=teacher, view=ViewSpec(), labels=LabelRules(), codec="fp16", seed=0, sources=(),
+        num_rows=10_000, unit_rows=256, chunk_rows=256,
+    )  # fmt: skip
+    codecs = {"fp16": "fp16", "klt:96": "klt:96", "auto:0.9": "klt:96", "auto:0.99999": "int8"}
+    rates = plan.Rates(
+        scan_s=0, choice_s=7, views_per_s={"clean": 200.0}, images_per_s=100.0,
+        encoded_per_s=dict.fromkeys(codecs, 1e12), labels_per_s=1, written_bytes_per_s=1e12,
+    )  # fmt: skip
+    views = np.zeros((4, 32, 128, 3), np.uint8)
+    measured = plan._Measured(
+        rates=rates,
+        samples={"clean": SampleViews(views=views, bad={}, views_per_s=200.0)},
+        parts={"index": 50},
+        fixed_s=3,
+    )
+    config = PlanConfig(data=(), charsets=(), device=torch.device("cpu"), num_cores=1)
+    costs = {
+        name: plan._cost(config, measured, name, replace(spec, codec=codec), 1)
+        for name, codec in codecs.items()
+    }
+    seconds = {name: cost.seconds for name, cost in costs.items()}
+    # 10,000 rows at 100/s of teacher and 200/s of views; 2,304 of them twice.
+    assert seconds["fp16"] == pytest.approx(3 + 150)
+    assert seconds["klt:96"] == pytest.approx(3 + 150 + 34.56)
+    assert seconds["auto:0.9"] == seconds["auto:0.99999"] == pytest.approx(3 + 150 + 34.56 + 7)
+    table_bytes = 4 * 768 * num_table_rows(17, 768)
+    assert costs["klt:96"].bytes_by_part["index"] == pytest.approx(50 + table_bytes, abs=100)
+    assert costs["auto:0.9"].bytes_by_part == costs["klt:96"].bytes_by_part
+    assert costs["auto:0.99999"].bytes_by_part["index"] == 50
+
+
+def test_what_auto_would_take_is_what_it_takes(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", WORDS * 4)
+    planned = tiny_plan(
+        tmp_path / "data", charsets=(Charset.load("36"),), views=(1,), fidelity=0.97
+    )
+    summary = build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", codec="auto:0.97"))
+    assert planned.chosen_codec == summary.cache.spec.codec
+    assert any(planned.chosen_codec in line for line in planned.assumptions)
+    cost = planned.costs[-1]
+    assert cost.codec == "auto:0.97"
+    built = sum(bytes_below(tmp_path / f"cache/image/view0/block{tap}") for tap in (1, 2, 3))
+    assert cost.bytes_by_part["features"] == built
+    tables = bytes_below(tmp_path / "cache/codec")
+    assert cost.bytes_by_part["index"] == planned.costs[0].bytes_by_part["index"] + tables
+
+
+def test_a_choice_is_measured_with_the_teachers_own_weights(data_root: Path) -> None:
+    with pytest.raises(TeacherError, match="missing-weights"):
+        tiny_plan(data_root, teacher="ViT-tiny-test/missing-weights.pt", fidelity=0.9)
+
+
+def test_nothing_is_written_and_no_weights_are_fetched(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    real = plan.load_teacher
+    monkeypatch.setattr(
+        plan,
+        "load_teacher",
+        lambda name, **options: (loaded.append(name), real(name, **options))[1],
+    )
+    planned = tiny_plan(
+        data_root, teacher="ViT-tiny-test/openai", out=tmp_path / "new" / "words.cache"
+    )
+    assert loaded == ["ViT-tiny-test/random:0"]
+    assert planned.teacher == "ViT-tiny-test/openai"
+    assert not list(tmp_path.iterdir())
+    assert any(str(tmp_path) in line for line in planned.assumptions)
+
+
+def test_what_a_build_would_refuse_is_refused(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has room for 75 characters"):
+        tiny_plan(data_root, labels=LabelRules(max_label_length=76))
+    with pytest.raises(UsageError, match="unit rows 30 is not a multiple of chunk rows 8"):
+        tiny_plan(data_root, unit_rows=30)
+    with pytest.raises(UsageError, match=r"image taps \(9,\) are not possible"):
+        tiny_plan(data_root, image_taps=(9,))
+    with pytest.raises(DataError, match="no LMDB"):
+        tiny_plan(tmp_path)
+    with pytest.raises(DataError, match="charset kana leaves nothing"):
+        tiny_plan(data_root, charsets=(Charset(name="kana", characters="あ"),))
+
+
+def test_the_command_prints_a_table_or_json(data_root: Path) -> None:
+    args = ["cache", "plan", "--data", data_root, "--teacher", TINY_TEACHER, "--image-taps", "1,2",
+            "--text-taps", 1, "--unit-rows", 32, "--chunk-rows", 8, "--device", "cpu"]  # fmt: skip
+    result = CliRunner().invoke(main, list(map(str, args)))
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-1].startswith("Building K=1 here takes about ")
+    assert f"unique labels      {len(set(WORDS))}" in lines
+    assert sum(line.startswith("| fp16 ") for line in lines) == 3
+    more = ["--json", "--views", "2", "--fidelity", "0.9"]
+    printed = json.loads(CliRunner().invoke(main, [*map(str, args), *more]).stdout)
+    costs = printed["costs"]
+    assert [cost["codec"] for cost in costs] == [*CODECS, "auto:0.9"]
+    assert printed["chosen_codec"].startswith("klt:")
+    assert set(printed["rates"]["encoded_per_s"]) == {*CODECS, "auto:0.9"}
+    cost = costs[0]
+    assert cost["num_views"] == 2
+    assert cost["num_bytes"] == sum(cost["bytes_by_part"].values())
+
+
+def test_a_plan_and_its_build_agree_beyond_one_shard(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", WORDS * 5)
+    planned = tiny_plan(tmp_path / "data", charsets=(Charset.load("36"),), unit_rows=8)
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", unit_rows=8))
+    parts = planned.costs[0].bytes_by_part
+    assert parts["text/char-36"] == bytes_below(tmp_path / "cache/text")
+    built = sum(bytes_below(tmp_path / f"cache/image/view0/block{tap}") for tap in (1, 2, 3))
+    assert parts["features"] == built

@@ -1,0 +1,268 @@
+"""Our taps against a plain forward of open_clip's own model with hooks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from samples import TINY_CLIP
+
+from clipocr.precompute.teacher.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Teacher,
+    crop_positions,
+    load_teacher,
+)
+from clipocr.precompute.teacher.tokens import CharacterTokenizer
+from clipocr.shared.errors import TeacherError, UsageError
+
+CPU = torch.device("cpu")
+
+
+def load(name: str = "ViT-tiny-test/random:0", **changes: object) -> Teacher:
+    settings: dict[str, object] = {
+        "image_taps": (1, 2, 3),
+        "text_taps": (1, 2, 3),
+        "precision": "fp32",
+        "device": CPU,
+    }
+    return load_teacher(name, **(settings | changes))
+
+
+def hooked(blocks: torch.nn.ModuleList) -> dict[int, torch.Tensor]:
+    """Return a dict that the next forward fills with each block's output."""
+    seen: dict[int, torch.Tensor] = {}
+    for idx, block in enumerate(blocks, start=1):
+        block.register_forward_hook(
+            lambda _module, _inputs, output, idx=idx: seen.__setitem__(idx, output.detach())
+        )
+    return seen
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return load()
+
+
+@pytest.fixture
+def plain(teacher: Teacher) -> torch.nn.Module:
+    return copy.deepcopy(teacher._model)
+
+
+def test_image_taps_equal_open_clip_with_cropped_positions(
+    teacher: Teacher, plain: torch.nn.Module
+) -> None:
+    small = open_clip.create_model("ViT-tiny-test", force_image_size=(32, 128)).eval()
+    state = plain.state_dict()
+    positions = state["visual.positional_embedding"]
+    # The official crop for a 14 x 14 grid: rows 0 to 8 and 15 to 22.
+    state["visual.positional_embedding"] = torch.cat([positions[:9], positions[15:23]])
+    small.load_state_dict(state)
+    seen = hooked(small.visual.transformer.resblocks)
+    views = torch.randint(0, 256, (5, 32, 128, 3), dtype=torch.uint8)
+    pixels = views.permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    with torch.no_grad():
+        projected = small.encode_image((pixels - mean) / std)
+    torch.testing.assert_close(teacher.image_embeddings(views), projected, rtol=1e-5, atol=1e-5)
+    taps = teacher.image_taps(views)
+    assert list(taps) == [1, 2, 3]
+    for tap, features in taps.items():
+        assert features.shape == (5, 17, 64)
+        torch.testing.assert_close(features, seen[tap], rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_after_the_last_tap_are_not_run(teacher: Teacher) -> None:
+    seen = hooked(teacher._model.visual.transformer.resblocks)
+    teacher.image_taps(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
+    assert sorted(seen) == [1, 2, 3]
+
+
+def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Module) -> None:
+    tokenizer = CharacterTokenizer()
+    sequences = [tokenizer.tokenize(label)[0] for label in ("cat", "a", "catalogue")]
+    short = torch.zeros(3, 12, dtype=torch.int32)
+    full = torch.zeros(3, 77, dtype=torch.int32)
+    for row, ids in enumerate(sequences):
+        short[row, : len(ids)] = full[row, : len(ids)] = torch.tensor(ids)
+    seen = hooked(plain.transformer.resblocks)
+    with torch.no_grad():
+        projected = plain.encode_text(full)
+    taps, eot = teacher.text_taps(short, torch.tensor([len(ids) - 1 for ids in sequences]))
+    # Causal: a context of 12 is the beginning of a context of 77.
+    for tap, features in taps.items():
+        assert features.shape == (3, 12, 32)
+        torch.testing.assert_close(features, seen[tap][:, :12], rtol=1e-5, atol=1e-5)
+    assert sorted(taps) == [1, 2, 3]
+    torch.testing.assert_close(eot, projected, rtol=1e-5, atol=1e-5)
+
+
+def test_last_text_block_can_be_a_tap() -> None:
+    taps, _ = load(text_taps=(2, 4)).text_taps(
+        torch.zeros(1, 5, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    )
+    assert sorted(taps) == [2, 4]
+
+
+def test_crop_is_class_row_and_top_left_block() -> None:
+    rows = torch.arange(1 + 14 * 14).unsqueeze(1)
+    expected = [*range(9), *range(15, 23)]
+    assert crop_positions(rows, (16, 16)).flatten().tolist() == expected
+    with pytest.raises(TeacherError, match="2x8 view does not fit this teacher's 7x7 grid"):
+        crop_positions(torch.zeros(50, 1), (16, 16))
+
+
+def test_half_precision_stays_close(teacher: Teacher) -> None:
+    views = torch.randint(0, 256, (2, 32, 128, 3), dtype=torch.uint8)
+    exact, rounded = teacher.image_taps(views), load(precision="bf16").image_taps(views)
+    for tap in exact:
+        assert rounded[tap].dtype == torch.float32
+        assert not torch.equal(exact[tap], rounded[tap])
+        torch.testing.assert_close(exact[tap], rounded[tap], rtol=0.05, atol=0.05)
+
+
+def test_random_weights_are_their_seed_and_nothing_else() -> None:
+    before = torch.get_rng_state()
+    digests = [load(f"ViT-tiny-test/random:{seed}").spec.weights_sha256 for seed in (7, 7, 8)]
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(before, torch.get_rng_state())
+    spec = load("ViT-tiny-test/random:7").spec
+    assert spec.is_random
+    assert spec.name == "ViT-tiny-test/random:7"
+
+
+def test_spec_describes_the_teacher(teacher: Teacher) -> None:
+    spec = teacher.spec
+    assert (spec.num_image_tokens, spec.image_width, spec.text_width, spec.eot_width) == (
+        17,
+        64,
+        32,
+        24,
+    )
+
+
+def test_openai_weights_get_quickgelu_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None, bool]] = []
+    real = open_clip.create_model
+
+    def create(model: str, pretrained: str | None = None, *, force_quick_gelu: bool) -> object:
+        asked.append((model, pretrained, force_quick_gelu))
+        return real("ViT-tiny-test", force_quick_gelu=force_quick_gelu)
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    assert load("ViT-B-16/openai").spec.activation == "quickgelu"
+    assert load("ViT-B-16/laion2b_s34b_b88k").spec.activation == "gelu"
+    assert asked == [
+        ("ViT-B-16", "openai", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+    ]
+    with pytest.raises(UsageError, match="trained with quickgelu, not gelu"):
+        load("ViT-B-16/openai", activation="gelu")
+
+
+def test_a_file_must_say_its_activation(teacher: Teacher, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(teacher._model.state_dict(), path)
+    with pytest.raises(UsageError, match="pass --activation quickgelu"):
+        load(f"ViT-tiny-test/{path}")
+    loaded = load(f"ViT-tiny-test/{path}", activation="gelu").spec
+    assert loaded.weights_sha256 == teacher.spec.weights_sha256
+    assert loaded.weights == "file:weights.pt"
+    assert load(f"ViT-tiny-test-quickgelu/{path}").spec.activation == "quickgelu"
+    assert load(f"ViT-tiny-test/{path}", activation="quickgelu").spec.activation == "quickgelu"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+def test_openais_torchscript_archive(teacher: Teacher, tmp_path: Path) -> None:
+    class Archive(torch.nn.Module):
+        """Holds CLIP's parameters by their names, as OpenAI's published archive does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name, tensor in teacher._model.state_dict().items():
+                owner: torch.nn.Module = self
+                *path, last = name.split(".")
+                for part in path:
+                    if part not in owner._modules:
+                        owner.add_module(part, torch.nn.Module())
+                    owner = owner._modules[part]
+                owner.register_parameter(last, torch.nn.Parameter(tensor.clone()))
+            self.register_buffer("input_resolution", torch.tensor(224))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.logit_scale
+
+    path = tmp_path / "ViT-tiny.pt"
+    torch.jit.trace(Archive(), torch.zeros(1)).save(str(path))
+    spec = load(f"ViT-tiny-test/{path}").spec
+    assert spec.activation == "quickgelu"
+    assert spec.weights_sha256 == teacher.spec.weights_sha256
+    with pytest.raises(UsageError, match="trained with quickgelu"):
+        load(f"ViT-tiny-test/{path}", activation="gelu")
+
+
+def test_without_the_hub_the_error_comes_at_once_and_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub.constants as constants
+
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # Nothing listens there.
+    started = time.perf_counter()
+    with pytest.raises(TeacherError, match=r"--teacher ViT-B-16/PATH.*ViT-B-16/random:0"):
+        load("ViT-B-16/openai")
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"no_causal_mask": True}, "a text encoder that is not causal"),
+        ({"embed_cls": True}, "a class token that stands for EOT"),
+        ({"hf_tokenizer_name": "some/other"}, "another tokenizer than CLIP's"),
+    ],
+)
+def test_text_encoders_that_read_otherwise_are_refused(
+    tmp_path: Path, text: dict[str, object], said: str
+) -> None:
+    name = f"ViT-{next(iter(text)).replace('_', '-')}"
+    config = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], **text}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    with pytest.raises(TeacherError, match=said):
+        load(f"{name}/random:0")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "said"),
+    [
+        ("ViT-B-16", {}, UsageError, "is not MODEL/WEIGHTS"),
+        ("ViT-B-99/openai", {}, UsageError, "unknown to open_clip"),
+        ("ViT-tiny-test/random:x", {}, UsageError, "random:SEED"),
+        ("ViT-tiny-test/no/such/file.pt", {}, TeacherError, "neither a file nor a pretrained tag"),
+        ("ViT-tiny-test/random:0", {"image_taps": (3, 2)}, UsageError, "from 1 to 4"),
+        ("ViT-tiny-test/random:0", {"image_taps": (3, 6, 9)}, UsageError, "from 1 to 4"),
+        ("ViT-tiny-test/random:0", {"text_taps": ()}, UsageError, "text taps"),
+        ("RN50/random:0", {}, TeacherError, "not a CLIP of two transformers"),
+    ],
+)
+def test_wrong_teachers_are_explained(
+    name: str, changes: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        load(name, **changes)
+
+
+def test_a_damaged_weights_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.pt"
+    path.write_bytes(b"not weights")
+    with pytest.raises(TeacherError, match=r"broken\.pt does not hold weights of ViT-tiny-test"):
+        load(f"ViT-tiny-test/{path}", activation="gelu")

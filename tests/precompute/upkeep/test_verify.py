@@ -1,0 +1,484 @@
+"""`cache verify`: no false alarms, repairs, tables, recomputed rows, and what the command says."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from damage import KINDS, World, batches_of, files_of, inflict, is_same, train_on
+from samples import WORDS, draw_word, tiny_build, write_words
+
+from clipocr.cli import main
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
+from clipocr.precompute.upkeep.recompute import RecomputeConfig, recompute_rows
+from clipocr.precompute.upkeep.verify import repair_cache, verify_cache
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.records import decode_record, encode_record
+from clipocr.shared.cache.schema import Commit, Manifest, strings_layouts
+from clipocr.shared.cache.shards import ArrayReader, write_array
+from clipocr.shared.cache.storage import FileRecord, LocalStorage
+from clipocr.shared.errors import CacheMismatchError, CacheMissingError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def copy(world: World, tmp_path: Path) -> Path:
+    """A copy of the cache, to be damaged."""
+    out = tmp_path / "words.cache"
+    shutil.copytree(world.path, out)
+    return out
+
+
+# ------------------------------------------------------------------------------- no false alarm
+
+
+def test_a_sound_cache_has_neither_faults_nor_notes(world: World) -> None:
+    report = verify_cache(world.path, jobs=3)
+    assert (report.faults, report.notes, report.is_sealed) == ((), (), True)
+    assert len(report.files) + len(report.commits) + 2 == len(world.files)
+    records = {"manifest.json", "sealed.json", *(f"commits/{c}.json" for c in report.commits)}
+    assert report.num_bytes == sum(len(d) for n, d in world.files.items() if n not in records)
+
+
+def test_a_half_built_cache_is_sound(world: World, copy: Path) -> None:
+    (copy / "sealed.json").unlink()
+    (copy / "commits/view1/unit-00001.json").unlink()
+    (copy / ".tmp/left").write_bytes(b"by a killed builder")
+    report = verify_cache(copy)
+    assert report.faults == ()
+    assert [note.split(": ")[0] for note in report.notes] == [
+        "files in .tmp, of builders at work or killed",
+        "nobody reads image/view1/block1/c/1/0/0, image/view1/block2/c/1/0/0, "
+        "image/view1/block3/c/1/0/0 and 1 more",
+    ]
+    build_cache(world.config(copy))
+    (copy / ".tmp/left").unlink()
+    assert files_of(copy) == world.files
+
+
+def test_a_copy_of_some_units_is_sound(world: World, tmp_path: Path) -> None:
+    copy_cache(
+        CopyConfig(
+            source=world.path, out=tmp_path / "c", fraction=0.5, image_taps=(2,), num_views=1
+        )
+    )
+    report = verify_cache(tmp_path / "c")
+    assert (report.faults, report.notes) == ((), ())
+    assert report.commits == ("text/char-36", "view0/unit-00000")
+
+
+def test_a_lost_seal_is_a_note_and_the_next_build_makes_it(world: World, copy: Path) -> None:
+    (copy / "sealed.json").unlink()
+    report = verify_cache(copy)
+    assert report.faults == ()
+    assert report.notes == ("everything is there but the seal; its cache build command makes it",)
+    assert train_on(world, copy, {}) == "right rows"
+    build_cache(world.config(copy))
+    assert files_of(copy) == world.files
+
+
+def test_an_older_seal_is_a_note_and_stays_true(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    build_cache(world.config(out, num_views=1))
+    older = (out / "sealed.json").read_bytes()
+    build_cache(world.config(out))
+    (out / "sealed.json").write_bytes(older)
+    report = verify_cache(out)
+    assert report.faults == ()
+    assert "sealed.json is older than view1/unit-00000, view1/unit-00001" in report.notes[0]
+    batches = list(batches_of(out))
+    assert all(is_same(a, b) for a, b in zip(batches, world.batches, strict=False))
+    build_cache(world.config(out))
+    assert files_of(out) == world.files
+
+
+def test_metadata_that_another_zarr_wrote_between_two_units_is_sound(
+    world: World, copy: Path
+) -> None:
+    name, record = "image/view0/block1/zarr.json", copy / "commits/view0/unit-00001.json"
+    data = world.files[name] + b"\n"
+    commit = Commit.from_json(decode_record(record.read_bytes(), "x"))
+    file = FileRecord(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    record.write_bytes(encode_record(replace(commit, files={**commit.files, name: file}).to_json()))
+    (copy / "sealed.json").unlink()
+    assert verify_cache(copy).faults == ()
+    (copy / name).write_bytes(data)
+    assert verify_cache(copy).faults == ()
+
+
+def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheMissingError, match=r"not a feature cache \(no manifest.json\)"):
+        verify_cache(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(copy: Path) -> None:
+    for name in ("rows/label/c/0", "commits/text/char-36.json", "text/char-36/eot/c/0/0"):
+        (copy / name).unlink()
+        (copy / name).mkdir()
+    faults = {fault.file: fault.problem for fault in verify_cache(copy).faults}
+    assert faults["rows/label/c/0"].startswith(("has ", "cannot be read: Is a directory"))
+    assert "is missing, though" in faults["commits/text/char-36.json"]
+
+
+# --------------------------------------------------------------------------------------- repair
+
+
+@pytest.mark.parametrize(
+    ("damaged", "uncommitted", "rewritten"),
+    [
+        (["image/view1/block2/c/1/0/0"], ["view1/unit-00001"], []),
+        (["image/view0/pixels/c/0/0/0/0", "commits/view1/unit-00000.json"],
+         ["view0/unit-00000", "view1/unit-00000"], []),
+        (["text/char-36/nodes/c/0/0"], ["text/char-36"], []),
+        (["commits/text/char-36.json", "image/view0/block1/c/1/0/0"],
+         ["text/char-36", "view0/unit-00001"], []),
+        (["sealed.json"], [], []),
+        (["zarr.json", "image/view1/zarr.json", "image/view0/pixels/zarr.json",
+          "text/char-36/utf8/zarr.json", "rejected/reason/zarr.json"], [],
+         ["image/view0/pixels/zarr.json", "image/view1/zarr.json", "rejected/reason/zarr.json",
+          "text/char-36/utf8/zarr.json", "zarr.json"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["flip a bit at 1/2", "delete"])
+def test_after_a_repair_the_build_makes_just_that_again(
+    world: World, copy: Path, damaged: list[str], uncommitted: list[str], rewritten: list[str],
+    kind: str,
+) -> None:  # fmt: skip
+    for file in damaged:
+        for damage in KINDS[kind](world, file):
+            inflict(copy, damage)
+    repair = repair_cache(copy, verify_cache(copy))
+    assert repair.uncommitted == tuple(uncommitted)
+    assert sorted(repair.rewritten) == rewritten
+    assert repair.beyond == ()
+    assert verify_cache(copy).faults == ()
+    build = build_cache(world.config(copy))
+    assert build.num_rows_built == sum(
+        15 if name.endswith("1") else 16 for name in uncommitted if name.startswith("view")
+    )
+    assert files_of(copy) == world.files
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("kind", ["flip a bit at 1/2", "cut in half", "delete"])
+def test_a_damaged_index_is_made_again_from_the_sources(
+    world: World, copy: Path, kind: str, is_sealed: bool
+) -> None:
+    if not is_sealed:
+        (copy / "sealed.json").unlink()
+    index = [
+        name for name in world.files
+        if name.startswith(("rows/", "labels/", "rejected/")) and not name.endswith("zarr.json")
+    ]  # fmt: skip
+    assert len(index) == 8
+    for file in [*index, "image/view1/block2/c/1/0/0"]:
+        for damage in KINDS[kind](world, file):
+            inflict(copy, damage)
+    repair = repair_cache(copy, verify_cache(copy))
+    assert sorted(repair.index_files) == sorted(index)
+    assert repair.uncommitted == ("view1/unit-00001",)
+    assert repair.beyond == ()
+    # Until then the files are missing, and said to be.
+    assert {fault.problem for fault in verify_cache(copy).faults} == {"is missing"}
+    assert train_on(world, copy, dict.fromkeys(index)) == "stopped"
+    assert build_cache(world.config(copy)).num_rows_built == 15
+    assert files_of(copy) == world.files
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("content", [b"?", None, b"another's"])
+def test_a_lost_manifest_is_made_again_and_the_units_stay(
+    world: World, copy: Path, content: bytes | None, is_sealed: bool
+) -> None:
+    if not is_sealed:
+        (copy / "sealed.json").unlink()
+        (copy / "commits/view0/unit-00001.json").unlink()
+    content = world.other["manifest.json"] if content == b"another's" else content
+    inflict(copy, {"manifest.json": content, "rows/label/c/0": b"?"})
+    repair = repair_cache(copy, verify_cache(copy))
+    assert repair.index_files == ("manifest.json",)
+    assert (repair.uncommitted, repair.beyond) == ((), ())
+    assert not (copy / "manifest.json").exists()
+    # Only the very request it was begun with can put it there again.
+    before = files_of(copy)
+    with pytest.raises(CacheMismatchError, match=r"holds units of cache \w+; .* the very command"):
+        build_cache(world.config(copy, seed=1))
+    assert files_of(copy) == before
+    assert build_cache(world.config(copy)).num_rows_built == (0 if is_sealed else 15)
+    assert files_of(copy) == world.files
+
+
+def test_an_index_that_comes_out_otherwise_is_not_put_back(
+    world: World, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inflict(copy, {"labels/utf8/c/0": None})
+    before = files_of(copy)
+    # As another zstd might compress.
+    monkeypatch.setattr("clipocr.shared.cache.shards._ZSTD_LEVEL", 19)
+    with pytest.raises(CacheMismatchError, match=r"comes out as another \(labels/.* from a copy"):
+        build_cache(world.config(copy))
+    assert files_of(copy) == before
+
+
+def test_a_manifest_that_was_written_wrong_is_left_alone(world: World, copy: Path) -> None:
+    manifest = decode_record(world.files["manifest.json"], "x")
+    del manifest["files"]["rows/label/c/0"]
+    wrong = Manifest.from_json(manifest)
+    inflict(copy, {"manifest.json": encode_record(wrong.to_json()), "sealed.json": None})
+    for record in copy.rglob("commits/**/*.json"):
+        commit = Commit.from_json(decode_record(record.read_bytes(), "x"))
+        record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id).to_json()))
+    inflict(copy, {"image/view1/block2/c/1/0/0": b"?"})
+    before = files_of(copy)
+    repair = repair_cache(copy, verify_cache(copy))
+    assert [fault.file for fault in repair.beyond] == ["manifest.json"]
+    assert (repair.uncommitted, repair.index_files) == ((), ())
+    assert files_of(copy) == before
+
+
+def test_a_killed_repair_is_finished_by_the_next(
+    world: World, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = LocalStorage.remove
+    for num_removed in range(4):
+        left = iter(range(num_removed))
+
+        def remove(self: LocalStorage, name: str, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(self, name)
+
+        inflict(copy, {"image/view1/block2/c/1/0/0": b"?"})
+        monkeypatch.setattr(LocalStorage, "remove", remove)
+        with contextlib.suppress(KeyboardInterrupt):
+            repair_cache(copy, verify_cache(copy))
+        monkeypatch.setattr(LocalStorage, "remove", real)
+        repair_cache(copy, verify_cache(copy))
+        build_cache(world.config(copy))
+        assert files_of(copy) == world.files
+
+
+# ------------------------------------------------------------------------- what tables must say
+
+
+def rewrite(path: Path, unit: str, array: str, change: Callable[[np.ndarray], None]) -> None:
+    """Change an array of the only unit of a view, or of a text table, and its record with it."""
+    cache = FeatureCache.open(path)
+    commit = cache.commits[unit]
+    layouts = cache.spec.image_layouts(0)
+    if commit.text:
+        spec = commit.text
+        layouts = spec.layouts(cache.spec.teacher, cache.manifest.num_labels)
+        layouts |= strings_layouts(unit, spec.num_strings, spec.num_string_bytes)
+    values = ArrayReader(cache.storage, layouts[array], commit.files).all().copy()
+    change(values)
+    files = {**commit.files, **write_array(cache.folder, layouts[array], values)}
+    (path / "sealed.json").unlink(missing_ok=True)
+    cache.publish(replace(commit, files=files))
+
+
+def put(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], None]:
+    def change(values: np.ndarray) -> None:
+        values[index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "said"),
+    [
+        ("nodes", put((3, 2), 10_000), "nodes holds numbers from 0 to 10000, expected 0 to"),
+        ("nodes", put((0, 0), -1), "nodes holds numbers from -1 to"),
+        ("of_label", put((1,), -2), "of_label holds numbers from -2 to 29, expected -1 to 29"),
+        ("offsets", put((4,), 0), "offsets holds offsets that do not grow from 0"),
+        ("offsets", put((0,), 1), "offsets holds offsets that do not grow from 0"),
+        ("offsets", put((-1,), 200), "offsets ends at byte 200 of "),
+    ],
+)
+def test_a_text_table_that_points_nowhere_is_a_fault(
+    copy: Path, array: str, change: Callable[[np.ndarray], None], said: str
+) -> None:
+    rewrite(copy, "text/char-36", array, change)
+    [fault] = verify_cache(copy).faults
+    assert (fault.unit, fault.file) == ("text/char-36", f"text/char-36/{array}")
+    assert said in fault.problem
+
+
+def test_a_unit_made_of_other_rows_is_a_fault(copy: Path) -> None:
+    cache = FeatureCache.open(copy)
+    cache.publish(replace(cache.unit(1, 0), keys_sha256=cache.unit(1, 1).keys_sha256))
+    (copy / "sealed.json").unlink()
+    [fault] = verify_cache(copy).faults
+    assert fault.unit == "view1/unit-00000"
+    assert fault.problem == "was made of other rows than the index has there"
+
+
+# ------------------------------------------------------------------------------------ recompute
+
+
+def test_recomputed_rows_are_what_the_codec_promises(world: World) -> None:
+    report = recompute_rows(RecomputeConfig(cache=world.path, data=(world.data,), num_rows=1000))
+    assert report.num_rows == 2 * (31 - 1)  # All but the bad one, of both views.
+    assert report.is_sound
+    assert not report.differing_views
+    assert sorted(report.taps) == ["block1", "block2", "block3"]
+    for tap in report.taps.values():
+        assert 0 < tap.max_abs < 0.01
+        assert 0.5 < tap.worst_share <= 1  # As good as half precision gets, and no better.
+        assert tap.cosine_min > 0.9999
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "klt:24"])
+def test_recomputed_rows_are_what_a_lossy_codec_promises(
+    world: World, tmp_path: Path, codec: str
+) -> None:
+    build_cache(tiny_build(world.data, tmp_path / "cache", codec=codec))
+    config = RecomputeConfig(cache=tmp_path / "cache", data=(world.data,), num_rows=31)
+    report = recompute_rows(config)
+    assert report.is_sound
+    for tap in report.taps.values():
+        assert tap.worst_share == 1  # To the bit what the codec does to these features.
+        assert 0 < tap.max_abs < {"int8": 0.02, "int4": 0.5, "klt:24": 2.0}[codec]
+    # A code off by the least there is, of a token in the middle.
+    rewrite(tmp_path / "cache", "view0/unit-00000", "block2", put((5, 3, -20), 0x77))
+    report = recompute_rows(config)
+    assert not report.is_sound
+    assert report.taps["block2"].worst_share > 1
+    assert report.taps["block1"].worst_share == 1
+
+
+@pytest.fixture
+def one_unit(world: World, tmp_path: Path) -> Path:
+    build_cache(tiny_build(world.data, tmp_path / "one"))
+    return tmp_path / "one"
+
+
+@pytest.mark.parametrize(("value", "share"), [(9.0, 1000), (np.nan, np.inf)])
+def test_a_wrong_feature_is_found(world: World, one_unit: Path, value: float, share: float) -> None:
+    rewrite(one_unit, "view0/unit-00000", "block2", put((5, 3, 7), value))
+    assert not verify_cache(one_unit).faults  # Its record says the same.
+    config = RecomputeConfig(cache=one_unit, data=(world.data,), num_rows=31)
+    report = recompute_rows(config)
+    assert not report.is_sound
+    assert report.taps["block2"].worst_share >= share
+    assert report.taps["block1"].worst_share <= 1
+
+
+def test_changed_pictures_are_reported_apart(
+    one_unit: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    with lmdb.open(str(data / "MJ"), map_size=1 << 26) as env, env.begin(write=True) as txn:
+        txn.put(b"image-000000007", draw_word("another"))
+        txn.put(b"image-000000008", b"")
+    config = RecomputeConfig(cache=one_unit, data=(data,), num_rows=31)
+    report = recompute_rows(config)
+    assert len(report.differing_views) == 2
+    said = " ".join(report.differing_views)
+    assert re.search(r"view 0 of row \d+ \(MJ, 7\): \d+ pixels, by up to \d+ of 255", said)
+    assert re.search(r"\(MJ, 8\): now empty image", said)
+    assert all(tap.worst_share <= 1 for tap in report.taps.values())  # Of the stored pixels.
+    assert not report.is_sound
+    # Another Pillow may decode otherwise.
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1")
+    assert recompute_rows(config).is_sound
+
+
+def test_other_sources_or_teachers_are_refused(world: World, tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "MJ", WORDS[:4])
+    config = RecomputeConfig(cache=world.path, data=(tmp_path / "data",), num_rows=3)
+    with pytest.raises(
+        CacheMismatchError, match=r"built from MJ \(30 samples\), ST .*holds MJ \(4"
+    ):
+        recompute_rows(config)
+    teacher = "ViT-tiny-test/random:1"
+    config = replace(config, data=(world.data,), teacher=teacher)
+    with pytest.raises(CacheMismatchError, match="other weights"):
+        recompute_rows(config)
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def verify(*args: object) -> Result:
+    return CliRunner().invoke(main, ["cache", "verify", *map(str, args)])
+
+
+def test_the_command_says_what_it_found(world: World, copy: Path) -> None:
+    result = verify(copy)
+    assert result.exit_code == 0, result.stderr
+    num_files = len(verify_cache(copy).files)
+    said = f"{copy} is sound: {num_files} files, 1.0 MB; 4 units, 1 text table, sealed.\n"
+    assert result.stdout == said
+
+    inflict(copy, next(KINDS["flip a bit at 1/2"](world, "image/view1/block2/c/1/0/0")))
+    result = verify(copy)
+    assert result.exit_code == 1
+    fault, last = result.stdout.splitlines()
+    assert fault == (
+        "view1/unit-00001\timage/view1/block2/c/1/0/0\t"
+        "chunk 1 (rows 24 to 30) is not what was committed"
+    )
+    assert last.startswith(f"{copy} is damaged: 1 fault in 1 part, of {num_files} files")
+
+    result = verify(copy, "--repair")
+    assert result.exit_code == 0
+    assert f"Repaired {copy}: 1 part taken back, 0 metadata files written again" in result.stdout
+    result = verify(copy)
+    assert result.exit_code == 0
+    assert "3 units, 1 text table, not sealed.\n" in result.stdout
+    assert "Note: nobody reads" in result.stderr
+
+
+def test_the_command_recomputes(world: World, one_unit: Path) -> None:
+    result = verify(world.path, "--recompute", 5, "--data", world.data, "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    assert "5 rows recomputed, drawn by seed 3\n" in result.stdout
+    assert "| block3 | " in result.stdout
+    assert "0 views came out differently\npillow " in result.stdout
+    assert f"{world.path} is sound" in result.stdout
+    rewrite(one_unit, "view0/unit-00000", "block2", put((5, 3, 7), 9))
+    result = verify(one_unit, "--recompute", 31, "--data", world.data)
+    assert result.exit_code == 1
+    assert "is whole, but not what is made of its sources now" in result.stdout
+
+
+def test_the_command_takes_back_the_index(copy: Path) -> None:
+    inflict(copy, {"rows/label/c/0": b"", "rows/source/c/0": b""})
+    result = verify(copy, "--repair")
+    assert result.exit_code == 0
+    assert f"Repaired {copy}: 1 part taken back" in result.stdout
+    assert "further charsets).\n" in result.stdout
+    inflict(copy, {"manifest.json": b""})
+    result = verify(copy, "--repair")
+    assert "Repaired" in result.stdout
+    assert "further charsets), and verify again.\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--recompute", 3], "pass --data"),
+        (["--data", "."], "pass --recompute N, too"),
+        (["--repair", "--recompute", 3, "--data", "."], "leave out --recompute"),
+    ],
+)
+def test_options_that_contradict_each_other(copy: Path, args: list[object], said: str) -> None:
+    result = verify(copy, *args)
+    assert result.exit_code == 2
+    assert said in result.stderr

@@ -1,0 +1,402 @@
+"""A cache at an address gives what the folder gives, or a clear error in bounded time."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from object_store import BUCKET, FaultyProxy, s3_server, upload
+
+from clipocr.cli import main
+from clipocr.shared.cache.range_cache import RangeCache
+from clipocr.shared.cache.reader import FeatureCache, read_commits, read_manifest
+from clipocr.shared.cache.remote import Patience, RemoteStorage, open_storage
+from clipocr.shared.cache.storage import LocalStorage
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import (
+    CacheCorruptError,
+    CacheMissingError,
+    CacheUnavailableError,
+    UsageError,
+)
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop.checkpoint import load_checkpoint
+from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.preflight import choose_units
+from clipocr.train.loop.run import train
+from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.models.student import StudentConfig
+
+HASTY = Patience(tries=3, timeout_s=0.4, first_pause_s=0.01)
+CONFIG = TrainConfig(
+    student=StudentConfig(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    ),
+    charset=Charset.load("36"),
+    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
+    epochs=1,
+    batch_size=16,
+)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        s3_server(tmp_path_factory.mktemp("moto") / "log") as port,
+    ):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patched.setenv(name, "test")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield port
+
+
+@pytest.fixture(scope="module")
+def address(s3: int, cache_path: Path) -> str:
+    return upload(cache_path, s3, "words.cache")
+
+
+@pytest.fixture
+def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    with FaultyProxy.serving(s3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def hasty(address: str, copies: RangeCache | None = None) -> FeatureCache:
+    """Open a cache through a storage that loses patience soon."""
+    storage = RemoteStorage(address, copies=copies, patience=HASTY)
+    manifest = read_manifest(storage)
+    assert manifest is not None
+    return FeatureCache(storage, manifest, read_commits(storage, manifest, through_seal=True))
+
+
+def epoch(cache: FeatureCache, number: int = 0) -> list[bytes]:
+    """Return everything in the batches of an epoch."""
+
+    def content(batch: Batch) -> bytes:
+        tensors = [batch.views, *batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
+        return b"".join([repr(batch.labels).encode(), *(t.numpy().tobytes() for t in tensors)])
+
+    loader = CacheLoader(
+        cache,
+        cache.text_table("char-36"),
+        image_taps=(1, 3),
+        text_taps=(2,),
+        max_label_length=25,
+        batch_size=12,
+        seed=0,
+        device=torch.device("cpu"),
+        units=choose_units(cache, 1.0),
+        num_views=1,
+    )
+    return [content(batch) for batch in loader.epoch(number)]
+
+
+def run_at(place: str | Path, out: Path, **changes: object) -> Path:
+    settings: dict[str, object] = {
+        "cache": place,
+        "out": out,
+        "device": torch.device("cpu"),
+        "val_charset": Charset.load("36"),
+    }
+    train(CONFIG, TrainPlace(**(settings | changes)))
+    return out
+
+
+def weights(run: Path) -> list[bytes]:
+    tensors = load_checkpoint(run / "last.pt")["student"]["weights"]
+    return [name.encode() + tensor.numpy().tobytes() for name, tensor in tensors.items()]
+
+
+def invoke(*args: object) -> Result:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+# ---------------------------------------------------------------------------------- sound servers
+
+
+def test_the_storage_keeps_the_contract_of_a_folder(
+    address: str, proxy: FaultyProxy, cache_path: Path
+) -> None:
+    remote, local = RemoteStorage(address, patience=HASTY), LocalStorage(cache_path)
+    for folder in ("commits", "rows", "none"):
+        assert remote.names(folder) == local.names(folder)
+    name = local.names("image")[0]
+    assert remote.size(name) == local.size(name)
+    assert remote.read(name) == local.read(name)
+    assert remote.read_range(name, 3, 40) == local.read_range(name, 3, 40)
+    blocks = np.zeros((2, 40), np.uint8)
+    assert remote.read_into(blocks[0], name, 3) == local.read_into(blocks[1], name, 3) == 40
+    assert blocks[0].tobytes() == blocks[1].tobytes() == local.read_range(name, 3, 40)
+    assert remote.exists(name)
+    assert remote.size("none") is None
+    proxy.requests.clear()
+    assert not remote.exists("none")
+    with pytest.raises(CacheMissingError, match=r"words\.cache/none is missing"):
+        remote.read("none")
+    # What is not there is not asked for again.
+    objects = [what for what in proxy.requests if what.startswith("GET /bucket/words.cache")]
+    assert len(objects) == len(set(objects)) <= 2
+
+
+@pytest.mark.parametrize("kind", ["s3", "http", "memory", "file"])
+def test_addresses_give_the_batches_of_the_folder(
+    kind: str, s3: int, address: str, proxy: FaultyProxy, cache_path: Path
+) -> None:
+    assert proxy.upstream == s3
+    place = {
+        "s3": address,
+        "http": f"http://127.0.0.1:{s3}/{BUCKET}/words.cache",
+        "memory": "memory://words.cache/",
+        "file": f"file://{cache_path}",
+    }[kind]
+    if kind == "memory":
+        fsspec.filesystem("memory").put(f"{cache_path}/", "/words.cache/", recursive=True)
+    assert epoch(FeatureCache.open(place)) == epoch(FeatureCache.open(cache_path))
+
+
+def test_a_half_built_cache_can_be_read(s3: int, proxy: FaultyProxy, cache_path: Path,
+                                        tmp_path: Path) -> None:  # fmt: skip
+    shutil.copytree(cache_path, tmp_path / "half")
+    (tmp_path / "half/sealed.json").unlink()
+    (tmp_path / "half/commits/view0/unit-00001.json").unlink()
+    cache = FeatureCache.open(upload(tmp_path / "half", s3, "half.cache"))
+    assert cache.units() == [0, 2]
+    assert epoch(cache) == epoch(FeatureCache.open(tmp_path / "half"))
+    assert proxy.requests
+
+
+def test_the_commands_take_addresses(
+    address: str, proxy: FaultyProxy, cache_path: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for name, place in (("remote", address), ("local", cache_path)):
+        result = invoke("train", "--cache", place, "--out", tmp_path / name, "--student", "tiny",
+                        "--image-taps", "1,2,3", "--text-taps", "1,2,3", "--epochs", 1,
+                        "--batch-size", 24, "--cache-dir", tmp_path / "copies")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        runs.append(weights(tmp_path / name))
+    assert runs[0] == runs[1]
+    assert list((tmp_path / "copies/ranges").glob("*.range"))
+    described = [invoke("cache", "info", place).stdout for place in (address, cache_path)]
+    assert described[0].replace(address, str(cache_path)) == described[1]
+    copied = invoke("cache", "copy", address, tmp_path / "copy")
+    assert "3 units of 3 in 1 view" in copied.stdout
+    assert (tmp_path / "copy/sealed.json").read_bytes() == (cache_path / "sealed.json").read_bytes()
+    # Nothing is ever written to an address.
+    assert {what.split()[0] for what in proxy.requests} <= {"GET", "HEAD"}
+    refused = invoke("cache", "build", "--data", tmp_path, "--out", address)
+    assert refused.exit_code == 2
+    assert "caches are only written to folders" in refused.stderr
+    with pytest.raises(UsageError, match=f"clipocr cache copy {address} FOLDER"):
+        _ = FeatureCache.open(address).folder
+
+
+# --------------------------------------------------------------------------------- faulty servers
+
+
+def first_time(fault: str, num_faults: int) -> Callable[[str, int], str]:
+    """Fail the first request for each of the first few ranges of features."""
+    left = [num_faults]
+
+    def decide(what: str, before: int) -> str:
+        if before or "/image/" not in what or not left[0]:
+            return ""
+        left[0] -= 1
+        return fault
+
+    return decide
+
+
+@pytest.mark.parametrize("fault", ["500", "hang", "drop", "cut", "short", "flip"])
+def test_what_passes_changes_nothing(
+    fault: str, address: str, proxy: FaultyProxy, cache_path: Path
+) -> None:
+    num_faults = 4 if fault == "hang" else 12
+    proxy.fault = first_time(fault, num_faults)
+    assert epoch(hasty(address)) == epoch(FeatureCache.open(cache_path))
+    assert len(proxy.requests) - len(set(proxy.requests)) >= num_faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        ("500", CacheUnavailableError, "cannot be read: .*tried 3 times"),
+        ("hang", CacheUnavailableError, r"no answer within 0\.4 s, tried 3 times"),
+        ("drop", CacheUnavailableError, "cannot be read: .*tried 3 times"),
+        ("cut", CacheUnavailableError, "cannot be read: .*tried 3 times"),
+        ("die", CacheUnavailableError, "cannot be read: .*tried 3 times"),
+        ("short", CacheCorruptError, r"gave \d+ bytes for bytes \d+ to \d+, tried 3 times"),
+        ("flip", CacheCorruptError, "are not what was committed, tried 3 times"),
+    ],
+)
+def test_what_does_not_pass_is_an_error_in_bounded_time(
+    fault: str, error: type[Exception], said: str, address: str, proxy: FaultyProxy
+) -> None:
+    cache = hasty(address)
+    proxy.fault = lambda what, _: fault if "/block3/c/1" in what else ""
+    started = time.monotonic()
+    # A server that is gone is gone for the other reader too, which may be at an earlier chunk.
+    file = r"block\d/c/." if fault == "die" else "block3/c/1"
+    with pytest.raises(error, match=rf"{address}/image/view0/{file}/0/0 .*{said}"):
+        epoch(cache)
+    # Two readers, each three tries of 0.4 s at most.
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_dies_in_mid_epoch_costs_no_step(
+    address: str, proxy: FaultyProxy, s3: int, cache_path: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Two lanes and little read ahead, so that reading goes on while steps are taken.
+    monkeypatch.setattr("clipocr.train.data.order.NUM_LANES", 2)
+    for name in ("_CHUNKS_AHEAD", "_BATCHES_AHEAD"):
+        monkeypatch.setattr(f"clipocr.train.data.loader.{name}", 1)
+    monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", "2")
+    monkeypatch.setenv("CLIPOCR_REMOTE_TIMEOUT_S", "1")
+    features = [0]
+
+    def die_late(what: str, _before: int) -> str:
+        features[0] += "/image/" in what
+        return "die" if features[0] > 40 else ""
+
+    proxy.fault = die_late
+    started = time.monotonic()
+    with pytest.raises(CacheUnavailableError, match=r"tried 2 times.*goes on by --resume"):
+        run_at(address, tmp_path / "run")
+    assert time.monotonic() - started < 15
+    assert 0 < load_checkpoint(tmp_path / "run/last.pt")["training"]["step"] < 5
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3}")
+    place = TrainPlace(
+        cache=address,
+        out=tmp_path / "run",
+        device=torch.device("cpu"),
+        val_charset=Charset.load("36"),
+    )
+    train(CONFIG, place, resume=True)
+    assert weights(tmp_path / "run") == weights(run_at(cache_path, tmp_path / "local"))
+
+
+def test_an_error_of_the_server_never_passes_for_a_missing_cache(
+    address: str, proxy: FaultyProxy
+) -> None:
+    proxy.fault = lambda _what, _before: "500"
+    with pytest.raises(CacheUnavailableError, match=r"manifest\.json cannot be read"):
+        hasty(address)
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_refusal_is_final(kind: str, address: str, proxy: FaultyProxy) -> None:
+    place = address if kind == "s3" else address.replace("s3:/", proxy.endpoint)
+    proxy.fault = lambda _what, _before: "403"
+    with pytest.raises(CacheUnavailableError, match=r"may not be read .*check the credentials"):
+        hasty(place)
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "said"),
+    [
+        (f"s3://{BUCKET}/none", CacheMissingError, "none is not a feature cache"),
+        ("s3://no-such-bucket/none", CacheMissingError, "is not a feature cache"),
+        ("abc://x/y", UsageError, "Protocol not known: abc; expected a folder, or an address"),
+    ],
+)
+def test_places_without_a_cache(
+    place: str, error: type[Exception], said: str, address: str, proxy: FaultyProxy
+) -> None:
+    assert address
+    assert proxy
+    with pytest.raises(error, match=said):
+        FeatureCache.open(place)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(known, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"Install s3fs.*pip install clipocr\[s3\]"):
+        open_storage("s3://bucket/words.cache")
+
+
+def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", "7")
+    assert Patience.from_environment() == Patience(tries=7)
+    pauses = [Patience().pause_s(n) for n in (1, 2, 3, 9)]
+    assert all(p <= x <= 1.5 * p for p, x in zip((0.5, 1, 2, 8), pauses, strict=True))
+    for wrong in ("0", "often"):
+        monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", wrong)
+        with pytest.raises(UsageError, match=f"CLIPOCR_REMOTE_TRIES is '{wrong}'"):
+            Patience.from_environment()
+
+
+# ----------------------------------------------------------------------------------------- copies
+
+
+def test_a_second_epoch_reads_nothing_over_the_network(
+    address: str, proxy: FaultyProxy, cache_path: Path, tmp_path: Path
+) -> None:
+    local = FeatureCache.open(cache_path)
+    cache = FeatureCache.open(address, cache_dir=tmp_path, max_cache_bytes=10**9)
+    assert epoch(cache, 0) == epoch(local, 0)
+    proxy.requests.clear()
+    assert epoch(cache, 1) == epoch(local, 1)
+    assert proxy.requests == []
+    again = FeatureCache.open(address, cache_dir=tmp_path, max_cache_bytes=10**9)
+    assert epoch(again, 0) == epoch(local, 0)
+    # Only the records, which may have changed, were read again.
+    assert {what.split()[1].split("/")[-1] for what in proxy.requests} == {
+        "manifest.json",
+        "sealed.json",
+    }
+
+
+def test_damaged_copies_are_fetched_again(
+    address: str, proxy: FaultyProxy, cache_path: Path, tmp_path: Path
+) -> None:
+    cache = FeatureCache.open(address, cache_dir=tmp_path, max_cache_bytes=10**9)
+    expected = epoch(FeatureCache.open(cache_path))
+    assert epoch(cache) == expected
+    copies = sorted((tmp_path / "ranges").glob("*.range"), key=lambda p: p.stat().st_size)[-20:]
+    sound = [path.read_bytes() for path in copies]
+    damages: list[Callable[[bytes, int], bytes]] = [
+        lambda data, _: data[:50] + bytes([data[50] ^ 1]) + data[51:],
+        lambda data, _: data[:-1],
+        lambda data, _: bytes(len(data)),
+        lambda _data, _: b"",
+        lambda _data, i: sound[i - 1],
+    ]
+    for damage in damages:
+        for i, path in enumerate(copies):
+            path.write_bytes(damage(sound[i], i))
+        proxy.requests.clear()
+        assert epoch(cache) == expected
+        # A sibling's bytes may be the same bytes, where whole chunks are equal.
+        assert 15 <= len(proxy.requests) <= 20
+        assert [path.read_bytes() for path in copies] == sound
+
+
+def test_a_small_folder_stays_small_and_harms_nothing(
+    address: str, proxy: FaultyProxy, cache_path: Path, tmp_path: Path
+) -> None:
+    bound = 150_000
+    cache = FeatureCache.open(address, cache_dir=tmp_path, max_cache_bytes=bound)
+    for number in range(2):
+        assert epoch(cache, number) == epoch(FeatureCache.open(cache_path), number)
+        sizes = [path.stat().st_size for path in (tmp_path / "ranges").glob("*.range")]
+        assert 0 < sum(sizes) <= bound
+    assert proxy.requests

@@ -1,0 +1,93 @@
+"""Every field of the fingerprint is compared, named, and shown with both values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+
+from clipocr.shared.cache.records import require_equal
+from clipocr.shared.cache.schema import CacheSpec, SourceSpec, TeacherSpec, ViewSpec
+from clipocr.shared.charset import LabelRules
+from clipocr.shared.errors import CacheMismatchError
+
+SPEC = CacheSpec(
+    teacher=TeacherSpec(
+        model="ViT-B-16",
+        weights="openai",
+        weights_sha256="ab" * 32,
+        activation="quickgelu",
+        precision="fp16",
+        image_taps=(3, 6, 9),
+        text_taps=(3, 6, 9),
+        num_image_tokens=17,
+        image_width=768,
+        text_width=512,
+        eot_width=512,
+    ),
+    view=ViewSpec(),
+    labels=LabelRules(),
+    codec="fp16",
+    seed=0,
+    sources=(
+        SourceSpec(name="MJ/train", num_samples=7, digest="12" * 32),
+        SourceSpec(name="ST", num_samples=5, digest="34" * 32),
+    ),
+    num_rows=12,
+    unit_rows=8,
+    chunk_rows=4,
+)
+
+
+def other(value: Any) -> Any:
+    """Return another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return value[:-1]
+    return value + 1 if isinstance(value, int) else value + "-other"
+
+
+def changed(spec: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield (path, value, other value, spec with the other) for every field, however deep."""
+    for field in fields(spec):
+        value, name = getattr(spec, field.name), f"{path}{field.name}"
+        if is_dataclass(value):
+            for inner_path, a, b, inner in changed(value, f"{name}."):
+                yield inner_path, a, b, replace(spec, **{field.name: inner})
+        elif isinstance(value, tuple) and is_dataclass(value[0]):
+            for idx, item in enumerate(value):
+                for inner_path, a, b, inner in changed(item, f"{name}[{item.name}]."):
+                    items = (*value[:idx], inner, *value[idx + 1 :])
+                    yield inner_path, a, b, replace(spec, **{field.name: items})
+        else:
+            wrong = other(value)
+            yield name, value, wrong, replace(spec, **{field.name: wrong})
+
+
+CHANGES = list(changed(SPEC))
+
+
+def test_no_field_is_forgotten() -> None:
+    names = {name for name, *_ in CHANGES}
+    assert {"teacher.weights_sha256", "view.resize", "labels.normalize_unicode"} <= names
+    assert {"sources[ST].digest", "seed", "format_version", "teacher.positions"} <= names
+    assert len(CHANGES) == 12 + 4 + 2 + 2 * 3 + 6
+
+
+@pytest.mark.parametrize(("path", "have", "wanted", "spec"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_a_difference_is_named_with_both_values(
+    path: str, have: Any, wanted: Any, spec: CacheSpec
+) -> None:
+    with pytest.raises(CacheMismatchError) as caught:
+        require_equal(SPEC, spec, "out.cache holds another cache", "Pass --out")
+    expected = f"out.cache holds another cache: {path} is {have!r}, wanted {wanted!r}. Pass --out"
+    assert str(caught.value) == expected
+
+
+def test_a_spec_survives_its_json_form() -> None:
+    stored = json.loads(json.dumps(asdict(SPEC)))
+    assert CacheSpec.from_json(stored) == SPEC

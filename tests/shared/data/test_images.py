@@ -1,0 +1,109 @@
+"""Decoding: what real folders of word crops hold, sound and broken."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipocr.shared import geometry
+from clipocr.shared.data import images
+from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
+
+
+def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def gradient() -> Image.Image:
+    return Image.fromarray(np.arange(256, dtype=np.uint8).reshape(8, 32))
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 100), np.uint8))
+
+
+def test_png_decodes_to_its_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    decoded = decode_image(encode(Image.fromarray(pixels)))
+    assert decoded.mode == "RGB"
+    assert np.array_equal(np.asarray(decoded), pixels)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    decoded = np.asarray(decode_image(encode(gradient())))
+    assert decoded.shape == (8, 32, 3)
+    assert (decoded == np.asarray(gradient())[..., None]).all()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_high_byte(file_format: str) -> None:
+    deep = np.array([[0, 255, 256, 0x80FF, 0xFFFF]], np.uint16)
+    decoded = decode_image(encode(Image.fromarray(deep), file_format))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 0, 1, 0x80, 0xFF]
+
+
+def test_32_bit_grey_is_read_as_16_bit_values() -> None:
+    deep = np.array([[-5, 0x80FF, 0xFFFF, 0x10000]], np.int32)
+    decoded = decode_image(encode(Image.fromarray(deep), "TIFF"))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 0x80, 0xFF, 0xFF]
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    r, g, b = decode_image(encode(red, "JPEG", quality=95)).getpixel((8, 8))
+    assert r > 240
+    assert max(g, b) < 15
+
+
+def test_alpha_is_dropped_not_blended() -> None:
+    clear = Image.new("RGBA", (3, 2), (10, 20, 30, 0))
+    assert decode_image(encode(clear)).getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_palette_with_transparency_decodes_without_a_warning() -> None:
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    decoded = decode_image(encode(image, transparency=bytes([0, 128])))
+    assert decoded.getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_one_pixel_is_an_image() -> None:
+    view = stretch(decode_image(encode(Image.new("RGB", (1, 1), (7, 8, 9)))))
+    assert view.shape == geometry.VIEW_SHAPE
+    assert (view == (7, 8, 9)).all()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "reason"),
+    [
+        (b"", "empty image"),
+        (b"\0" * 100, "not an image"),
+        (b"<html>404</html>", "not an image"),
+        (encode(noise(), "JPEG")[:-500], "damaged image"),
+        (encode(noise())[:-500], "damaged image"),
+        (encode(gradient(), "JPEG")[:20], "not an image"),
+    ],
+    ids=["empty", "zeros", "html", "truncated JPEG", "truncated PNG", "JPEG header"],
+)
+def test_broken_images_are_refused_with_a_short_reason(encoded: bytes, reason: str) -> None:
+    with pytest.raises(ImageProblemError, match=f"^{reason}$"):
+        decode_image(encoded)
+
+
+def test_absurd_size_is_refused_before_decoding(monkeypatch) -> None:
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 8 * 32 - 1)
+    with pytest.raises(ImageProblemError, match="image too large"):
+        decode_image(encode(gradient()))
+
+
+def test_normalize_puts_channels_first_and_uses_each_channels_statistics() -> None:
+    import torch
+
+    views = torch.zeros(2, 32, 128, 3, dtype=torch.uint8)
+    views[..., 1] = 255
+    out = geometry.normalize(views, (0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
+    assert out.shape == (2, 3, 32, 128)
+    assert out[1, :, 4, 5].tolist() == [-1.0, 2.0, -0.5]

@@ -1,0 +1,332 @@
+"""Tables of runs: every table of the paper, in miniature, over one tiny cache."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from samples import tiny_build, write_words
+
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.text import TextConfig, add_text_table
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
+from clipocr.train.ablation import runs as ablate_module
+from clipocr.train.ablation.runs import ablate
+from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
+from clipocr.train.loop import run as run_module
+from clipocr.train.loop.config import TrainPlace
+from clipocr.train.loop.stopping import StopRequestedError
+
+MINIATURE = {
+    "student": "tiny",
+    "image_taps": [1, 2, 3],
+    "text_taps": [1, 2, 3],
+    "batch_size": 36,
+    "epochs": 1,
+    "learning_rate": 1e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def ablation_cache(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with word tokens too, for table 7."""
+    out = tmp_path_factory.mktemp("cache") / "words.cache"
+    build_cache(tiny_build(data_root, out))
+    add_text_table(
+        TextConfig(cache=out, charset=Charset.load("36"), tokens="word", device=torch.device("cpu"))
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def test_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("test")
+    write_words(root / "SVT", ["alpha", "tango", "zulu"])
+    write_words(root / "IIIT5k", ["kilo", "papa"])
+    return root
+
+
+def miniature(name: str, seeds: tuple[int, ...] = (0,)) -> AblationTable:
+    table = load_table(name)
+    return replace(table, settings={**table.settings, **MINIATURE}, seeds=seeds)
+
+
+def place(cache: Path, out: Path) -> TrainPlace:
+    return TrainPlace(
+        cache=cache, out=out, device=torch.device("cpu"), val_charset=Charset.load("36")
+    )
+
+
+def first_losses(out: Path, table: AblationTable) -> dict[str, tuple[tuple[str, float], ...]]:
+    """Return every variant's loss terms of the first epoch."""
+    found = {}
+    for variant in table.variants:
+        record = json.loads((out / f"{variant.name}-seed0" / "run.json").read_text())
+        found[variant.name] = tuple(
+            (k, v) for k, v in record["history"][0].items() if k.startswith("loss/")
+        )
+    return found
+
+
+def test_the_tables_of_the_paper_are_there() -> None:
+    assert list(shipped_tables()) == [
+        "table1", "table12", "table2", "table3", "table4", "table5", "table6", "table7",
+    ]  # fmt: skip
+    rows = {name: len(load_table(name).variants) for name in shipped_tables()}
+    assert rows == {
+        "table1": 4, "table2": 4, "table3": 5, "table4": 4, "table5": 5, "table6": 4,
+        "table7": 2, "table12": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4", "table5", "table6",
+                                  "table7", "table12"])  # fmt: skip
+def test_every_switch_of_the_paper_changes_the_loss(
+    name: str, ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = miniature(name)
+    result = ablate(table, place(ablation_cache, tmp_path), [test_root])
+    assert (result.num_finished, result.num_runs) == (len(table.variants), len(table.variants))
+    losses = first_losses(tmp_path, table)
+    # One epoch of the same batches from the same weights: only the switch can differ.
+    assert len(set(losses.values())) == len(table.variants)
+
+
+def test_terms_of_table_1_are_those_of_its_cells(
+    ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    ablate(miniature("table1"), place(ablation_cache, tmp_path), [test_root])
+    terms = {
+        name: {term.removeprefix("loss/") for term, _ in losses}
+        for name, losses in first_losses(tmp_path, miniature("table1")).items()
+    }
+    image = {"image_1", "image_2", "image_3"}
+    text = {"word", "text_1", "text_2", "text_3"}
+    always = {"recognition", "total"}
+    assert terms == {
+        "baseline": always,
+        "image": always | image,
+        "text": always | text,
+        "both": always | image | text,
+    }
+
+
+def test_the_table_is_mean_and_spread_of_its_runs(
+    ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = miniature("table12", seeds=(0, 1))
+    ablate(table, place(ablation_cache, tmp_path), [test_root])
+    for variant in table.variants:
+        for seed, accuracy in ((0, 50.0), (1, 100.0)):
+            path = tmp_path / f"{variant.name}-seed{seed}" / "ablation.json"
+            record = json.loads(path.read_text())
+            record["sets"]["SVT"]["accuracy"] = accuracy
+            path.write_text(json.dumps(record))
+    ablate(table, place(ablation_cache, tmp_path), [test_root])
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0] == f"**{table.title}**"
+    headers = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    # In the paper's order, not the alphabet's.
+    assert headers == ["Distillation layers", "IIIT5k", "SVT", "Avg", "runs"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:7]]
+    assert [row[0] for row in rows] == ["(1)", "(1, 3)", "(1, 2, 3, 4)"]
+    assert {row[2] for row in rows} == {f"75.00 ± {statistics.stdev((50, 100)):.2f}"}
+    assert {row[4] for row in rows} == {"2/2"}
+    with (tmp_path / "table.csv").open() as file:
+        plain = list(csv.DictReader(file))
+    assert plain[0]["SVT mean"] == "75.0000"
+    assert plain[0]["SVT std"] == f"{statistics.stdev((50, 100)):.4f}"
+    for picture_path in (tmp_path / "table.png", tmp_path / "1-seed0" / "curves.png"):
+        with Image.open(picture_path) as picture:
+            assert min(picture.size) > 100
+
+
+def test_finished_runs_are_left_alone_and_shares_make_a_whole(
+    ablation_cache: Path, test_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, here = miniature("table4"), place(ablation_cache, tmp_path)
+    trained: list[str] = []
+    real = ablate_module.train
+
+    def train(config: object, place: TrainPlace, **options: bool) -> object:
+        trained.append(place.out.name)
+        return real(config, place, **options)
+
+    monkeypatch.setattr(ablate_module, "train", train)
+    assert ablate(table, here, [test_root], only=(0, 2)).num_finished == 2
+    assert trained == ["tau-0.01-seed0", "tau-0.05-seed0"]
+    assert "1/1" in (tmp_path / "table.md").read_text()
+    assert "0/1" in (tmp_path / "table.md").read_text()
+    assert ablate(table, here, [test_root], only=(1, 2)).num_finished == 4
+    assert len(trained) == 4
+    assert ablate(table, here, [test_root]).num_finished == 4
+    assert len(trained) == 4
+
+
+def test_a_stopped_table_goes_on(
+    ablation_cache: Path, test_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = miniature("table7")
+    whole, parts = place(ablation_cache, tmp_path / "whole"), place(ablation_cache, tmp_path / "b")
+    ablate(table, whole, [test_root])
+    real = run_module.one_cycle
+
+    def stop_at_1(step: int, *rest: float) -> float:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "one_cycle", stop_at_1)
+        with pytest.raises(StopRequestedError):
+            ablate(table, parts, [test_root])
+    ablate(table, parts, [test_root])
+    assert first_losses(tmp_path / "b", table) == first_losses(tmp_path / "whole", table)
+
+
+def test_a_failed_run_does_not_stop_the_others(
+    ablation_cache: Path, test_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, real = miniature("table7"), ablate_module.train
+
+    def train(config: object, place: TrainPlace, **options: bool) -> object:
+        if place.out.name.startswith("char"):
+            raise TrainingError("total is not finite")
+        return real(config, place, **options)
+
+    monkeypatch.setattr(ablate_module, "train", train)
+    result = ablate(table, place(ablation_cache, tmp_path), [test_root])
+    assert list(result.failed) == ["char-seed0"]
+    assert result.failed["char-seed0"].startswith("total is not finite. To try it again remove ")
+    assert result.num_finished == 1
+
+
+def test_another_setting_for_a_run_that_is_there_is_refused(
+    ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table, here = miniature("table7"), place(ablation_cache, tmp_path)
+    ablate(table, here, [test_root])
+    other = replace(table, settings={**table.settings, "learning_rate": 2e-3})
+    with pytest.raises(
+        UsageError, match=r"begun differently: learning_rate was 0.001, now 0.002\. Go on"
+    ):
+        ablate(other, here, [test_root])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", "table .*: Invalid value"),
+        ('title = "x"', "lacks columns, variants and has unknown nothing"),
+        ('title = "x"\ncolumns = []\nvariants = []\nsede = 1', "has unknown sede"),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = []}]\nseeds = 0',
+            "seeds is 0, expected a list",
+        ),
+        ('title = "x"\ncolumns = []\nvariants = {}', "variants is {}, expected a list"),
+        ('title = "x"\ncolumns = []\nvariants = [3]', "variant 1 is 3, expected cells, name"),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "../v", cells = []}]',
+            r"variant 1 is named '../v', expected letters",
+        ),
+        (
+            'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = [], settings = 3}]',
+            "variant 1: settings is 3, expected NAME = VALUE",
+        ),
+        (
+            'title = "x"\ncolumns = []\nseeds = [1, 1]\nvariants = [{name = "v", cells = []}]',
+            r"seeds are \(1, 1\), expected different",
+        ),
+        (
+            'title = "x"\ncolumns = []\nsettings = {seed = 1}\n'
+            'variants = [{name = "v", cells = []}]',
+            "seed is no setting of a table",
+        ),
+        ('title = "x"\ncolumns = []\nvariants = []', "named nothing; names must differ"),
+        (
+            'title = "x"\ncolumns = ["a"]\nvariants = [{name = "v", cells = []}]',
+            "variant 1 has 0 cells for 1 columns",
+        ),
+        (
+            'title = "x"\ncolumns = []\n'
+            'variants = [{name = "v", cells = []}, {name = "v", cells = []}]',
+            "named v, v; names must differ",
+        ),
+    ],
+)
+def test_a_table_that_says_too_little_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_table(str(path))
+
+
+def test_a_wrong_setting_is_found_before_the_first_run(
+    ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = miniature("table7")
+    wrong = replace(table.variants[1], settings={"tokens": "words"})
+    with pytest.raises(UsageError, match="tokens is 'words'"):
+        ablate(
+            replace(table, variants=(table.variants[0], wrong)),
+            place(ablation_cache, tmp_path / "out"),
+            [test_root],
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_cache_lacks_is_found_before_the_first_run(
+    cache_path: Path, test_root: Path, tmp_path: Path
+) -> None:
+    # Of table 7 the second variant needs word tokens, which this cache has not.
+    with pytest.raises(CacheMismatchError, match=r"cache text .* --tokens word"):
+        ablate(miniature("table7"), place(cache_path, tmp_path / "out"), [test_root])
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_another_cache_are_not_taken_for_this_one_s(
+    cache_path: Path, data_root: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = replace(miniature("table4"), variants=miniature("table4").variants[:1])
+    ablate(table, place(cache_path, tmp_path / "out"), [test_root])
+    build_cache(tiny_build(data_root, tmp_path / "other", seed=1))
+    with pytest.raises(UsageError, match=r"begun differently: cache was '\w+', now '\w+'"):
+        ablate(table, place(tmp_path / "other", tmp_path / "out"), [test_root])
+    with pytest.raises(UsageError, match=r"validation was \[\], now \["):
+        ablate(
+            table,
+            replace(place(cache_path, tmp_path / "out"), val_data=(test_root,)),
+            [test_root],
+        )
+
+
+def test_results_are_made_anew_when_what_they_are_of_changed(
+    cache_path: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table = replace(miniature("table4"), variants=miniature("table4").variants[:1])
+    here, path = place(cache_path, tmp_path), tmp_path / "tau-0.01-seed0" / "ablation.json"
+    ablate(table, here, [test_root])
+    first = path.stat().st_mtime_ns
+    # What people write with clipocr eval is theirs.
+    (path.parent / "eval.json").write_text("{}")
+    ablate(table, here, [test_root])
+    assert path.stat().st_mtime_ns == first
+    more = tmp_path / "more"
+    write_words(more / "SVT", ["alpha", "tango", "yankee"])
+    ablate(table, here, [more])
+    assert list(json.loads(path.read_text())["sets"]) == ["SVT"]
+    assert "RANDOM weights" in (tmp_path / "table.md").read_text()
+
+
+def test_a_table_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"table99 is neither a file .* one of table1, table12"):
+        load_table("table99")

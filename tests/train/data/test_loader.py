@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from samples import tiny_build, write_words
+
+from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.cache.codecs.codecs import unfilter_pixels
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop.preflight import choose_num_views, choose_units
+
+
+def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
+    settings: dict[str, object] = {
+        "image_taps": (1, 3),
+        "text_taps": (2,),
+        "max_label_length": 25,
+        "batch_size": 12,
+        "seed": 0,
+        "device": torch.device("cpu"),
+        "units": choose_units(cache, 1.0),
+        "num_views": 1,
+    }
+    return CacheLoader(cache, cache.text_table("char-36"), **(settings | changes))
+
+
+def fingerprints(batches: list[Batch]) -> list[bytes]:
+    """Return the pixels of every row, in order."""
+    return [view.numpy().tobytes() for batch in batches for view in batch.views]
+
+
+def test_an_epoch_is_every_usable_row_once(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=9)
+    batches = list(rows.epoch(0))
+    assert rows.num_rows == 72  # 73 rows, one of them a bad image.
+    assert rows.batches_per_epoch == len(batches) == 8
+    labels = sorted(label for batch in batches for label in batch.labels)
+    table = cache.text_table("char-36")
+    expected = [
+        table.strings[table.of_label[label]]
+        for unit_idx in cache.units()
+        for row, label in enumerate(cache.rows(unit_idx)["label"], start=unit_idx * 32)
+        if row not in cache.unit(0, unit_idx).bad_rows
+    ]
+    assert labels == sorted(expected)
+
+
+def test_targets_belong_to_their_rows(cache: FeatureCache) -> None:
+    views = unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all().copy()))
+    row_of = {view.numpy().tobytes(): row for row, view in enumerate(views)}
+    block = {tap: cache.view_reader(0, f"block{tap}").all() for tap in (1, 3)}
+    text = cache.text_table("char-36")
+    for batch in loader(cache).epoch(3):
+        num_positions = max(map(len, batch.labels)) + 1
+        assert batch.text_taps[2].shape == (12, num_positions, 32)
+        for i, (view, label) in enumerate(zip(batch.views, batch.labels, strict=True)):
+            row = row_of[view.numpy().tobytes()]
+            for tap in (1, 3):
+                assert torch.equal(batch.image_taps[tap][i], torch.tensor(block[tap][row]))
+            text_id = text.strings.index(label)
+            nodes = text.nodes[text_id, :num_positions]
+            assert torch.equal(batch.text_taps[2][i], torch.tensor(text.taps[2][nodes]))
+            assert torch.equal(batch.eot[i], torch.tensor(text.eot[text_id]))
+
+
+def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
+    def order(seed: int, epoch: int) -> list[bytes]:
+        return fingerprints(list(loader(cache, seed=seed).epoch(epoch)))
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_epochs_take_the_views_in_turn(data_root: Path, tmp_path: Path) -> None:
+    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", num_views=2))
+    cache = FeatureCache.open(tmp_path / "cache")
+    pixels = [
+        {view.numpy().tobytes() for view in unfilter_pixels(torch.from_numpy(rows.copy()))}
+        for rows in (cache.view_reader(v, "pixels").all() for v in range(2))
+    ]
+    rows = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], None))
+    for epoch in range(4):
+        assert set(fingerprints(list(rows.epoch(epoch)))) <= pixels[epoch % 2]
+    only_first = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], 1))
+    assert set(fingerprints(list(only_first.epoch(1)))) <= pixels[0]
+    with pytest.raises(CacheMismatchError, match=r"has 2 views .*this run needs 3.*--views 2"):
+        choose_num_views(cache, [0, 1, 2], 3)
+
+
+@pytest.mark.parametrize("first_batch", range(7))
+def test_resuming_at_any_batch_sees_the_rest(cache: FeatureCache, first_batch: int) -> None:
+    rows = loader(cache)
+    whole = list(rows.epoch(1))
+    assert len(whole) == 6
+    assert fingerprints(list(rows.epoch(1, first_batch))) == fingerprints(whole[first_batch:])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5, 12])
+def test_processes_share_the_batches_of_one(cache: FeatureCache, world_size: int) -> None:
+    whole = list(loader(cache, batch_size=20).epoch(2))
+    parts = [
+        list(loader(cache, batch_size=20, rank=rank, world_size=world_size).epoch(2))
+        for rank in range(world_size)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(fingerprints(shares)) == sorted(fingerprints([batch]))
+        assert {share.num_positions for share in shares} == {batch.num_positions}
+        assert {t.shape[1] for share in shares for t in share.text_taps.values()} == {
+            batch.num_positions
+        }
+    # 72 rows in batches of 20: no process has more than its share, rounded up.
+    assert max(len(batch.labels) for share in parts for batch in share) <= -(-20 // world_size) + 1
+
+
+def test_more_processes_than_rows_in_a_batch_are_refused(cache: FeatureCache) -> None:
+    with pytest.raises(UsageError, match=r"13 processes cannot share batches of 12 rows"):
+        loader(cache, rank=0, world_size=13)
+
+
+def test_order_does_not_depend_on_threads(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    for threads in (1, 4):
+        monkeypatch.setattr("clipocr.train.data.loader._READ_THREADS", threads)
+        orders.append(fingerprints(list(loader(cache).epoch(0))))
+    assert orders[0] == orders[1]
+
+
+def test_reads_whole_chunks_and_holds_only_those_that_lanes_are_in(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two lanes: 36 rows each of ten chunks of 7 or 8.
+    monkeypatch.setattr("clipocr.train.data.order.NUM_LANES", 2)
+    rows, read = loader(cache, batch_size=4), []
+    reader = rows._readers[0]["pixels"]
+    real = reader.chunk
+    reader.chunk = lambda *where, memory: (read.append(where), real(*where, memory=memory))[1]
+    try:
+        list(rows.epoch(0))
+    finally:
+        del reader.chunk
+    assert set(read) == {(unit, chunk) for unit in range(3) for chunk in range(4)} - {
+        (2, 2),
+        (2, 3),
+    }
+    # The chunk in which one lane ends and the other begins may be read for each.
+    assert len(read) <= 11
+    num_open = 0
+    for step in rows._steps(0, 0):
+        num_open += len(step.to_open)
+        assert num_open <= 4
+        num_open -= len(step.to_close)
+        assert num_open <= 2
+
+
+def test_long_labels_are_left_out(cache: FeatureCache) -> None:
+    rows = loader(cache, max_label_length=4, batch_size=4)
+    labels = {label for batch in rows.epoch(0) for label in batch.labels}
+    assert labels <= {"echo", "golf", "kilo", "lima", "mike", "papa", "xray", "zulu", "one",
+                      "two", "333"}  # fmt: skip
+    with pytest.raises(UsageError, match="no row has a label of at most 2 characters"):
+        loader(cache, max_label_length=2)
+
+
+def test_a_fraction_reads_that_share_of_units(cache: FeatureCache) -> None:
+    assert choose_units(cache, 0.3) == choose_units(cache, 0.001) == [0]
+    assert choose_units(cache, 0.7) == [0, 1]
+    assert loader(cache, units=[0]).num_rows in (31, 32)
+
+
+def test_fewer_rows_than_a_batch_make_one_batch(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=500)
+    assert [len(batch.labels) for batch in rows.epoch(0)] == [72]
+
+
+def test_a_cache_without_the_tap_is_refused(cache: FeatureCache) -> None:
+    with pytest.raises(CacheMismatchError, match="no image array 'block9'"):
+        loader(cache, image_taps=(9,))
+
+
+def test_a_damaged_unit_stops_the_epoch_by_name(data_root: Path, tmp_path: Path) -> None:
+    build_cache(tiny_build(data_root, tmp_path / "cache"))
+    shard = tmp_path / "cache/image/view0/block3/c/1/0/0"
+    data = bytearray(shard.read_bytes())
+    data[1234] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(CacheCorruptError, match=r"c/1/0/0: chunk \d of view0/unit-00001"):
+        list(loader(FeatureCache.open(tmp_path / "cache")).epoch(0))
+
+
+def test_a_half_built_cache_is_usable(cache_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    shutil.copytree(cache_path, out)
+    (out / "sealed.json").unlink()
+    (out / "commits/view0/unit-00001.json").unlink()
+    half = FeatureCache.open(out)
+    assert half.units() == [0, 2]
+    num_bad = sum(len(half.unit(0, unit_idx).bad_rows) for unit_idx in (0, 2))
+    assert loader(half, batch_size=5).num_rows == 32 + 9 - num_bad
+
+
+def test_labels_the_charset_cannot_write_are_left_out(tmp_path: Path) -> None:
+    write_words(tmp_path / "data" / "set", ["one", "two", "!!", "333"])
+    digits = Charset(name="digits", characters="0123456789")
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=digits))
+    cache = FeatureCache.open(tmp_path / "cache")
+    assert cache.spec.num_rows == 4
+    rows = CacheLoader(
+        cache,
+        cache.text_table("char-digits"),
+        image_taps=(),
+        text_taps=(),
+        max_label_length=25,
+        batch_size=2,
+        seed=0,
+        device=torch.device("cpu"),
+        units=choose_units(cache, 1.0),
+        num_views=1,
+    )
+    assert [batch.labels for batch in rows.epoch(0)] == [["333"]]
+
+
+def test_leaving_an_epoch_early_leaves_no_thread(cache: FeatureCache) -> None:
+    before = threading.active_count()
+    batches = loader(cache).epoch(0)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_batches_that_are_kept_stay_as_they_are(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=9)
+    kept = list(rows.epoch(0))
+    copies = [(batch.image_taps[3].clone(), batch.eot.clone()) for batch in kept]
+    for epoch in (1, 2):
+        list(rows.epoch(epoch))
+    for batch, (tap, eot) in zip(kept, copies, strict=True):
+        assert torch.equal(batch.image_taps[3], tap)
+        assert torch.equal(batch.eot, eot)
+
+
+def test_batches_that_are_let_go_leave_their_memory_to_later_ones(cache: FeatureCache) -> None:
+    rows = loader(cache, batch_size=4)
+    places = {batch.eot.data_ptr() for epoch in range(3) for batch in rows.epoch(epoch)}
+    # One with the caller, one being put together, those that wait between, one of the last epoch.
+    assert len(places) <= 6

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from samples import draw_word, write_words
+
+import clipocr
+from clipocr.cli import main
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import DataError, ExportError
+from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from clipocr.train.deploy.export import check as check_module
+from clipocr.train.deploy.export.check import check, drawn_views, given_views
+from clipocr.train.deploy.export.export import export
+from clipocr.train.loop.checkpoint import find_checkpoint, load_student, save_checkpoint
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+CONFIG = StudentConfig(
+    width=32,
+    patch_height_px=16,
+    encoder_layers=4,
+    encoder_heads=2,
+    decoder_heads=4,
+    max_label_length=6,
+)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    """Untrained, but with weights so large that what it reads depends on the picture."""
+    torch.manual_seed(0)
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return student
+
+
+@pytest.fixture(scope="module")
+def run_path(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    save_checkpoint(run / "best.pt", student, teacher="ViT-B-16//home/me/clip.pt")
+    return run
+
+
+def probabilities_of(student: Student, views: np.ndarray) -> np.ndarray:
+    images = normalize(torch.from_numpy(views), STUDENT_MEAN, STUDENT_STD)
+    return student.decode(images).softmax(dim=-1).numpy()
+
+
+def export_command(*args: object) -> Result:
+    result = CliRunner().invoke(main, ["export", *map(str, args)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def read_without_clipocr(path: Path, picture: Path) -> tuple[str, float]:
+    """What the README tells people to write who have an ONNX file and nothing else."""
+    import onnxruntime
+    from PIL import Image
+
+    session = onnxruntime.InferenceSession(path)
+    about = session.get_modelmeta().custom_metadata_map
+    characters = json.loads(about["charset"])["characters"]
+    image = Image.open(picture).convert("RGB").resize((128, 32), Image.Resampling.BICUBIC)
+    (probabilities,) = session.run(None, {"images": np.asarray(image)[None]})
+    text, confidence = "", 1.0
+    for position in probabilities[0]:
+        confidence *= position.max()
+        if position.argmax() == 0:
+            break
+        text += characters[position.argmax() - 1]
+    return text, confidence
+
+
+@pytest.mark.timeout(300)  # PyTorch's exporter takes 15 s of one core, and there may be others.
+def test_onnx_holds_the_whole_way_and_says_how_to_use_it(run_path: Path, tmp_path: Path) -> None:
+    import onnx
+
+    out = tmp_path / "model.onnx"
+    result = export_command(run_path, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    said = r"agrees with PyTorch on 32 drawn pictures, (\d+) different texts, .* within (\S+)\.$"
+    num_texts, difference = re.search(said, result.stdout.strip()).groups()
+    assert int(num_texts) > 20
+    assert float(difference) <= 1e-4
+    model = onnx.load(out)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert (model.opset_import[0].version, about["opset"]) == (20, "20")
+    assert about["teacher"] == "ViT-B-16/clip.pt"
+    assert json.loads(about["eos_id"]) == 0
+    assert json.loads(about["max_label_length"]) == 6
+    assert json.loads(about["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
+    assert json.loads(about["input"])["shape"] == ["batch", 32, 128, 3]
+    # No stack traces of the exporter: they name folders of this machine.
+    assert str(Path(clipocr.__file__).parent).encode() not in out.read_bytes()
+    reader = clipocr.load(run_path)
+    for word in ("alpha", "bravo", "x"):
+        picture = tmp_path / f"{word}.png"
+        picture.write_bytes(draw_word(word))
+        text, confidence = read_without_clipocr(out, picture)
+        expected = reader.read(picture)
+        assert text == expected.text
+        assert confidence == pytest.approx(expected.confidence, rel=1e-3)
+
+
+def test_torchscript_holds_the_whole_way(run_path: Path, student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "model.torchscript"
+    agreement = export(run_path, "torchscript", out)
+    assert agreement.num_pictures == 32
+    about = {"clipocr.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch: deprecated.
+        script = torch.jit.load(out, _extra_files=about)
+    assert json.loads(about["clipocr.json"])["charset"]["characters"].startswith("0123456789abc")
+    for size in (1, 5):
+        views = drawn_views(student)[:size]
+        expected = probabilities_of(student, views)
+        found = script(torch.from_numpy(views)).numpy()
+        assert found.shape == expected.shape
+        for row, of_row in zip(found, expected, strict=True):
+            end = [*of_row.argmax(axis=1).tolist(), 0].index(0) + 1
+            np.testing.assert_allclose(row[:end], of_row[:end], atol=1e-5)
+
+
+def test_safetensors_is_a_checkpoint(run_path: Path, student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "model" / "model.safetensors"
+    assert export(run_path, "safetensors", out).largest_difference == 0
+    assert find_checkpoint(out.parent) == out
+    again = load_student(out.parent, torch.device("cpu"))
+    assert again.config == CONFIG
+    assert again.tokenizer.charset == student.tokenizer.charset
+    weights = student.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in again.state_dict().items())
+
+
+def test_pictures_of_one_s_own(run_path: Path, tmp_path: Path) -> None:
+    write_words(tmp_path / "lmdb", ["alpha", "bravo", "x"], {2: b"broken"})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for word in ("alpha", "x"):
+        (folder / f"{word}.png").write_bytes(draw_word(word))
+    np.testing.assert_array_equal(given_views(tmp_path / "lmdb"), given_views(folder))
+    out = tmp_path / "model.safetensors"
+    result = export_command(run_path, "--format", "safetensors", "--out", out,
+                            "--check-images", tmp_path / "lmdb")  # fmt: skip
+    assert "agrees with PyTorch on 2 given pictures" in result.stdout
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no picture"):
+        given_views(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p + 2e-4 * (np.arange(p.shape[2]) == p.shape[2] - 1), "differs .* by 0.0002"),
+        (lambda p: np.where(np.arange(p.shape[2]) == 0, np.nan, p), "the file (reads|differs)"),
+        (lambda p: np.roll(p, 1, axis=2), "the file reads '.*', the student '"),
+        (lambda p: p[:, :-1], r"returns shape .*, expected"),
+    ],
+)
+def test_what_reads_otherwise_is_refused(student: Student, change, said: str) -> None:
+    views = drawn_views(student)
+    with pytest.raises(ExportError, match=said):
+        check(lambda v: change(probabilities_of(student, v)), student, views, what="the file")
+
+
+def test_less_than_the_tolerance_passes_and_is_reported(student: Student) -> None:
+    views = drawn_views(student)
+    last = np.arange(student.tokenizer.num_classes) == student.tokenizer.num_classes - 1
+    agreement = check(
+        lambda v: (probabilities_of(student, v) + 5e-5 * last).astype(np.float32),
+        student,
+        views,
+        what="the file",
+    )
+    assert agreement.largest_difference == pytest.approx(5e-5, rel=0.01)
+    assert agreement.num_texts > 20
+
+
+def test_a_file_that_fails_its_check_is_not_written(
+    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.safetensors"
+    out.write_bytes(b"an earlier one")
+    monkeypatch.setattr(check_module, "PROBABILITY_TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="expected at most -1"):
+        export(run_path, "safetensors", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert out.read_bytes() == b"an earlier one"
+
+
+def test_a_student_that_reads_one_text_everywhere_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"))))
+    result = export_command(tmp_path, "--format", "safetensors")
+    assert "reads the same text in every picture of the check" in result.stderr
+    assert result.stdout.startswith(f"Wrote {tmp_path}/model.safetensors: ")
+
+
+def test_missing_packages_are_named(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = export_command(run_path)
+    assert result.exit_code == 1
+    assert "pip install 'clipocr[export]'" in result.stderr
+    assert "ONNX needs onnxruntime" in result.stderr

@@ -1,0 +1,234 @@
+"""Pushing and pulling with the hub's own client, against a hub that the test serves itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
+from model_hub import ModelHub
+from safetensors import safe_open
+from samples import draw_word, write_words
+
+import clipocr
+from clipocr.cli import main
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import DataError
+from clipocr.train.deploy.model_card import model_card, plain
+from clipocr.train.loop.checkpoint import load_student, save_checkpoint
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+REPO = "someone/word-reader"
+
+# The hub's client of its own HTTP library, when it uploads by LFS.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+CONFIG = StudentConfig(
+    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+)
+RECORD = {
+    "config": {"batch_size": 16, "seed": 3, "precision": "fp32"},
+    "cache": {
+        "path": "/home/me/secret/words.cache",
+        "id": "abc",
+        "teacher": "ViT-B-16//home/me/secret/clip.pt",
+        "teacher_is_random": False,
+        "sources": ["MJ/train", "a|b"],
+    },
+    "validation": ["/home/me/secret/val"],
+    "init": {"checkpoint": "/home/me/secret/other.pt", "sha256": "0"},
+    "commands": [["clipocr", "train", "/home/me/secret"]],
+    "history": [],
+    "steps": 1500,
+    "student_parameters": 1234567,
+}
+FIGURES = {
+    "checkpoint": "/home/me/secret/run/best.pt",
+    "charset": "36",
+    "sets": {"IIIT5k": {"num_samples": 3000, "accuracy": 93.456, "1-NED": 97.1}},
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
+    # The client reads the environment when it is imported, which may have been long ago.
+    constants = huggingface_hub.constants
+    with ModelHub.serving() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+        yield hub
+
+
+@pytest.fixture
+def run_path(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.manual_seed(0)
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36")))
+    save_checkpoint(run / "best.pt", student, teacher=RECORD["cache"]["teacher"])
+    (run / "run.json").write_text(json.dumps(RECORD))
+    (run / "eval.json").write_text(json.dumps(FIGURES))
+    return run
+
+
+def invoke(*args: object) -> Result:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_a_student_goes_up_and_comes_down(hub: ModelHub, run_path: Path, tmp_path: Path) -> None:
+    pushed = invoke("push", run_path, REPO, "--license", "apache-2.0")
+    assert pushed.exit_code == 0, pushed.stderr
+    assert pushed.stdout == f"Wrote {hub.endpoint}/{REPO}/commit/{1:040x}: {run_path} as {REPO}.\n"
+    assert hub.private == {REPO: True}
+    assert set(hub.repos[REPO]) == {"model.safetensors", "run.json", "eval.json", "README.md"}
+
+    folder = tmp_path / "model"
+    pulled = invoke("pull", REPO, folder)
+    assert pulled.exit_code == 0, pulled.stderr
+    assert "model.safetensors, run.json, eval.json, README.md of someone/word-reader" in (
+        pulled.stdout
+    )
+    assert {path.name for path in folder.iterdir()} == set(hub.repos[REPO])
+    cpu = torch.device("cpu")
+    before, after = load_student(run_path, cpu), load_student(folder, cpu)
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert all(torch.equal(after.state_dict()[k], v) for k, v in before.state_dict().items())
+
+    # What was pulled is a run to eval and to read.
+    picture = draw_word("word")
+    assert clipocr.load(folder).read(picture) == clipocr.load(run_path).read(picture)
+    write_words(tmp_path / "data" / "words", ["alpha", "bravo"])
+    measured = invoke("eval", folder, "--data", tmp_path / "data")
+    assert measured.exit_code == 0, measured.stderr
+    # And can be pushed again, with the figures that came with it or with these.
+    assert invoke("push", folder, REPO, "--public").exit_code == 0
+    assert hub.num_commits == 2
+
+
+def test_nothing_of_this_machine_goes_up(hub: ModelHub, run_path: Path) -> None:
+    assert invoke("push", run_path, REPO).exit_code == 0
+    files = hub.repos[REPO]
+    assert all(b"secret" not in data and b"/home" not in data for data in files.values())
+    record = json.loads(files["run.json"])
+    assert record["cache"]["teacher"] == "ViT-B-16/clip.pt"
+    assert (record["steps"], record["commands"]) == (1500, [])
+    assert json.loads(files["eval.json"])["checkpoint"] == "model.safetensors"
+
+
+def test_the_card_says_what_was_recorded_and_measured(hub: ModelHub, run_path: Path) -> None:
+    assert invoke("push", run_path, REPO, "--license", "apache-2.0").exit_code == 0
+    card = ModelCard(hub.repos[REPO]["README.md"].decode())
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "clipocr"
+    assert card.data.pipeline_tag == "image-to-text"
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == (
+        "IIIT5k",
+        "accuracy",
+        93.46,
+    )
+    assert "| IIIT5k |     3,000 |      93.46 |   97.10 |" in card.text
+    assert "1,500 steps of 16, seed 3, fp32" in card.text
+    assert "1,234,567" in card.text
+    assert r"MJ/train, a\|b" in card.text
+    assert "clipocr pull someone/word-reader model" in card.text
+    assert "Warning" not in card.text
+
+
+def test_a_random_teacher_is_said_and_missing_figures_too(hub: ModelHub, run_path: Path) -> None:
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36")))
+    save_checkpoint(run_path / "best.pt", student, teacher="ViT-B-16/random:0")
+    for name in ("run.json", "eval.json"):
+        (run_path / name).unlink()
+    assert invoke("push", run_path, REPO).exit_code == 0
+    card = ModelCard(hub.repos[REPO]["README.md"].decode())
+    assert "the teacher of this model had random weights" in card.text
+    assert "Not measured." in card.text
+    assert card.data.license is None
+    with safe_open_of(hub.repos[REPO]["model.safetensors"], run_path) as file:
+        assert json.loads(file.metadata()["teacher_is_random"]) is True
+
+
+def safe_open_of(data: bytes, folder: Path):
+    path = folder / "copy.safetensors"
+    path.write_bytes(data)
+    return safe_open(path, framework="pt")
+
+
+def test_names_from_elsewhere_cannot_format_the_card() -> None:
+    evil = "x\n---\nlicense: evil\n# [a](javascript:b) <script>|"
+    assert plain(evil) == r"x --- license: evil \# \[a\]\(javascript:b\) \<script\>\|"
+    description = {
+        "teacher": evil,
+        "teacher_is_random": False,
+        "student": {"width": 1, "encoder_layers": 4},
+        "charset": {"name": evil, "characters": "ab"},
+        "max_label_length": 25,
+        "clipocr_version": "0",
+        "checkpoint_sha256": "0",
+    }
+    figures = {"charset": evil, "sets": {evil: FIGURES["sets"]["IIIT5k"]}}
+    text = model_card(
+        repo=REPO, description=description, record=None, figures=figures, license_id=evil
+    )
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert card.data.license == evil
+    assert card.data.eval_results[0].dataset_name == evil
+    assert "<script>" not in card.text.replace(r"\<script\>", "")
+    assert text.count("\n# ") == 1
+
+
+def test_what_is_refused(hub: ModelHub, run_path: Path, tmp_path: Path) -> None:
+    hub.repos["someone/other"] = {"README.md": b"something else", "model.bin": b"a pickle"}
+    hub.repos["someone/broken"] = {"model.safetensors": b"nonsense"}
+    for args, said in (
+        (("push", run_path, "word-reader"), "'word-reader' is not the name of a repository"),
+        (("push", run_path, "a/b/c"), "expected OWNER/NAME"),
+        (("pull", "someone/none", tmp_path / "m"), "someone/none: the hub says: .*HF_TOKEN"),
+        (("pull", "someone/other", tmp_path / "m"), "holds no model.safetensors"),
+        (("pull", "someone/broken", tmp_path / "m"), "cannot be read as safetensors"),
+        (("pull", REPO, run_path), r"holds a run of its own \(best.pt\)"),
+    ):
+        result = invoke(*args)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+        assert re.search(said, result.stderr), result.stderr
+    assert not (tmp_path / "m").exists()
+    (run_path / "eval.json").write_text(json.dumps(FIGURES | {"checkpoint": "last.pt"}))
+    refused = invoke("push", run_path, REPO)
+    assert "eval.json is of last.pt, what is pushed is best.pt" in refused.stderr
+    (run_path / "eval.json").write_text("[]")
+    assert "is not what clipocr eval writes" in invoke("push", run_path, REPO).stderr
+    with pytest.raises(DataError, match="not those of clipocr eval"):
+        model_card(repo=REPO, description={}, record=None, figures={"sets": {"a": {}}},
+                   license_id=None)  # fmt: skip
+    assert REPO not in hub.repos
+
+
+def test_a_hub_that_does_not_let_one_in_or_is_not_there(
+    hub: ModelHub, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.needs_token = True
+    monkeypatch.delenv("HF_TOKEN")
+    refused = invoke("push", run_path, REPO)
+    assert refused.exit_code == 1
+    assert "hf auth login, or HF_TOKEN" in refused.stderr
+    hub.server_close()
+    gone = invoke("push", run_path, REPO)
+    assert gone.exit_code == 1
+    assert "Error: someone/word-reader: the hub says: " in gone.stderr

@@ -1,0 +1,140 @@
+"""Fine-tuning: what a run takes of another student, and what it does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import UsageError
+from clipocr.train.loop import run as run_module
+from clipocr.train.loop.checkpoint import load_student, save_checkpoint
+from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.init_from import inherit
+from clipocr.train.loop.run import train
+from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+CPU = torch.device("cpu")
+SIZE = StudentConfig(
+    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+)
+CONFIG = TrainConfig(
+    student=SIZE,
+    charset=Charset.load("36"),
+    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
+    epochs=1,
+    batch_size=16,
+)
+
+
+def student_of(characters: str, seed: int, **sizes: int) -> Student:
+    torch.manual_seed(seed)
+    charset = Charset(name="test", characters=characters)
+    return Student(replace(SIZE, **sizes), LabelTokenizer(charset))
+
+
+@pytest.fixture
+def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
+    charset = Charset.load("36")
+    return TrainPlace(cache=cache_path, out=tmp_path / "run", device=CPU, val_charset=charset)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(7)
+    path = tmp_path / "other.pt"
+    save_checkpoint(path, Student(SIZE, LabelTokenizer(Charset.load("36"))))
+    return path
+
+
+def test_the_same_charset_takes_every_weight() -> None:
+    ancestor, student = student_of("abc", 1), student_of("abc", 2)
+    assert inherit(student, ancestor) == ""
+    theirs = ancestor.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in student.state_dict().items())
+
+
+def test_characters_keep_their_weights_in_another_charset() -> None:
+    ancestor, student = student_of("abc", 1), student_of("xcba", 2)
+    fresh = student_of("xcba", 2).state_dict()
+    assert inherit(student, ancestor) == "characters x"
+    theirs, own = ancestor.state_dict(), student.state_dict()
+    # Ids of the ancestor: EOS 0, a 1, b 2, c 3, BOS 4, PAD 5; of the student: x 1, c 2, b 3, a 4.
+    for to, of in ((0, 0), (2, 3), (3, 2), (4, 1), (5, 4), (6, 5)):
+        assert torch.equal(own["embedding.weight"][to], theirs["embedding.weight"][of])
+    for to, of in ((0, 0), (2, 3), (3, 2), (4, 1)):
+        assert torch.equal(own["head.weight"][to], theirs["head.weight"][of])
+        assert own["head.bias"][to] == theirs["head.bias"][of]
+    assert torch.equal(own["embedding.weight"][1], fresh["embedding.weight"][1])
+    assert torch.equal(own["head.weight"][1], fresh["head.weight"][1])
+    apart = {"embedding.weight", "head.weight", "head.bias"}
+    assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - apart)
+
+
+def test_many_new_characters_are_not_all_listed() -> None:
+    ancestor, student = student_of("abc", 1), student_of(Charset.load("94").characters, 2)
+    listed = Charset.load("94").characters.translate(str.maketrans("", "", "abc"))[:40]
+    assert inherit(student, ancestor) == f"characters {listed} and 51 others"
+
+
+def test_longer_and_shorter_labels_keep_their_positions() -> None:
+    ancestor, longer = student_of("abc", 1), student_of("abc", 2, max_label_length=30)
+    assert inherit(longer, ancestor) == "label positions from 27 on"  # 25 characters and EOS.
+    positions = longer.state_dict()["positions"]
+    assert torch.equal(positions[:, :26], ancestor.state_dict()["positions"])
+    assert torch.equal(
+        positions[:, 26:], student_of("abc", 2, max_label_length=30).positions[:, 26:]
+    )
+    shorter = student_of("abc", 3, max_label_length=4)
+    assert inherit(shorter, ancestor) == ""
+    assert torch.equal(shorter.positions, ancestor.positions[:, :5])
+
+
+def test_another_size_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"width is 64, this run's 32.*pass the --student"):
+        inherit(student_of("abc", 1), student_of("abc", 1, width=64))
+
+
+def test_a_run_begins_with_the_weights_and_says_so(
+    place: TrainPlace, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate that moves nothing beyond rounding.
+    train(replace(CONFIG, learning_rate=1e-12), place, init=checkpoint)
+    assert f"Beginning with {checkpoint}.\n" in capsys.readouterr().err
+    begun = load_student(checkpoint, CPU).state_dict()
+    for name, value in load_student(place.out, CPU).state_dict().items():
+        torch.testing.assert_close(value, begun[name], rtol=0, atol=1e-8)
+    record = json.loads((place.out / "run.json").read_text())
+    assert record["init"]["checkpoint"] == str(checkpoint)
+
+
+def test_a_run_killed_at_its_first_step_resumes_from_them(
+    place: TrainPlace, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replace(place, out=tmp_path / "whole")
+    train(CONFIG, whole, init=checkpoint)
+
+    def killed(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "one_cycle", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, place, init=checkpoint)
+    checkpoint.unlink()
+    train(CONFIG, place, resume=True)
+    left, right = (load_student(p.out, CPU).state_dict() for p in (place, whole))
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    records = [json.loads((p.out / "run.json").read_text()) for p in (place, whole)]
+    assert records[0]["init"] == records[1]["init"]
+
+
+def test_init_and_resume_exclude_each_other(place: TrainPlace, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="leave one of them out"):
+        train(CONFIG, place, resume=True, init=checkpoint)

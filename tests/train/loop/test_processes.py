@@ -1,0 +1,96 @@
+"""Several processes train what one would: real torchrun, gloo, the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipocr.train.loop.checkpoint import load_checkpoint
+
+TRAIN = (
+    "train --student tiny --image-taps 1,2,3 --text-taps 1,2,3 --batch-size 20 --epochs 2 "
+    "--learning-rate 0.001 --device cpu"
+).split()
+
+
+def start(processes: int, *args: object) -> subprocess.Popen[str]:
+    torchrun = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(processes), "-m"),
+    ]
+    command = [*(torchrun if processes > 1 else [sys.executable, "-m"]), "clipocr"]
+    return subprocess.Popen(
+        [*command, *TRAIN, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(*runs: subprocess.Popen[str]) -> None:
+    for run in runs:
+        _, errors = run.communicate(timeout=100)
+        assert run.returncode == 0, errors
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    return json.loads((out / "run.json").read_text())["history"]
+
+
+def test_two_processes_have_the_losses_and_weights_of_one(
+    cache_path: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """72 rows in batches of 20: the last has 12. With every relation gathered the loss is that of
+    one process; sums of floats in another order are what is left to differ."""
+    common = ("--cache", cache_path, "--gather", "all", "--val-data", data_root)
+    finish(
+        start(1, *common, "--out", tmp_path / "one"),
+        start(2, *common, "--out", tmp_path / "two"),
+    )
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert len(one) == len(two) == 2
+    for a, b, tolerance in zip(one, two, (1e-4, 1e-3), strict=True):
+        assert a.keys() == b.keys()
+        assert {k: b[k] for k in a} == pytest.approx(a, rel=tolerance)
+    weights = [
+        load_checkpoint(tmp_path / name / "last.pt")["student"]["weights"]
+        for name in ("one", "two")
+    ]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["processes"] == 2
+
+
+def test_the_official_gathering_trains_too_and_stops_and_goes_on(
+    cache_path: Path, tmp_path: Path
+) -> None:
+    common = ("--cache", cache_path, "--batch-size", "8", "--epochs", "8")
+    stopped = start(2, *common, "--out", tmp_path / "stopped")
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "stopped").glob("events*")):
+        assert time.monotonic() < deadline
+        assert stopped.poll() is None, stopped.communicate()[1]
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode != 0
+    assert "last.pt holds the run" in errors
+    taken = load_checkpoint(tmp_path / "stopped" / "last.pt")["training"]["step"]
+    assert 0 < taken < 8 * 9
+    finish(
+        start(2, *common, "--out", tmp_path / "stopped", "--resume"),
+        start(2, *common, "--out", tmp_path / "whole"),
+    )
+    a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("stopped", "whole"))
+    for name, tensor in a["student"]["weights"].items():
+        assert torch.equal(tensor, b["student"]["weights"][name]), name

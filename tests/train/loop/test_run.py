@@ -1,0 +1,407 @@
+"""A run learns, can be interrupted anywhere, and is fully described by its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from samples import WORDS, tiny_build, write_words
+
+from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import CacheMismatchError, DataError, TrainingError, UsageError
+from clipocr.train.data.batch import Batch
+from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop import run as run_module
+from clipocr.train.loop.checkpoint import load_checkpoint
+from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.curves import _read_curves, draw_curves
+from clipocr.train.loop.meter import Meter
+from clipocr.train.loop.optimizer import one_cycle, parameter_groups
+from clipocr.train.loop.run import train
+from clipocr.train.loop.stopping import StopRequestedError
+from clipocr.train.methods.clip_ocr.losses import AlignmentLoss
+from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+CONFIG = TrainConfig(
+    student=StudentConfig(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    ),
+    charset=Charset.load("36"),
+    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
+    epochs=3,
+    batch_size=16,
+    learning_rate=2e-3,
+)
+
+
+@pytest.fixture
+def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
+    return TrainPlace(
+        cache=cache_path,
+        out=tmp_path / "run",
+        device=torch.device("cpu"),
+        val_charset=Charset.load("36"),
+    )
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of a run: student, heads and optimizer."""
+    checkpoint = load_checkpoint(path / "last.pt")
+    training = checkpoint["training"]
+    moments = training["optimizer"]["state"]
+    return {
+        **checkpoint["student"]["weights"],
+        **{f"method.{k}": v for k, v in training["method"].items()},
+        **{f"adam.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()},
+        "step": torch.tensor(training["step"]),
+    }
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    left, right = state(a), state(b)
+    assert left.keys() == right.keys()
+    assert [k for k in left if not torch.equal(left[k], right[k])] == []
+    histories = [load_checkpoint(p / "last.pt")["training"]["history"] for p in (a, b)]
+    assert histories[0] == histories[1]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
+    """Call `how` during the step after `step` steps were taken."""
+    real = run_module.one_cycle
+
+    def schedule(at: int, *rest: float) -> float:
+        if at == step:
+            how()
+        return real(at, *rest)
+
+    monkeypatch.setattr(run_module, "one_cycle", schedule)
+
+
+def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root: Path) -> None:
+    summary = train(CONFIG, replace(place, val_data=(data_root,)))
+    assert summary.num_steps == 3 * 5  # 72 usable rows in batches of 16, the last of 8.
+    assert summary.last_loss < summary.first_loss
+    assert summary.checkpoint == place.out / "best.pt"
+    record = json.loads((place.out / "run.json").read_text())
+    assert record["config"]["charset"]["name"] == "36"
+    assert record["config"]["student"]["width"] == 32
+    assert record["cache"]["teacher"] == "ViT-tiny-test/random:0"
+    assert record["cache"]["teacher_is_random"] is True
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
+    terms = ("recognition", "image_1", "image_2", "image_3", "word", "text_1", "text_2", "text_3")
+    for entry in record["history"]:
+        # The total is the plain sum of its terms.
+        assert entry["loss/total"] == pytest.approx(sum(entry[f"loss/{t}"] for t in terms))
+        assert 0 <= entry["val/accuracy"] <= 100
+    assert any(p.name.startswith("events.out.tfevents") for p in place.out.iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(replace(CONFIG, epochs=1), replace(place, out=tmp_path / name))
+    train(replace(CONFIG, epochs=1, seed=1), replace(place, out=tmp_path / "c"))
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(state(tmp_path / "a")["positions"], state(tmp_path / "c")["positions"])
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [0, 6, 9])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    place: TrainPlace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    signal_number: signal.Signals,
+) -> None:
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, step, lambda: os.kill(os.getpid(), signal_number))
+        with pytest.raises(StopRequestedError, match=signal_number.name):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == step + 1
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+
+    def crash() -> None:
+        raise MemoryError
+
+    place = replace(place, checkpoint_every_steps=3)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 8, crash)
+        with pytest.raises(MemoryError):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 6
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_the_units_it_began_with(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half.cache"
+    shutil.copytree(place.cache, half)
+    hidden = [half / "sealed.json", half / "commits/view0/unit-00001.json"]
+    contents = [path.read_bytes() for path in hidden]
+    for path in hidden:
+        path.unlink()
+    place = replace(place, cache=half)
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StopRequestedError):
+            train(CONFIG, place)
+    for path, content in zip(hidden, contents, strict=True):
+        path.write_bytes(content)  # The build was finished meanwhile.
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(place: TrainPlace) -> None:
+    first = train(CONFIG, place)
+    before = state(place.out)
+    again = train(CONFIG, place, resume=True)
+    assert all(torch.equal(v, before[k]) for k, v in state(place.out).items())
+    assert (again.num_steps, again.last_loss) == (first.num_steps, first.last_loss)
+
+
+def test_a_run_folder_is_not_taken_twice(place: TrainPlace) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    with pytest.raises(UsageError, match=r"holds a run already.*--resume"):
+        train(CONFIG, place)
+    with pytest.raises(
+        UsageError, match=r"differently: epochs was 1, now 3\. Go on with the same options"
+    ):
+        train(CONFIG, place, resume=True)
+
+
+def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: TrainPlace) -> None:
+    for config, said in (
+        (replace(CONFIG, charset=Charset.load("94")), "text for charset 36 .*this run needs 94"),
+        (replace(CONFIG, method=ClipOcrConfig()), r"holds image taps \(1, 2, 3\), this run needs"),
+        (
+            replace(CONFIG, student=replace(CONFIG.student, max_label_length=30)),
+            "up to 25 characters, this run needs 30",
+        ),
+    ):
+        with pytest.raises(CacheMismatchError, match=said):
+            train(config, place)
+    assert not place.out.exists()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_that_are_not_finite_are_skipped_until_they_are_too_many(
+    place: TrainPlace, every: int
+) -> None:
+    place = replace(place, checkpoint_every_steps=every)
+    config = replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30, max_skipped_steps=3)
+    with pytest.raises(
+        TrainingError, match=r"steps \d+ to \d+ had to be skipped: .*--learning-rate"
+    ):
+        train(config, place)
+    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_the_guard_counts_on_over_the_end_of_an_epoch(place: TrainPlace) -> None:
+    # Five steps an epoch, and eight may be skipped in a row.
+    config = replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30, max_skipped_steps=8)
+    with pytest.raises(TrainingError, match=r"steps \d+ to 1\d had to be skipped"):
+        train(config, place)
+
+
+def test_a_run_goes_on_with_the_validation_it_began_with(
+    place: TrainPlace, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StopRequestedError):
+            train(CONFIG, replace(place, val_data=(data_root,)))
+    with pytest.raises(UsageError, match=r"validation samples.ST was 13, now None"):
+        train(CONFIG, place, resume=True)
+
+
+def test_a_second_sigterm_does_not_kill(place: TrainPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    interrupt_after(monkeypatch, 2, twice)
+    with pytest.raises(StopRequestedError, match="SIGTERM"):
+        train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 3
+
+
+def test_validation_sets_are_opened_before_the_first_step(
+    place: TrainPlace, tmp_path: Path
+) -> None:
+    write_words(tmp_path / "val" / "set", ["!!", "??"])
+    with pytest.raises(DataError, match="no label is left"):
+        train(CONFIG, replace(place, val_data=(tmp_path / "val",)))
+    assert not place.out.exists()
+
+
+def test_an_epoch_survives_a_validation_that_fails(
+    place: TrainPlace, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = replace(place, val_data=(data_root,))
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("clipocr.train.evaluation.evaluate.evaluate", fail)
+        with pytest.raises(MemoryError):
+            train(CONFIG, place)
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5
+    summary = train(CONFIG, place, resume=True)
+    assert summary.best_accuracy is not None
+    assert len(json.loads((place.out / "run.json").read_text())["history"]) == 3
+
+
+def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
+    student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset))
+    decayed, spared = parameter_groups([student], 0.1)
+    names = {id(p): name for name, p in student.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert {"positions", "embedding.weight", "head.bias", "norm.weight"} <= spared_names
+    assert "head.weight" in {names[id(p)] for p in decayed["params"]}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_precisions(place: TrainPlace, precision: str) -> None:
+    summary = train(replace(CONFIG, epochs=1, precision=precision), place)
+    assert math.isfinite(summary.last_loss)
+
+
+def test_accumulated_parts_make_one_step(place: TrainPlace, tmp_path: Path) -> None:
+    # Each part is a batch of its own to the loader; the last step of an epoch has what is left.
+    config = replace(CONFIG, epochs=1, batch_size=32, accumulate=2)
+    summary = train(config, place)
+    assert summary.num_steps == 3  # 72 rows: parts of 16, 16 | 16, 16 | 8.
+    # One part of every batch: the same rows, half the gradient steps, another loss.
+    whole = train(replace(config, accumulate=1), replace(place, out=tmp_path / "whole"))
+    assert whole.num_steps == 3
+    assert whole.first_loss != summary.first_loss
+
+
+def test_an_accumulated_gradient_is_that_of_the_batch(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows are not related and labels are of one length, a batch in parts is the batch."""
+    write_words(tmp_path / "data" / "set", [word for word in WORDS if len(word) == 5] * 3)
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
+    method = replace(CONFIG.method, loss=AlignmentLoss(kind="l1"))
+    student = replace(CONFIG.student, dropout=0.0)
+    config = replace(CONFIG, method=method, student=student, epochs=1, batch_size=24)
+    values = []
+    add = Meter.add
+    monkeypatch.setattr(Meter, "add", lambda m, v: (values.append(v), add(m, v))[1])
+    for parts in (1, 3):
+        out = tmp_path / str(parts)
+        train(replace(config, accumulate=parts), replace(place, cache=tmp_path / "cache", out=out))
+    assert len(values) == 2
+    # The loss terms, their total, and the norm of the whole gradient.
+    torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
+
+
+def test_interrupted_in_parts_and_resumed_equals_uninterrupted(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, batch_size=32, accumulate=2)
+    train(config, replace(place, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StopRequestedError):
+            train(config, place)
+    train(config, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
+
+
+def test_one_step_that_is_not_finite_is_skipped_and_counted(
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CacheLoader.epoch
+
+    def poisoned(loader: CacheLoader, epoch: int, first_batch: int) -> Iterator[Batch]:
+        for batch_idx, batch in enumerate(real(loader, epoch, first_batch)):
+            if (epoch, batch_idx) == (0, 2):
+                batch.image_taps[1][:] = float("nan")
+            yield batch
+
+    monkeypatch.setattr(CacheLoader, "epoch", poisoned)
+    summary = train(CONFIG, place)
+    assert (summary.num_skipped, summary.num_steps) == (1, 15)
+    assert math.isfinite(summary.first_loss)
+    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_compiled_encoder_learns_the_same(place: TrainPlace, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=1, batch_size=36)
+    plain = train(config, place)
+    fused = train(replace(config, compile=True), replace(place, out=tmp_path / "fused"))
+    assert fused.first_loss == pytest.approx(plain.first_loss, rel=1e-3)
+    weights = load_checkpoint(tmp_path / "fused" / "last.pt")["student"]["weights"]
+    assert weights.keys() == load_checkpoint(place.out / "last.pt")["student"]["weights"].keys()
+
+
+def test_curves_are_drawn_without_what_was_done_over(
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StopRequestedError):
+            train(CONFIG, place)
+    train(CONFIG, place, resume=True)
+    curves = _read_curves(place.out)
+    steps = [step for step, _ in curves["loss/total"]]
+    assert steps == [5, 10, 15]
+    assert {"loss/word", "train/grad_norm", "train/learning_rate"} <= curves.keys()
+    with Image.open(draw_curves(place.out)) as picture:
+        assert min(picture.size) > 200
+
+
+def test_a_warm_up_of_one_step_begins_at_the_peak() -> None:
+    assert one_cycle(0, 10, 1e-3, 0.1) == 1e-3
+    assert one_cycle(9, 10, 1e-3, 0.1) == pytest.approx(1e-3 / 25 / 1e4)
+
+
+def test_schedule_is_torchs_one_cycle() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.2374e-3, total_steps=200, pct_start=0.075, cycle_momentum=False
+    )
+    for step in range(200):
+        ours = one_cycle(step, 200, 1.2374e-3, 0.075)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        if step < 199:
+            theirs.step()
+
+
+def test_heads_are_not_part_of_the_student(place: TrainPlace) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    assert not [name for name in weights if "head" in name and not name.startswith("head.")]
+    assert not [name for name in weights if "clip" in name.lower()]

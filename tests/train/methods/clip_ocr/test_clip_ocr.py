@@ -1,0 +1,245 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from clipocr.shared.charset import Charset
+from clipocr.shared.errors import UsageError
+from clipocr.train.data.batch import Batch
+from clipocr.train.methods.clip_ocr.losses import AlignmentLoss, recognition_loss
+from clipocr.train.methods.clip_ocr.method import ClipOcr, ClipOcrConfig
+from clipocr.train.models.student import STUDENT_PRESETS, Student, StudentConfig, StudentOutput
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+TOKENIZER = LabelTokenizer(Charset.load("36"))
+MINI = StudentConfig(
+    width=16,
+    patch_height_px=16,
+    patch_width_px=32,
+    encoder_layers=4,
+    encoder_heads=2,
+    decoder_heads=2,
+)
+TERMS = ["recognition", "image_1", "image_2", "image_3", "word", "text_1", "text_2", "text_3"]
+
+
+def make_method(config: ClipOcrConfig | None = None) -> ClipOcr:
+    torch.manual_seed(0)
+    return ClipOcr(
+        MINI,
+        config or ClipOcrConfig(),
+        num_image_tokens=5,
+        image_width=12,
+        text_width=10,
+        eot_width=8,
+    )
+
+
+def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -> Batch:
+    """Random targets whose size grows with the block, as the teacher's residual streams do."""
+    generator = torch.Generator().manual_seed(len(labels))
+    num_positions = max(map(len, labels)) + 1
+
+    def features(*shape: int, scale: int = 1) -> torch.Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
+
+    return Batch(
+        views=torch.zeros(len(labels), 32, 128, 3, dtype=torch.uint8, device=device),
+        labels=labels,
+        num_positions=num_positions,
+        image_taps={i: features(len(labels), 5, 12, scale=i) for i in (3, 6, 9)},
+        text_taps={i: features(len(labels), num_positions, 10, scale=i) for i in (3, 6, 9)},
+        eot=features(len(labels), 8),
+    )
+
+
+def run_student(batch: Batch) -> tuple[Student, torch.Tensor, StudentOutput]:
+    torch.manual_seed(1)
+    device = batch.eot.device
+    student = Student(MINI, TOKENIZER).to(device).eval()
+    token_ids = TOKENIZER.encode(batch.labels).to(device)
+    images = torch.randn(len(batch.labels), 3, 32, 128, device=device)
+    return student, token_ids, student(images, token_ids)
+
+
+def test_default_heads_have_the_official_number_of_parameters():
+    method = ClipOcr(
+        STUDENT_PRESETS["small"],
+        ClipOcrConfig(),
+        num_image_tokens=17,
+        image_width=768,
+        text_width=512,
+        eot_width=512,
+    )
+    heads = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in method.named_children()
+    }
+    assert heads == {"image_heads": 902_835, "word_head": 345_728, "text_heads": 597_504}
+    assert sum(heads.values()) == 1_846_067
+
+
+def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
+    batch = make_batch(["ab", "cde", ""])
+    _, token_ids, output = run_student(batch)
+    method = make_method()
+    loss = AlignmentLoss(intra_weight=5.0, inter_weight=0.1, temperature=0.03)
+    expected = {"recognition": recognition_loss(output.logits, token_ids[:, 1:])}
+    for i, (image_tap, text_tap) in enumerate([(3, 9), (6, 6), (9, 3)]):
+        image = method.image_heads[i](output.encoder_stages[i], batch.image_taps[image_tap])
+        text = method.text_heads[i](output.decoder_stages[i], batch.text_taps[text_tap])
+        expected[f"image_{i + 1}"] = loss(*image)
+        expected[f"text_{i + 1}"] = loss(*text)
+    word = method.word_head(output.encoder_stages[3], batch.eot)
+    expected["word"] = loss(*word)
+    terms = method(output, token_ids, batch)
+    assert list(terms) == TERMS
+    assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
+
+
+def test_other_taps_and_weights_are_used():
+    config = ClipOcrConfig(
+        image_taps=(2, 4, 6),
+        text_taps=(1, 2, 3),
+        loss=AlignmentLoss(intra_weight=0.0, inter_weight=0.0),
+    )
+    batch = make_batch(["ab", "c"])
+    taps = batch.image_taps[3], batch.text_taps[3]
+    batch = Batch(
+        views=batch.views,
+        labels=batch.labels,
+        num_positions=batch.num_positions,
+        image_taps=dict.fromkeys((2, 4, 6), taps[0]),
+        text_taps=dict.fromkeys((1, 2, 3), taps[1]),
+        eot=batch.eot,
+    )
+    _, token_ids, output = run_student(batch)
+    terms = make_method(config)(output, token_ids, batch)
+    assert [name for name, term in terms.items() if term.item() != 0] == ["recognition"]
+
+
+def test_gradient_reaches_student_heads_and_teacher_norms_but_no_target():
+    batch = make_batch(["ab", "cde"])
+    targets = [*batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
+    for target in targets:
+        target.requires_grad_()
+    student, token_ids, output = run_student(batch)
+    method = make_method()
+    sum(method(output, token_ids, batch).values()).backward()
+    assert all(target.grad is None for target in targets)
+    for name, parameter in [*student.named_parameters(), *method.named_parameters()]:
+        assert parameter.grad is not None, name
+    for norm in (method.image_heads[0].align.teacher_norm, method.text_heads[2].teacher_norm):
+        assert norm.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["a"], [""], ["abc"] * 4, ["", "", "abcdefgh"]],
+    ids=["one sample", "one empty label", "identical labels", "mostly padding"],
+)
+def test_awkward_batches_have_finite_losses_and_gradients(labels):
+    batch = make_batch(labels)
+    student, token_ids, output = run_student(batch)
+    terms = make_method()(output, token_ids, batch)
+    sum(terms.values()).backward()
+    assert all(term.isfinite() for term in terms.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_targets_under_autocast(device, dtype):
+    batch = make_batch(["ab", "cde"], device=device, dtype=dtype)
+    method = make_method().to(device)
+    with torch.autocast(device, dtype):
+        _, token_ids, output = run_student(batch)
+        terms = method(output, token_ids, batch)
+    sum(terms.values()).backward()
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_a_residual_stream_too_large_for_half_precision_stays_finite():
+    batch = make_batch(["ab", "cde"])
+    with torch.autocast("cpu", torch.float16):
+        _, token_ids, output = run_student(batch)
+        for stage in output.encoder_stages[:3]:
+            assert stage.dtype == torch.float32
+            stage.detach().mul_(1e7)
+        terms = make_method()(output, token_ids, batch)
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_config_survives_json():
+    config = ClipOcrConfig(image_taps=(2, 4, 8), text_stages=(1, 3))
+    plain = json.loads(json.dumps(asdict(config)))
+    assert ClipOcrConfig(**{**plain, "loss": AlignmentLoss(**plain["loss"])}) == config
+
+
+@pytest.mark.parametrize(
+    ("stages", "terms"),
+    [
+        ({"image_stages": (), "text_stages": (), "word": False}, ["recognition"]),
+        ({"text_stages": (), "word": False}, TERMS[:4]),
+        ({"image_stages": ()}, ["recognition", "word", "text_1", "text_2", "text_3"]),
+        (
+            {"image_stages": (2,), "text_stages": (1, 3)},
+            ["recognition", "image_2", "word", "text_1", "text_3"],
+        ),
+    ],
+)
+def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
+    batch = make_batch(["ab", "cde"])
+    _, token_ids, output = run_student(batch)
+    whole, method = make_method(), make_method(ClipOcrConfig(**stages))
+    assert list(method.term_names) == terms
+    config = method.config
+    needed = replace(
+        batch,
+        image_taps={tap: batch.image_taps[tap] for tap in config.needed_image_taps},
+        text_taps={tap: batch.text_taps[tap] for tap in config.needed_text_taps},
+    )
+    # The same heads at the same stages as in the whole method.
+    for name, stage in [(n, int(n[-1])) for n in terms if n[-1].isdigit()]:
+        own = {"image": method.image_heads, "text": method.text_heads}[name[:-2]]
+        place = [n for n in terms if n.startswith(name[:-2])].index(name)
+        theirs = {"image": whole.image_heads, "text": whole.text_heads}[name[:-2]]
+        own[place].load_state_dict(theirs[stage - 1].state_dict())
+    if method.word_head is not None:
+        method.word_head.load_state_dict(whole.word_head.state_dict())
+    expected = whole(output, token_ids, batch)
+    found = method(output, token_ids, needed)
+    assert {k: v.item() for k, v in found.items()} == {k: expected[k].item() for k in terms}
+
+
+def test_masked_pads_are_out_of_the_text_terms_only():
+    batch = make_batch(["ab", "cdefgh"])
+    _, token_ids, output = run_student(batch)
+    official = make_method()(output, token_ids, batch)
+    masked = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    for name, term in official.items():
+        assert (masked[name].item() != term.item()) == name.startswith("text")
+    # Positions after EOS could be anything now: "ab" has three positions that count, of seven.
+    for features in batch.text_taps.values():
+        features[0, 3:] = 1e3
+    again = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    assert {k: v.item() for k, v in again.items()} == {k: v.item() for k, v in masked.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_taps": (3, 6)}, r"image_taps is \(3, 6\), expected 3"),
+        ({"text_taps": (9, 6, 3)}, r"text_taps is \(9, 6, 3\)"),
+        ({"text_taps": (0, 3, 6)}, r"text_taps is \(0, 3, 6\)"),
+        ({"image_stages": (1, 4)}, r"image_stages is \(1, 4\), expected some of \(1, 2, 3\)"),
+        ({"text_stages": (2, 1)}, r"text_stages is \(2, 1\)"),
+        ({"tokens": "syllable"}, "tokens is 'syllable', expected one of char, word"),
+    ],
+)
+def test_config_refuses_nonsense(settings, message):
+    with pytest.raises(UsageError, match=message):
+        ClipOcrConfig(**settings)

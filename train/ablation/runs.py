@@ -1,0 +1,145 @@
+"""`clipocr ablate`: a table of runs over one cache, trained, evaluated and set side by side.
+
+    table ──► one run per variant and seed ──► ablation.json of each ──► table.md, .csv, .png
+
+Every run is an ordinary run folder below the output, so it can be resumed, evaluated and read from
+like any other. Runs that are finished are left alone, and so are results that are still of the
+checkpoint, the test sets and the charset that count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...shared.cache.reader import FeatureCache
+from ...shared.errors import TrainingError
+from ..evaluation.evaluate import evaluate
+from ..evaluation.results import write_results
+from ..evaluation.test_sets import TestSet, open_test_sets
+from ..loop.checkpoint import find_checkpoint, load_student
+from ..loop.config import TrainConfig, TrainPlace
+from ..loop.curves import draw_curves
+from ..loop.preflight import open_cache, require_targets
+from ..loop.record import RUN_NAME, read_record, require_same_run
+from ..loop.run import train
+from ..loop.settings import train_config
+from .comparison import write_comparison
+from .table import AblationTable
+
+_RESULTS_NAME = "ablation.json"
+"""In each run's folder. Not eval.json, which people write as they like."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationResult:
+    """How far a table came."""
+
+    num_runs: int
+    num_finished: int
+    """Runs of all variants and seeds that are trained and evaluated, by whatever process."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Run -> why this process gave it up."""
+
+
+def ablate(
+    table: AblationTable,
+    place: TrainPlace,
+    test_roots: Sequence[Path],
+    *,
+    only: tuple[int, int] = (0, 1),
+) -> AblationResult:
+    """Train and evaluate the runs of a table that are not finished, then draw the table.
+
+    Args:
+        table: What to run.
+        place: Cache, device, and as `out` the folder of all runs and of the table.
+        test_roots: Roots of the test LMDBs.
+        only: (i, n): of all runs take those whose number leaves i modulo n.
+
+    Raises:
+        UsageError: a setting is not possible, or a run was begun with others.
+        CacheError: the cache lacks what a variant follows.
+        DataError: the test data cannot be used.
+        StopRequestedError: a signal ended it; the same call goes on.
+    """
+    cache = open_cache(place)
+    # Everything first: what is wrong in the last row must not wait for the first run's end.
+    runs, test_sets = {}, {}
+    for variant in table.variants:
+        for seed in table.seeds:
+            settings = {**table.settings, **variant.settings, "seed": seed}
+            config = runs[variant.run_name(seed)] = train_config(settings, place.device)
+            require_targets(config, cache)
+            reads = (config.charset, config.student.max_label_length)
+            if reads not in test_sets:
+                test_sets[reads] = open_test_sets(test_roots, *reads)
+    failed: dict[str, str] = {}
+    mine = [name for i, name in enumerate(runs) if i % only[1] == only[0]]
+    try:
+        for number, name in enumerate(mine, start=1):
+            tqdm.write(f"run {number} of {len(mine)}: {name}", file=sys.stderr)
+            config = runs[name]
+            run_place = replace(place, out=place.out / name, val_charset=config.charset)
+            try:
+                _train_if_unfinished(config, run_place, cache)
+            except TrainingError as e:
+                failed[name] = f"{e}. To try it again remove {run_place.out}"
+                continue
+            reads = (config.charset, config.student.max_label_length)
+            _evaluate_if_needed(run_place, test_sets[reads])
+    finally:
+        results = {name: _read_results(place.out / name) for name in runs}
+        write_comparison(table, results, place.out, cache.spec.teacher)
+    return AblationResult(
+        num_runs=len(runs),
+        num_finished=sum(result is not None for result in results.values()),
+        failed=failed,
+    )
+
+
+def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
+    has_begun = (place.out / RUN_NAME).exists()
+    if has_begun:
+        record = read_record(place.out)
+        require_same_run(
+            place.out,
+            had={k: record[k] for k in ("config", "validation")} | {"cache": record["cache"]["id"]},
+            wanted={
+                "config": config.to_json(),
+                "validation": [str(root) for root in place.val_data],
+                "cache": cache.manifest.cache_id,
+            },
+        )
+        if len(record["history"]) == config.epochs:
+            return
+    train(config, place, resume=has_begun)
+    draw_curves(place.out)
+
+
+def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None:
+    checkpoint = find_checkpoint(place.out)
+    # What the results are of: another checkpoint, label, picture size or charset changes it.
+    of = {
+        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "charset": place.val_charset.characters,
+        "sets": {test_set.name: test_set.digest() for test_set in test_sets},
+    }
+    path = place.out / _RESULTS_NAME
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
+        return
+    student = load_student(checkpoint, place.device)
+    results = evaluate(student, test_sets)
+    write_results(path, results, checkpoint=checkpoint, charset=place.val_charset, of=of)
+
+
+def _read_results(run: Path) -> dict[str, Any] | None:
+    path = run / _RESULTS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

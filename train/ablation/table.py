@@ -1,0 +1,135 @@
+"""What an ablation table says: variants of one run, as a TOML file writes them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import UsageError
+
+_NAME = re.compile(r"[\w.+-]*\w")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a table."""
+
+    name: str
+    """Names the run folders."""
+    cells: tuple[str, ...]
+    """What stands in the row's leading columns."""
+    settings: Mapping[str, Any]
+
+    def run_name(self, seed: int) -> str:
+        """Return the name of the run with a seed, and of its folder."""
+        return f"{self.name}-seed{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationTable:
+    """What to run, as a TOML file says it."""
+
+    title: str
+    columns: tuple[str, ...]
+    """Leading columns."""
+    settings: Mapping[str, Any]
+    """Of every run, by the names of `train_config`."""
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UsageError(f"seeds are {self.seeds}, expected different whole numbers")
+        if any("seed" in s for s in (self.settings, *(v.settings for v in self.variants))):
+            raise UsageError("seed is no setting of a table; its runs take each of its seeds")
+
+
+def shipped_tables() -> dict[str, str]:
+    """Return the tables that come with clipocr: name to TOML text."""
+    folder = resources.files(__package__) / "tables"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def load_table(name_or_file: str) -> AblationTable:
+    """Return a shipped table by name, or the one in a TOML file.
+
+    Raises:
+        UsageError: there is none, or it does not say what a table has to.
+    """
+    shipped = shipped_tables()
+    if name_or_file in shipped:
+        text = shipped[name_or_file]
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text(encoding="utf-8")
+    else:
+        raise UsageError(
+            f"{name_or_file} is neither a file nor a table that comes with clipocr; "
+            f"expected a TOML file or one of {', '.join(shipped)}"
+        )
+    try:
+        return _parse_table(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, UsageError) as e:
+        raise UsageError(f"table {name_or_file}: {e}") from None
+
+
+def _parse_table(data: Mapping[str, Any]) -> AblationTable:
+    _require_keys("the table", data, {"title", "columns", "variants"}, {"settings", "seeds"})
+    columns = tuple(str(column) for column in _listed("columns", data["columns"]))
+    variants = []
+    for number, entry in enumerate(_listed("variants", data["variants"]), start=1):
+        where = f"variant {number}"
+        _require_keys(where, entry, {"name", "cells"}, {"settings"})
+        cells = tuple(str(cell) for cell in _listed(f"{where}: cells", entry["cells"]))
+        if len(cells) != len(columns):
+            raise UsageError(f"{where} has {len(cells)} cells for {len(columns)} columns")
+        name = str(entry["name"])
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{where} is named {name!r}, expected letters, digits, '.', '_', '+', '-': "
+                "it names a folder"
+            )
+        variants.append(Variant(name=name, cells=cells, settings=_settings(where, entry)))
+    names = [variant.name for variant in variants]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"variants are named {', '.join(names) or 'nothing'}; names must differ")
+    return AblationTable(
+        title=str(data["title"]),
+        columns=columns,
+        settings=_settings("the table", data),
+        seeds=tuple(_listed("seeds", data.get("seeds", [0, 1, 2]))),
+        variants=tuple(variants),
+    )
+
+
+def _listed(where: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise UsageError(f"{where} is {value!r}, expected a list")
+    return value
+
+
+def _settings(where: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = entry.get("settings", {})
+    if not isinstance(settings, dict):
+        raise UsageError(f"{where}: settings is {settings!r}, expected NAME = VALUE pairs")
+    return settings
+
+
+def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -> None:
+    if not isinstance(data, dict):
+        raise UsageError(f"{where} is {data!r}, expected {', '.join(sorted(needed))}")
+    missing, unknown = sorted(needed - set(data)), sorted(set(data) - needed - optional)
+    if missing or unknown:
+        raise UsageError(
+            f"{where} lacks {', '.join(missing) or 'nothing'} and has unknown "
+            f"{', '.join(unknown) or 'nothing'}; expected {', '.join(sorted(needed))}"
+            f" and perhaps {', '.join(sorted(optional))}"
+        )

@@ -1,0 +1,182 @@
+"""The commands ``clipocr read`` and ``clipocr export``, which put a trained student to use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...shared.options import NEW_PATH, PATH, device_option
+from ...shared.terminal import byte_size, counted, listed_problems
+
+if TYPE_CHECKING:
+    from ...shared.errors import DataError
+    from ..evaluation.evaluate import Reading
+
+_STDIN = "-"
+
+
+@click.command()
+@click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["tsv", "text", "jsonl"]),
+    default="tsv",
+    show_default=True,
+    help="tsv: file, text, confidence; text: the text alone; jsonl: an object a line, with the "
+    "probability of each character.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Pictures at once.",
+)
+@device_option
+def read(
+    run_or_checkpoint: Path,
+    images: tuple[str, ...],
+    output_format: str,
+    batch_size: int,
+    device_name: str,
+) -> None:
+    """Read cropped words: each picture is one word, not a page.
+
+    An IMAGE is a file, a folder (with all pictures below it), a quoted pattern such as
+    "crops/**/*.png", or - for standard input: the bytes of one picture, or a list of files, one a
+    line. Pictures that cannot be read are named on stderr, the others are read, and the exit code
+    is 1.
+
+    \b
+    Example:
+      clipocr read run word1.png word2.jpg
+      clipocr read run crops --format jsonl
+      find crops -name '*.png' | clipocr read run -
+    """
+    from ..deploy.reading import Reader
+    from ..evaluation.evaluate import Reading
+
+    reader = Reader.load(run_or_checkpoint, device=device_name, batch_size=batch_size)
+    num_problems = 0
+    with listed_problems() as on_page:
+
+        def pictures() -> Iterator[Path | bytes]:
+            nonlocal num_problems
+            for picture in _pictures(images):
+                if isinstance(picture, Path | bytes):
+                    yield picture
+                else:
+                    num_problems += 1
+                    click.echo(str(picture), err=True)
+
+        for outcome in reader.outcomes(pictures()):
+            source = outcome.source
+            name = _STDIN if isinstance(source, bytes) else click.format_filename(source)
+            if isinstance(outcome.result, Reading):
+                click.echo(_formatted(output_format, name, outcome.result))
+            else:
+                num_problems += 1
+                click.echo(f"{name}: {outcome.result}", err=True)
+            if outcome.looks_like_a_page:
+                on_page(
+                    f"{name}: too large or too tall for one word. clipocr reads cropped words, not "
+                    "pages; cut the words out with a text detector first"
+                )
+    if num_problems:
+        raise SystemExit(1)
+
+
+def _pictures(names: tuple[str, ...]) -> Iterator[Path | bytes | DataError]:
+    """Yield what the arguments of ``clipocr read`` mean, or why one means nothing."""
+    from ..deploy.reading import find_pictures, pictures_of_stream
+
+    for name in names:
+        if name == _STDIN:
+            yield from pictures_of_stream(sys.stdin.buffer.read())
+        else:
+            yield from find_pictures([name])
+
+
+def _formatted(output_format: str, name: str, reading: Reading) -> str:
+    match output_format:
+        case "text":
+            return reading.text
+        case "jsonl":
+            return json.dumps(
+                {
+                    "image": name,
+                    "text": reading.text,
+                    "confidence": reading.confidence,
+                    "character_confidence": reading.character_confidence,
+                }
+            )
+        case _:
+            # A file's name may hold anything; a line has three fields.
+            plain = name.replace("\\", "\\\\") if set(name) & set("\t\n\r") else name
+            for character, escape in (("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+                plain = plain.replace(character, escape)
+            return f"{plain}\t{reading.text}\t{reading.confidence:.4f}"
+
+
+@click.command()
+@click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=PATH)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["onnx", "torchscript", "safetensors"]),
+    default="onnx",
+    show_default=True,
+    help="onnx and torchscript hold the whole way from pixels to probabilities; safetensors holds "
+    "the weights, and clipocr reads it like a checkpoint.",
+)
+@click.option(
+    "--out",
+    type=NEW_PATH,
+    show_default="model.onnx and so on, beside the checkpoint",
+    help="The file to write.",
+)
+@click.option(
+    "--check-images",
+    type=PATH,
+    show_default="words drawn for it",
+    help="LMDB, folder or file with cropped words on which the file has to agree with the student.",
+)
+def export(
+    run_or_checkpoint: Path, file_format: str, out: Path | None, check_images: Path | None
+) -> None:
+    """Write a student to one file that says itself how to use it, and check it.
+
+    The file appears only if it reads the same texts as the student in PyTorch, in batches of
+    several sizes, with all probabilities within 1e-4.
+
+    \b
+    Example:
+      clipocr export run --format onnx --check-images data/test/IIIT5k
+    """
+    from ..deploy.export.export import SUFFIXES
+    from ..deploy.export.export import export as export_student
+    from ..loop.checkpoint import find_checkpoint
+
+    if out is None:
+        out = find_checkpoint(run_or_checkpoint).parent / f"model{SUFFIXES[file_format]}"
+    agreement = export_student(run_or_checkpoint, file_format, out, pictures=check_images)
+    if agreement.num_texts == 1 and agreement.num_pictures > 1:
+        click.echo(
+            "Note: the student reads the same text in every picture of the check, which says "
+            "little of others; pass pictures that it can read by --check-images.",
+            err=True,
+        )
+    of = "given" if check_images else "drawn"
+    click.echo(
+        f"Wrote {out}: {byte_size(out.stat().st_size)}; it agrees with PyTorch on "
+        f"{counted(agreement.num_pictures, f'{of} picture')}, "
+        f"{counted(agreement.num_texts, 'different text')}, "
+        f"probabilities within {agreement.largest_difference:.1e}."
+    )

@@ -1,0 +1,1 @@
+"""Using a trained student: read, export, hub."""

@@ -1,0 +1,141 @@
+"""Whether an exported student reads as the student itself does.
+
+The pictures are those one gives, for only pictures like one's own show what matters; without any,
+words drawn here, random characters in the fonts that matplotlib ships, on grounds of noise.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ....shared.data.images import stretch
+from ....shared.data.word_lmdb import WordLmdb
+from ....shared.errors import DataError, ExportError
+from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ...models.student import Student
+from ..reading import ImageSource, find_pictures, load_picture
+
+PROBABILITY_TOLERANCE = 1e-4
+NUM_DRAWN = 32
+NUM_GIVEN = 256
+"""Pictures that are taken of those given, the first ones."""
+
+_BATCH_SIZES = (1, 7, 32)
+"""Batches are cut in turn to these sizes, so that nothing stays bound to the one traced with."""
+
+Run = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""An exported student. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How an exported student compared."""
+
+    num_pictures: int
+    num_texts: int
+    """Different texts that were read; with one only, the pictures told little apart."""
+    largest_difference: float
+    """Of any class probability, up to each word's EOS."""
+
+
+def given_views(root: Path) -> npt.NDArray[np.uint8]:
+    """Return views of the first pictures of an LMDB, a folder or a file.
+
+    Raises:
+        DataError: it holds none that can be decoded.
+    """
+    if (root / "data.mdb").exists():
+        sources: list[ImageSource] = [
+            image or b"" for _, image, _ in islice(WordLmdb(root), NUM_GIVEN)
+        ]
+    else:
+        found = islice(find_pictures([str(root)]), NUM_GIVEN)
+        sources = [path for path in found if isinstance(path, Path)]
+    views = []
+    for source in sources:
+        try:
+            views.append(stretch(load_picture(source)))
+        except DataError:
+            continue  # A broken picture says nothing of the export.
+    if not views:
+        raise DataError(f"{root} holds no picture that can be decoded; expected cropped words")
+    return np.stack(views)
+
+
+def drawn_views(student: Student) -> npt.NDArray[np.uint8]:
+    """Return views of random words of every length that the student can write."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng(0)
+    characters = student.tokenizer.charset.characters
+    font_file = io.BytesIO(Path(font_manager.findfont("DejaVu Sans")).read_bytes())
+    font = ImageFont.truetype(font_file, 24)
+    views = []
+    for i in range(NUM_DRAWN):
+        length = 1 + i % student.config.max_label_length
+        word = "".join(rng.choice(list(characters), length))
+        left, top, right, bottom = (int(x) for x in font.getbbox(word))
+        ground = rng.integers(128, 256, (bottom - top + 8, right - left + 8, 3), np.uint8)
+        image = Image.fromarray(ground)
+        ImageDraw.Draw(image).text((4 - left, 4 - top), word, font=font, fill=(20, 20, 90))
+        views.append(stretch(image))
+    return np.stack(views)
+
+
+def check(run: Run, student: Student, views: npt.NDArray[np.uint8], *, what: str) -> Agreement:
+    """Compare an exported student with the student itself, on the CPU.
+
+    Args:
+        run: The exported one.
+        student: In eval mode.
+        views: Shape: (N, 32, 128, 3).
+        what: Its name in messages.
+
+    Raises:
+        ExportError: they read different texts, or their probabilities differ by more than
+            `PROBABILITY_TOLERANCE`.
+    """
+    largest, texts = 0.0, set()
+    for batch in _cut(views):
+        images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)
+        expected = student.decode(images).softmax(dim=-1)
+        exported = torch.from_numpy(run(batch))
+        if exported.shape != expected.shape:
+            raise ExportError(
+                f"{what} returns shape {tuple(exported.shape)}, expected {tuple(expected.shape)}"
+            )
+        read_texts, read_probabilities = student.tokenizer.decode(expected)
+        exported_texts, _ = student.tokenizer.decode(exported)
+        for i, (text, exported_text) in enumerate(zip(read_texts, exported_texts, strict=True)):
+            if text != exported_text:
+                raise ExportError(f"{what} reads {exported_text!r}, the student {text!r}")
+            end = len(read_probabilities[i])
+            difference = float((exported[i, :end] - expected[i, :end]).abs().max())
+            # Written so that a NaN is a failure too.
+            if not difference <= PROBABILITY_TOLERANCE:
+                raise ExportError(
+                    f"{what} differs from the student by {difference:.2g} in a probability of "
+                    f"{text!r}, expected at most {PROBABILITY_TOLERANCE:g}"
+                )
+            largest = max(largest, difference)
+        texts.update(read_texts)
+    return Agreement(num_pictures=len(views), num_texts=len(texts), largest_difference=largest)
+
+
+def _cut(views: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.uint8]]:
+    batches: list[npt.NDArray[np.uint8]] = []
+    start = 0
+    while start < len(views):
+        size = _BATCH_SIZES[len(batches) % len(_BATCH_SIZES)]
+        batches.append(views[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,79 @@
+"""What an exported student says of itself, so that using it takes no clipocr and no source."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ....shared.cache.schema import TeacherSpec
+from ....shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
+from ...models.student import Student
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "probabilities"
+
+
+def describe(student: Student, *, checkpoint: Path, teacher: str | None) -> dict[str, Any]:
+    """Return what is true of a student in any format.
+
+    Args:
+        student: What is exported.
+        checkpoint: Where it was loaded from.
+        teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
+    """
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "clipocr_version": importlib.metadata.version("clipocr"),
+        "checkpoint_sha256": digest,
+        "teacher": teacher_without_folder(teacher),
+        "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
+        "student": asdict(student.config),
+        "charset": asdict(student.tokenizer.charset),
+        "max_label_length": student.config.max_label_length,
+        "eos_id": student.tokenizer.eos_id,
+        "classes": "class 0 ends the word (EOS), class i is charset.characters[i - 1]",
+        "preprocessing": {
+            "picture": "one cropped word",
+            "color": "RGB",
+            "height_px": IMAGE_HEIGHT_PX,
+            "width_px": IMAGE_WIDTH_PX,
+            "resize": "bicubic with antialiasing (Pillow's BICUBIC), aspect ratio not kept",
+            "range": [0, 255],
+            "mean": list(STUDENT_MEAN),
+            "std": list(STUDENT_STD),
+            "normalization": "(value / 255 - mean) / std",
+        },
+    }
+
+
+def teacher_without_folder(teacher: str | None) -> str | None:
+    """Return a teacher's name as it may leave this machine: of a file of weights, its name only."""
+    if teacher is None:
+        return None
+    model, slash, weights = teacher.partition("/")
+    return f"{model}{slash}{Path(weights).name}"
+
+
+def describe_graph() -> dict[str, Any]:
+    """Return what is true of a graph besides: its input and output."""
+    return {
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "shape": ["batch", IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3],
+            "normalization": "done by the graph",
+        },
+        "output": {
+            "name": OUTPUT_NAME,
+            "dtype": "float32",
+            "shape": ["batch", "positions", "classes"],
+            "reading": "the likeliest class of each position, up to the first EOS; what follows "
+            "the EOS of a row is noise. Positions end when every row has said EOS.",
+            "confidence": "product of the probabilities of a row's classes, EOS included",
+        },
+    }

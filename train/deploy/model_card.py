@@ -1,0 +1,157 @@
+"""The card of a model on the Hugging Face hub, from what a run recorded and an evaluation measured.
+
+Whatever comes from elsewhere (names of test sets, of teachers, of charsets) is shown as text: it
+can neither format the page nor leave its place in the header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...shared.errors import DataError
+from ..evaluation.results import as_markdown
+
+_TAGS = ("ocr", "scene-text-recognition", "clip-ocr", "knowledge-distillation")
+_FIGURES = ("num_samples", "accuracy", "1-NED")
+_ACTIVE = re.compile(r"([\\`*_{}\[\]<>()#|~$&!@])")
+"""What Markdown or HTML would take for more than a character."""
+
+
+def model_card(
+    *,
+    repo: str,
+    description: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+    figures: Mapping[str, Any] | None,
+    license_id: str | None,
+) -> str:
+    """Return a model card as Markdown with the hub's YAML header.
+
+    Args:
+        repo: ``owner/name``.
+        description: Of `export.description.describe`.
+        record: Of ``run.json``, if there is one.
+        figures: Of ``eval.json``, if there is one.
+        license_id: Of the hub, such as ``apache-2.0``; None states none.
+
+    Raises:
+        DataError: the figures are not those of an evaluation.
+    """
+    results = _results(figures) if figures is not None else []
+    parts = [
+        f"---\n{_header(repo, results, license_id)}\n---",
+        f"# {plain(repo)}",
+        "A scene text recogniser: it reads pictures of single cropped words, not pages. Distilled "
+        "from CLIP through a feature cache with clipocr, after CLIP-OCR (ACM MM 2023).",
+    ]
+    if description["teacher_is_random"]:
+        parts.append(
+            "> **Warning:** the teacher of this model had random weights. Such a model tries out "
+            "the pipeline; it has learned nothing from CLIP."
+        )
+    parts += ["## What it is", _facts(description, record)]
+    if figures is not None:
+        parts += ["## Accuracy", _accuracy(figures, results)]
+    else:
+        parts += ["## Accuracy", "Not measured."]
+    parts += ["## Use", _use(repo)]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(value: object) -> str:
+    """Return a value as one line of Markdown that shows just its characters."""
+    return _ACTIVE.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _header(repo: str, results: Sequence[tuple[str, Mapping[str, float]]], license_id: Any) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured = [
+        EvalResult(
+            task_type="image-to-text",
+            task_name="Scene text recognition",
+            dataset_type=re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "test",
+            dataset_name=name,
+            metric_type="accuracy",
+            metric_name="Word accuracy (%)",
+            metric_value=round(of_set["accuracy"], 2),
+        )
+        for name, of_set in results
+    ]
+    return ModelCardData(
+        license=license_id,
+        library_name="clipocr",
+        pipeline_tag="image-to-text",
+        tags=list(_TAGS),
+        metrics=["accuracy", "cer"] if measured else None,
+        model_name=repo.rpartition("/")[2] if measured else None,
+        eval_results=measured or None,
+    ).to_yaml()
+
+
+def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    student, charset = description["student"], description["charset"]
+    facts = {
+        "teacher": description["teacher"] or "not recorded",
+        "student": f"width {student['width']}, {student['encoder_layers']} encoder layers",
+        "charset": f"{charset['name']}: {len(charset['characters'])} characters",
+        "longest label": f"{description['max_label_length']} characters",
+        "input": "RGB, stretched to 32x128 by Pillow's bicubic filter, mean and std 0.5",
+        "clipocr": description["clipocr_version"],
+        "digest of the checkpoint": f"sha256 {description['checkpoint_sha256']}",
+    }
+    if record is not None:
+        config, sources = record["config"], record["cache"].get("sources", [])
+        facts |= {
+            "parameters": f"{record['student_parameters']:,}",
+            "training data": ", ".join(sources) or "not recorded",
+            "training": f"{record['steps']:,} steps of {config['batch_size']}, "
+            f"seed {config['seed']}, {config['precision']}",
+        }
+    return as_markdown(["", ""], [[name, plain(value)] for name, value in facts.items()])
+
+
+def _results(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    try:
+        return [
+            (name, {figure: float(of_set[figure]) for figure in _FIGURES})
+            for name, of_set in figures["sets"].items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(
+            f"the figures are not those of clipocr eval ({e.__class__.__name__}: {e}); measure "
+            "them with: clipocr eval RUN --data ROOT"
+        ) from None
+
+
+def _accuracy(
+    figures: Mapping[str, Any], results: Sequence[tuple[str, Mapping[str, float]]]
+) -> str:
+    rows = [
+        [plain(name), f"{r['num_samples']:,.0f}", f"{r['accuracy']:.2f}", f"{r['1-NED']:.2f}"]
+        for name, r in results
+    ]
+    table = as_markdown(["set", "samples", "accuracy", "1-NED"], rows)
+    return (
+        f"{table}\n\nWord accuracy and 1 - NED in percent, under test charset "
+        f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it."
+    )
+
+
+def _use(repo: str) -> str:
+    return f"""```console
+$ pip install clipocr
+$ clipocr pull {repo} model
+$ clipocr read model word.png
+```
+
+```python
+import clipocr
+
+reader = clipocr.load("model")
+print(reader.read("word.png").text)
+```
+
+The weights are safetensors; their header says how they are used."""

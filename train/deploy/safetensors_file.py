@@ -1,0 +1,59 @@
+"""A student in one safetensors file: weights, and in the header all that rebuilds it. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import CheckpointError
+from ..models.student import Student
+
+MODEL_NAME = "model.safetensors"
+"""The name the Hugging Face hub knows."""
+
+
+def write_safetensors(path: Path, student: Student, description: Mapping[str, Any]) -> None:
+    """Write a student's weights, its description as the header's metadata."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    save_file(weights, path, metadata=as_strings(description))
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds of a student to use: student, teacher.
+
+    Raises:
+        CheckpointError: damaged, or not a student of this program.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+    try:
+        config, charset = json.loads(metadata["student"]), json.loads(metadata["charset"])
+        teacher = metadata["teacher"]
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(
+            f"{path} is not a clipocr student ({e.__class__.__name__}: {e}); expected a file of "
+            "clipocr export --format safetensors"
+        ) from None
+    return {
+        "student": {"config": config, "charset": charset, "weights": weights},
+        "teacher": None if teacher == "null" else teacher,
+        "training": None,
+    }
+
+
+def as_strings(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return a description as ONNX and safetensors keep it: strings as they are, else JSON."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in description.items()
+    }

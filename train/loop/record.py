@@ -1,0 +1,99 @@
+"""run.json: everything needed to repeat a run, and what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...shared.atomic import replacing
+from ...shared.cache.reader import FeatureCache
+from ...shared.errors import CheckpointError, UsageError
+from .config import TrainConfig, TrainPlace
+
+RUN_NAME = "run.json"
+
+
+def write_record(
+    place: TrainPlace, config: TrainConfig, cache: FeatureCache, state: Mapping[str, Any]
+) -> None:
+    """Write the record of a run so that it is always a whole one, the old or the new.
+
+    Args:
+        place: Where the run is.
+        config: What decides its weights.
+        cache: What it reads.
+        state: What else is to be known of it.
+    """
+    spec = cache.spec
+    record = {
+        "config": config.to_json(),
+        "cache": {
+            "path": str(place.cache),
+            "id": cache.manifest.cache_id,
+            "teacher": spec.teacher.name,
+            "teacher_is_random": spec.teacher.is_random,
+            "sources": [source.name for source in spec.sources],
+        },
+        "validation": [str(root) for root in place.val_data],
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("clipocr", "torch", "numpy")
+        },
+        "device": str(place.device),
+        "processes": place.processes.world_size,
+        **state,
+    }
+    with replacing(place.out / RUN_NAME) as partial:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
+
+
+def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Check that what is in a run folder was begun as it is to go on.
+
+    Raises:
+        UsageError: it was not; names every value that differs.
+    """
+    before, now = _flat(had), _flat(wanted)
+    differ = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise UsageError(
+            f"{path} was begun differently: {'; '.join(differ)}. Go on with the same options, or "
+            "begin another run with another --out"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested values by their path, as options name them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, "" if name == "config" else f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return the record of a run.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = run / RUN_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["commands"], record["config"], record["history"], record["cache"]["id"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"{path} is not the record of a run ({e.__class__.__name__}: {e}); remove it, and go "
+            f"on with: clipocr train --cache CACHE --out {run} --resume"
+        ) from None
+    return record

@@ -1,0 +1,1 @@
+"""CLIP-OCR (MM'23): symmetrical linguistic feature distillation."""

@@ -1,0 +1,262 @@
+"""The losses of CLIP-OCR: recognition, and what aligns student with teacher (Eq. 4 to 7, table 3).
+
+Everything here computes in float32 whatever comes in and whatever autocast says: similarities are
+divided by a temperature of 0.03 and compared at the third decimal, and PyTorch's half precision
+has three at best.
+
+In a run of W processes a loss is a mean over local rows, or, with ``gather="all"``, this process's
+share of the mean over everybody's: W times its part, so that the mean over processes, which is
+what DDP takes of gradients, is the loss of one process that holds all rows.
+
+Shapes: N rows (batch x tokens, flattened), K rows of other processes, D width, B batch, T tokens,
+L label positions, C characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ....shared.errors import UsageError
+from .relations import (
+    gather_counts,
+    inter_within_samples,
+    intra_within_samples,
+    other_rows,
+    relation_sum,
+)
+
+KINDS = ("lcl", "l1", "cosine", "kl")
+SCOPES = ("batch", "sample")
+GATHERS = ("none", "inter", "all")
+
+_NORM_EPS = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentLoss:
+    """How far aligned student features are from the teacher's. The defaults are the official code.
+
+    The kinds that table 3 compares, each a mean over rows:
+
+    - ``lcl``, Eq. 7: student rows shall relate to each other as the teacher's do, and match them.
+    - ``l1``, Eq. 4: mean absolute difference over the width, of features as the heads return them.
+    - ``cosine``: 1 - cosine similarity.
+    - ``kl``: KL(softmax of the teacher || softmax of the student) over the width. The paper says no
+      more; the temperature is 1.
+    """
+
+    kind: str = "lcl"
+    """One of `KINDS`. Weights, temperature and scope concern ``lcl`` alone."""
+    intra_weight: float = 5.0
+    """lambda_1 of Eq. 7; at 0 the term costs nothing. The paper prints "lambda_1 5 and lambda_1
+    0.1"; tables 5, 6 and the code settle which is which."""
+    inter_weight: float = 0.1
+    """lambda_2 of Eq. 7; at 0 the term costs nothing."""
+    temperature: float = 0.03
+    """tau of Eq. 6."""
+    scope: str = "batch"
+    """What a row relates to. ``batch``: every row there is, as in the official code, so that the
+    value depends on the batch size. ``sample``: rows of its own sequence, as the paper writes it;
+    the loss is the mean over samples. A class token, T = 1, has only the batch to relate to."""
+    gather: str = "inter"
+    """Whose rows count in a run of several processes. ``none``: one's own. ``inter``: the teacher
+    rows of all are candidates in Eq. 6, constants unless one's own, as in the official code.
+    ``all``: the loss of one process that holds all rows, see `global_mean`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", KINDS), ("scope", SCOPES), ("gather", GATHERS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        for name in ("intra_weight", "inter_weight"):
+            weight = getattr(self, name)
+            if not 0 <= weight < float("inf"):
+                raise UsageError(f"{name} is {weight}, expected 0 or more")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature}, expected more than 0")
+
+    # Tiles written in place, collectives, row counts that are data: nothing a graph could hold.
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # torch does not type it
+    def __call__(
+        self,
+        student_BTD: Tensor,
+        teacher_BTD: Tensor,
+        keep_BT: Tensor | None = None,
+        batch_sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the loss; 0 if no row counts. Unless ``gather`` is none, all processes must call.
+
+        Args:
+            student_BTD: Aligned student features; a class token is T = 1. Shape: (B, T, D).
+            teacher_BTD: The teacher's, row by row. Shape: (B, T, D).
+            keep_BT: Which rows count, for example all but padding; None for all, as in the
+                official code. Shape: (B, T).
+            batch_sizes: B of every process, see `batch_sizes`; T is the same everywhere. None: all
+                ask one another, as they do for the rows that `keep_BT` leaves.
+
+        Returns:
+            A float32 scalar.
+        """
+        assert student_BTD.shape == teacher_BTD.shape, (student_BTD.shape, teacher_BTD.shape)
+        with torch.autocast(student_BTD.device.type, enabled=False):
+            student_BTD, teacher_BTD = student_BTD.float(), teacher_BTD.float()
+            if self.kind == "lcl" and self.scope == "sample" and student_BTD.shape[1] > 1:
+                return self._lcl_within_samples(student_BTD, teacher_BTD, keep_BT)
+            rows = student_BTD.flatten(end_dim=1), teacher_BTD.flatten(end_dim=1)
+            counts = None
+            if keep_BT is not None:
+                kept_N = keep_BT.flatten().nonzero().squeeze(1)
+                rows = rows[0][kept_N], rows[1][kept_N]
+            elif batch_sizes is not None:
+                counts = [size * student_BTD.shape[1] for size in batch_sizes]
+            total = self._sum_over_rows(*rows, counts)
+            return global_mean(total, len(rows[0]), self.gather)
+
+    def batch_sizes(self, num_own: int, device: torch.device) -> list[int] | None:
+        """Return B of every process, once for all terms of a step; None where nobody will ask.
+
+        Every process must call this. On a GPU it waits for the device.
+        """
+        asks = self.kind == "lcl" and self._needs_others()
+        return gather_counts(num_own, device) if asks else None
+
+    def _needs_others(self) -> bool:
+        is_wanted = self.gather == "all" or (self.gather == "inter" and self.inter_weight > 0)
+        return is_wanted and _num_processes() > 1
+
+    def _sum_over_rows(
+        self, student_ND: Tensor, teacher_ND: Tensor, counts: Sequence[int] | None
+    ) -> Tensor:
+        match self.kind:
+            case "l1":
+                return (student_ND - teacher_ND).abs().mean(1).sum()
+            case "kl":
+                student_ND, teacher_ND = student_ND.log_softmax(1), teacher_ND.log_softmax(1)
+                return F.kl_div(student_ND, teacher_ND, reduction="sum", log_target=True)
+        s_ND, t_ND = _unit_rows(student_ND), _unit_rows(teacher_ND)
+        if self.kind == "cosine":
+            return (1 - (s_ND * t_ND).sum(1)).sum()
+        return self._lcl_sum(s_ND, t_ND, counts)
+
+    def _lcl_sum(self, s_ND: Tensor, t_ND: Tensor, counts: Sequence[int] | None) -> Tensor:
+        """Sum over own rows what Eq. 7 is the mean of."""
+        s_KD = t_KD = None
+        if self._needs_others():
+            counts = counts or gather_counts(len(s_ND), s_ND.device)
+            if self.gather == "all":
+                t_KD = other_rows(t_ND if self.inter_weight else t_ND.detach(), counts)
+                s_KD = other_rows(s_ND.detach(), counts) if self.intra_weight else None
+            else:
+                t_KD = other_rows(t_ND.detach(), counts)
+        return relation_sum(
+            *(s_ND, t_ND, s_KD, t_KD),
+            intra_weight=self.intra_weight,
+            inter_weight=self.inter_weight,
+            temperature=self.temperature,
+        )
+
+    def _lcl_within_samples(
+        self, student_BTD: Tensor, teacher_BTD: Tensor, keep_BT: Tensor | None
+    ) -> Tensor:
+        if keep_BT is None:
+            keep_BT = student_BTD.new_ones(student_BTD.shape[:2], dtype=torch.bool)
+        s_BTD, t_BTD = _unit_rows(student_BTD), _unit_rows(teacher_BTD)
+        # Without a term a 0 that has gradients: DDP wants every parameter used.
+        total = s_BTD[:0].sum() + t_BTD[:0].sum()
+        if self.intra_weight:
+            total = total + self.intra_weight * intra_within_samples(s_BTD, t_BTD, keep_BT)
+        if self.inter_weight:
+            inter = inter_within_samples(s_BTD, t_BTD, keep_BT, temperature=self.temperature)
+            total = total + self.inter_weight * inter
+        return global_mean(total, keep_BT.any(1).sum(), self.gather)
+
+
+def linguistic_consistency(
+    student_ND: Tensor,
+    teacher_ND: Tensor,
+    *,
+    intra_weight: float,
+    inter_weight: float,
+    temperature: float,
+) -> Tensor:
+    """LCL of Eq. 7 among the rows given, no others: `AlignmentLoss` of rows without a batch.
+
+    Args:
+        student_ND: Aligned student features. Shape: (N, D).
+        teacher_ND: The teacher's, row by row. Shape: (N, D).
+        intra_weight: lambda_1, of Eq. 5: L1 between the two self-similarity matrices.
+        inter_weight: lambda_2, of Eq. 6: contrastive, student rows against teacher rows.
+        temperature: tau, of Eq. 6.
+
+    Returns:
+        A float32 scalar.
+    """
+    loss = AlignmentLoss(
+        intra_weight=intra_weight, inter_weight=inter_weight, temperature=temperature, gather="none"
+    )
+    value: Tensor = loss(student_ND[:, None], teacher_ND[:, None])
+    return value
+
+
+def recognition_loss(logits_BLC: Tensor, targets_BL: Tensor, *, gather: str = "none") -> Tensor:
+    """L_reg of Eq. 8: cross entropy over the characters and EOS of all labels.
+
+    PAD is not a class of the student's head (see `tokenizer`); whatever is not, is not scored.
+    Zero if nothing is.
+
+    Args:
+        logits_BLC: Shape: (B, L, C + 1).
+        targets_BL: Token ids shifted by one: characters, EOS, PAD. Shape: (B, L).
+        gather: As of `AlignmentLoss`: ``all`` takes the mean over every process's positions.
+
+    Returns:
+        A float32 scalar: the mean over scored positions.
+    """
+    num_classes = logits_BLC.shape[-1]
+    scored_BL = targets_BL < num_classes
+    with torch.autocast(logits_BLC.device.type, enabled=False):
+        total = F.cross_entropy(
+            logits_BLC.float().flatten(end_dim=1),
+            targets_BL.where(scored_BL, -100).flatten(),
+            ignore_index=-100,
+            reduction="sum",
+        )
+        return global_mean(total, scored_BL.sum(), gather)
+
+
+def global_mean(local_sum: Tensor, local_count: Tensor | int, gather: str) -> Tensor:
+    """Return a mean of which this process holds a part; 0 if there is nothing.
+
+    With ``gather="all"``, W times this process's sum over everybody's count: the mean over
+    processes, of values and of DDP's gradients, is the mean over all there is, however unevenly it
+    is spread. All processes must call. Otherwise the mean of what is here.
+
+    Args:
+        local_sum: A scalar.
+        local_count: What it is the sum of: rows, samples or characters.
+        gather: See `AlignmentLoss`.
+    """
+    num_processes = _num_processes() if gather == "all" else 1
+    if num_processes == 1 and isinstance(local_count, int):
+        return local_sum / max(1, local_count)
+    count = torch.as_tensor(local_count, device=local_sum.device)
+    if num_processes > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return local_sum * num_processes / count.clamp(min=1)
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Divide by the length of the last dimension, as the official code does it."""
+    norms: Tensor = rows.norm(dim=-1, keepdim=True)
+    return rows / (norms + _NORM_EPS)

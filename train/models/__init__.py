@@ -1,0 +1,1 @@
+"""Recognisers, and the tokenizer of labels."""
