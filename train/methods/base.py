@@ -1,0 +1,93 @@
+"""What a method is: its settings, and three things it says.
+
+    needs        what the loader must yield; nothing else is read
+    objective    batch -> named loss terms, with all that is trained
+    recogniser   what reads images afterwards
+
+Nothing here imports torch, because ``clipocr train --help`` reads the settings of a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ...shared.options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..data.batch import Batch
+    from ..models.recogniser import Recogniser
+    from ..models.tokenizer import LabelTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextNeeds:
+    """What a method reads of a text table."""
+
+    tokenizer: str
+    """How the teacher read the labels, ``char`` or ``word``."""
+    arrays: tuple[str, ...]
+    """Names of the table's arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What the loader must yield."""
+
+    images: tuple[str, ...] = ()
+    """Names of image arrays, such as ``block3``."""
+    pixels: bool = True
+    """Whether the views themselves are read."""
+    text: TextNeeds | None = None
+    """None: labels only, which every cache has."""
+    epoch: Literal["rows", "labels"] = "rows"
+    """What an epoch goes through once: the pictures, or the unique labels of the text table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Of what a cache yields, without the batch."""
+
+    images: Mapping[str, tuple[int, ...]]
+    """By array name, (T, D): teacher tokens, width."""
+    text: Mapping[str, tuple[int, ...]]
+    """By array name: (D,) for an array with a row per position, (E,) for one per label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Options):
+    """A frozen dataclass of a method's settings that says what the method is."""
+
+    name: ClassVar[str]
+    """What ``--method`` calls it."""
+    summary: ClassVar[str]
+    """One line for the help."""
+
+    def needs(self) -> Needs:
+        """Return what the loader must yield."""
+        raise NotImplementedError
+
+    def recogniser(self, tokenizer: LabelTokenizer) -> Recogniser | None:
+        """Return what reads images, untrained; None of a method that only pre-trains."""
+        raise NotImplementedError
+
+    def objective(self, tokenizer: LabelTokenizer, shapes: Shapes) -> Objective:
+        """Return all that is trained, as one module whose forward yields the loss terms."""
+        raise NotImplementedError
+
+
+if TYPE_CHECKING:
+
+    class Objective(nn.Module):
+        """All that a run trains, as one module whose gradients processes share."""
+
+        recogniser: Recogniser | None
+        """What is left when training ends; None: nothing that reads images."""
+        term_names: tuple[str, ...]
+        """Names of the terms, in the order of `forward`."""
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            """Return the loss terms of a batch, float32 scalars; the loss is their sum."""
