@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_VENV ?= .bench/venv
 
-.PHONY: demo test bench lint format docs clean
+.PHONY: demo test bench lint format clean
 
 demo: $(INSTALLED)  ## From rendered words to an evaluated student, in about five minutes.
 	@$(BIN)/python benchmarks/demo.py .demo
@@ -26,11 +26,8 @@ format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(INSTALLED)  ## docs/options.md, from the commands themselves.
-	@$(BIN)/python docs/make_options.py
-
 clean:  ## Remove what the demo and the benchmarks made; the environment of the first stays.
-	rm -rf .demo .bench build clipocr.egg-info
+	rm -rf .demo .bench build clipocr_str.egg-info
 
 # Editable, so that a change of the code needs no new installation; a change of the project file does.
 $(INSTALLED): pyproject.toml

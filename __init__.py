@@ -13,6 +13,8 @@ from __future__ import annotations
 import os as _os
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+__version__ = "0.1.0"
+
 if _TYPE_CHECKING:
     from .train.deploy.reading import Reader
 

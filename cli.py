@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from . import __version__
 from .precompute.commands.align import align_command
 from .precompute.commands.cache import cache
 from .precompute.commands.data import data
@@ -53,7 +54,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="clipocr", prog_name="clipocr")
+@click.version_option(__version__, prog_name="clipocr")
 def main() -> None:
     """Distil scene-text recognisers from CLIP through an offline feature cache.
 

@@ -28,7 +28,7 @@ from demo import clipocr, make_words
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
-LIBRARIES = ("clipocr", "torch", "numpy", "zarr", "numcodecs", "lmdb", "pillow")
+LIBRARIES = ("clipocr-str", "torch", "numpy", "zarr", "numcodecs", "lmdb", "pillow")
 
 NUM_IMAGES = 4096
 TEACHER = "ViT-words-16/{work}/small_clip.pt --activation gelu"

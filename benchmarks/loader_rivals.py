@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.shards import Array
+from clipocr.shared.distribution import install_command
 
 NUM_WORKERS = os.cpu_count() or 1
 _SHARD_BYTES = 1 << 26
@@ -59,7 +60,7 @@ def require_rivals() -> None:
     ]
     if missing:
         raise SystemExit(
-            f"this benchmark needs {', '.join(missing)}; install with: pip install 'clipocr[bench]'"
+            f"this benchmark needs {', '.join(missing)}; install with: {install_command('bench')}"
         )
 
 

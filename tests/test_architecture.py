@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import clipocr
+
 ROOT = Path(__file__).parents[1]
 SUBPACKAGES = ("precompute", "train", "shared")
 
@@ -75,6 +77,11 @@ def test_every_subpackage_is_packaged() -> None:
     found = [path for folder in SUBPACKAGES for path in (ROOT / folder).rglob("__init__.py")]
     expected = {".".join(["clipocr", *path.relative_to(ROOT).parts[:-1]]) for path in found}
     assert set(project["tool"]["setuptools"]["packages"]) == {"clipocr", *expected}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {clipocr.__version__}" in lines
 
 
 def test_no_dependency_is_capped() -> None:

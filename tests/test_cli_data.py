@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import clipocr
 from clipocr.cli import main
 from clipocr.precompute.data.render import CASES
 from clipocr.precompute.inspect.draw import STYLES
@@ -80,8 +81,8 @@ def test_every_commands_help_has_an_example_and_explains_each_option(path) -> No
     assert [option.name for option in options if not option.help] == []
 
 
-def test_version_is_the_installed_one() -> None:
-    assert run("--version").stdout == "clipocr, version 0.1.0\n"
+def test_version_is_said() -> None:
+    assert run("--version").stdout == f"clipocr, version {clipocr.__version__}\n"
 
 
 def test_choices_are_those_of_the_renderer() -> None:

@@ -7,7 +7,6 @@ and beside the commands.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -144,19 +143,6 @@ def names_in(path: Path) -> set[str]:
             inner = node.body if isinstance(node, ast.ClassDef) else []
             names |= {f"{node.name}.{part.name}" for part in inner if isinstance(part, definitions)}
     return names
-
-
-def test_the_table_of_options_is_the_program_s() -> None:
-    script = ROOT / "docs" / "make_options.py"
-    spec = importlib.util.spec_from_file_location("make_options", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    # Not compared by assert itself: the difference would fill the screen.
-    is_same = page == module.options_page()
-    assert is_same, "docs/options.md is not what the commands say; make it again with: make docs"
 
 
 def test_the_checks_above_see_mistakes(tmp_path: Path) -> None:

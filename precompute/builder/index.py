@@ -11,7 +11,6 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from ...shared.cache.shards import (
     write_metadata,
 )
 from ...shared.cache.storage import LocalStorage, ReadStorage, scratch_folder
+from ...shared.distribution import versions_with
 from ...shared.errors import CacheCorruptError, CacheMismatchError
 from .calibrate import Calibration
 from .publish import encode_choice, publish_choice, publish_table
@@ -88,10 +88,7 @@ def draft_manifest(spec: CacheSpec, scan: Scan) -> Manifest:
         num_labels=len(scan.labels),
         num_label_bytes=sum(len(label.encode()) for label in scan.labels),
         num_rejected=len(scan.rejected_source),
-        built_with={
-            package: importlib.metadata.version(package)
-            for package in ("clipocr", "torch", "open_clip_torch", "pillow", "numpy", "zarr")
-        },
+        built_with=versions_with("torch", "open_clip_torch", "pillow", "numpy", "zarr"),
         files={},
     )
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from ..distribution import install_command
 from ..errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
 from .memory import Bytes
 from .range_cache import RangeCache
@@ -28,7 +29,7 @@ from .storage import LocalStorage, RangeCheck, ReadStorage, is_address
 _Result = TypeVar("_Result")
 
 _MAX_PAUSE_S = 8.0
-_EXTRAS = {"s3": "clipocr[s3]", "s3a": "clipocr[s3]", "http": "clipocr[s3]", "https": "clipocr[s3]"}
+_S3_EXTRA_PROTOCOLS = frozenset(("s3", "s3a", "http", "https"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +276,8 @@ def _open_file_system(address: str, patience: Patience) -> tuple[Any, str]:
     try:
         file_system, root = url_to_fs(address, **options)
     except ImportError as e:
-        package = _EXTRAS.get(protocol)
-        remedy = f"; install it with: pip install {package}" if package else ""
+        known = protocol in _S3_EXTRA_PROTOCOLS
+        remedy = f"; install it with: {install_command('s3')}" if known else ""
         raise UsageError(f"{address} needs a package that is missing: {e}{remedy}") from e
     except ValueError as e:
         raise UsageError(

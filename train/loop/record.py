@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ...shared.atomic import replacing
 from ...shared.cache.reader import FeatureCache
+from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
 from .config import TrainConfig, TrainPlace
 
@@ -38,10 +38,7 @@ def write_record(
             "sources": [source.name for source in spec.sources],
         },
         "validation": [str(root) for root in place.val_data],
-        "versions": {
-            package: importlib.metadata.version(package)
-            for package in ("clipocr", "torch", "numpy")
-        },
+        "versions": versions_with("torch", "numpy"),
         "device": str(place.device),
         "processes": place.processes.world_size,
         **state,

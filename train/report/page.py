@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ... import __version__
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ..evaluation.paired import compare, comparison_as_table, student_letters
@@ -73,7 +73,7 @@ def write_report(
     template = _environment().get_template("page.html.j2")
     html = template.render(
         title=" and ".join(student.name for student in students),
-        version=importlib.metadata.version("clipocr"),
+        version=__version__,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         charset=charset,
         precision=precision,

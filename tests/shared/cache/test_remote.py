@@ -329,7 +329,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     known = importlib.import_module("fsspec.registry")._registry
     monkeypatch.delitem(known, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UsageError, match=r"Install s3fs.*pip install clipocr\[s3\]"):
+    with pytest.raises(UsageError, match=r"Install s3fs.*pip install 'clipocr-str\[s3\]'"):
         open_storage("s3://bucket/words.cache")
 
 

@@ -213,5 +213,5 @@ def test_missing_packages_are_named(run_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = export_command(run_path)
     assert result.exit_code == 1
-    assert "pip install 'clipocr[export]'" in result.stderr
+    assert "pip install 'clipocr-str[export]'" in result.stderr
     assert "ONNX needs onnxruntime" in result.stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .... import __version__
 from ....shared.cache.schema import TeacherSpec
 from ....shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
 from ...models.student import Student
@@ -27,7 +27,7 @@ def describe(student: Student, *, checkpoint: Path, teacher: str | None) -> dict
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "clipocr_version": importlib.metadata.version("clipocr"),
+        "clipocr_version": __version__,
         "checkpoint_sha256": digest,
         "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ....shared.distribution import install_command
 from ....shared.errors import UsageError
 from ....shared.geometry import VIEW_SHAPE
 from ...models.student import Student
@@ -49,7 +50,7 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise UsageError(
-            f"ONNX needs {e.name}, which is not installed: pip install 'clipocr[export]'"
+            f"ONNX needs {e.name}, which is not installed: {install_command('export')}"
         ) from e
 
 
