@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from samples import TINY_CLIP, WORDS, tiny_build, write_words
+from samples import WORDS, register_tiny_clip, tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.shared.cache.reader import FeatureCache
@@ -19,12 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("open_clip")
-    (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
-    (folder / "ViT-tiny-test-quickgelu.json").write_text(
-        json.dumps({**TINY_CLIP, "quick_gelu": True})
-    )
-    open_clip.add_model_config(folder)
+    register_tiny_clip(tmp_path_factory.mktemp("open_clip"))
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ class Builder:
     def __init__(self, data: Path) -> None:
         self.data = data
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("crash_builder.py"))],
+            [sys.executable, str(Path(__file__).parent / "support" / "crash_builder.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

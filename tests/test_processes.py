@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from samples import WORDS, files_of, write_words
+from samples import TINY_CLI, WORDS, files_of, write_words
 
 from clipocr.precompute.commands.cache import process_of
-
-TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 
 
 def build_command(data: Path, out: Path) -> list[str]:

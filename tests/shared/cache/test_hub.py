@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub import REPO, Hub
+from hub import Hub
+from samples import files_of
 
 from clipocr.shared.cache.reader import FeatureCache
 
+REPO = "datasets/someone/words"
 ADDRESS = f"hf://{REPO}/words.cache"
 
 
 @pytest.fixture
 def hub(cache_path: Path) -> Iterator[Hub]:
-    with Hub.serving(cache_path.parent) as hub:
+    with Hub.serving() as hub:
+        hub.repos[REPO] = files_of(cache_path.parent)
         yield hub
 
 
@@ -56,9 +59,9 @@ print(json.dumps(contents(sys.argv[2])))
 
 
 def read_at(hub: Hub, **variables: str) -> subprocess.CompletedProcess[str]:
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent)])
-    return on_hub(hub, "-c", PROGRAM, tests, ADDRESS, PYTHONPATH=path, **variables)
+    path = os.pathsep.join(sys.path)
+    here = Path(__file__).parent
+    return on_hub(hub, "-c", PROGRAM, here, ADDRESS, PYTHONPATH=path, **variables)
 
 
 def first_time(status: int) -> Callable[[str, int], int]:

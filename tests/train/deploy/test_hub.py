@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hub import Hub
 from huggingface_hub import ModelCard
-from model_hub import ModelHub
 from safetensors import safe_open
 from samples import draw_word, write_words
 
@@ -57,10 +57,10 @@ FIGURES = {
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     # The client reads the environment when it is imported, which may have been long ago.
     constants = huggingface_hub.constants
-    with ModelHub.serving() as hub:
+    with Hub.serving() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
@@ -90,7 +90,7 @@ def invoke(*args: object) -> Result:
     return result
 
 
-def test_a_student_goes_up_and_comes_down(hub: ModelHub, run_path: Path, tmp_path: Path) -> None:
+def test_a_student_goes_up_and_comes_down(hub: Hub, run_path: Path, tmp_path: Path) -> None:
     pushed = invoke("push", run_path, REPO, "--license", "apache-2.0")
     assert pushed.exit_code == 0, pushed.stderr
     assert pushed.stdout == f"Wrote {hub.endpoint}/{REPO}/commit/{1:040x}: {run_path} as {REPO}.\n"
@@ -120,7 +120,7 @@ def test_a_student_goes_up_and_comes_down(hub: ModelHub, run_path: Path, tmp_pat
     assert hub.num_commits == 2
 
 
-def test_nothing_of_this_machine_goes_up(hub: ModelHub, run_path: Path) -> None:
+def test_nothing_of_this_machine_goes_up(hub: Hub, run_path: Path) -> None:
     assert invoke("push", run_path, REPO).exit_code == 0
     files = hub.repos[REPO]
     assert all(b"secret" not in data and b"/home" not in data for data in files.values())
@@ -130,7 +130,7 @@ def test_nothing_of_this_machine_goes_up(hub: ModelHub, run_path: Path) -> None:
     assert json.loads(files["eval.json"])["checkpoint"] == "model.safetensors"
 
 
-def test_the_card_says_what_was_recorded_and_measured(hub: ModelHub, run_path: Path) -> None:
+def test_the_card_says_what_was_recorded_and_measured(hub: Hub, run_path: Path) -> None:
     assert invoke("push", run_path, REPO, "--license", "apache-2.0").exit_code == 0
     card = ModelCard(hub.repos[REPO]["README.md"].decode())
     assert card.data.license == "apache-2.0"
@@ -150,7 +150,7 @@ def test_the_card_says_what_was_recorded_and_measured(hub: ModelHub, run_path: P
     assert "Warning" not in card.text
 
 
-def test_a_random_teacher_is_said_and_missing_figures_too(hub: ModelHub, run_path: Path) -> None:
+def test_a_random_teacher_is_said_and_missing_figures_too(hub: Hub, run_path: Path) -> None:
     student = Student(CONFIG, LabelTokenizer(Charset.load("36")))
     save_checkpoint(run_path / "best.pt", student, teacher="ViT-B-16/random:0")
     for name in ("run.json", "eval.json"):
@@ -193,7 +193,7 @@ def test_names_from_elsewhere_cannot_format_the_card() -> None:
     assert text.count("\n# ") == 1
 
 
-def test_what_is_refused(hub: ModelHub, run_path: Path, tmp_path: Path) -> None:
+def test_what_is_refused(hub: Hub, run_path: Path, tmp_path: Path) -> None:
     hub.repos["someone/other"] = {"README.md": b"something else", "model.bin": b"a pickle"}
     hub.repos["someone/broken"] = {"model.safetensors": b"nonsense"}
     for args, said in (
@@ -221,7 +221,7 @@ def test_what_is_refused(hub: ModelHub, run_path: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_that_does_not_let_one_in_or_is_not_there(
-    hub: ModelHub, run_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, run_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.needs_token = True
     monkeypatch.delenv("HF_TOKEN")

@@ -8,9 +8,11 @@ holds for the real one.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import open_clip
 from PIL import Image, ImageDraw, ImageFont
 
 from clipocr.precompute.builder.build import BuildConfig
@@ -23,11 +25,21 @@ TINY_CLIP = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 4},
 }
 TINY_TEACHER = "ViT-tiny-test/random:0"
+TINY_CLI = Path(__file__).with_name("tiny_cli.py")
+"""The command clipocr as a program that knows the tiny teacher."""
 
 WORDS = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar "
     "papa quebec romeo sierra tango uniform victor whiskey xray yankee zulu One TWO 333 four-4"
 ).split()
+
+
+def register_tiny_clip(folder: Path) -> None:
+    """Make the tiny teacher known to open_clip, by files in `folder`; with QuickGELU, too."""
+    (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
+    quick = folder / "ViT-tiny-test-quickgelu.json"
+    quick.write_text(json.dumps({**TINY_CLIP, "quick_gelu": True}))
+    open_clip.add_model_config(folder)
 
 
 def draw_word(word: str, mode: str = "RGB") -> bytes:

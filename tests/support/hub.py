@@ -1,7 +1,8 @@
-"""A Hugging Face hub for models on loopback: as much of its HTTP interface as push and pull take.
+"""A Hugging Face hub on loopback: as much of its HTTP interface as clipocr's use of it takes.
 
-The client is the real one. What it would upload by Xet it uploads by LFS here, for which it has
-``HF_HUB_DISABLE_XET``: Xet's own servers cannot be stood in for by a few lines.
+That is reading ``hf://``, push and pull. The client is the real one. What it would upload by Xet it
+uploads by LFS here, for which it has ``HF_HUB_DISABLE_XET``: Xet's own servers cannot be stood in
+for by a few lines.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote, urlsplit
 
 from loopback import LoopbackHandler, LoopbackServer
 
 
-class ModelHub(LoopbackServer):
-    """Keeps repositories in memory, each with one branch."""
+class Hub(LoopbackServer):
+    """Keeps repositories in memory, each with one branch.
+
+    A repository is ``someone/name`` if it holds a model, else ``datasets/someone/name``. `fault` is
+    called with each request to read and how often it came before, and answers an HTTP status to
+    fail with, or 0.
+    """
 
     def __init__(self) -> None:
         super().__init__(_Handler)
@@ -24,6 +32,9 @@ class ModelHub(LoopbackServer):
         self.large_files: dict[str, bytes] = {}
         self.num_commits = 0
         self.needs_token = False
+        self.fault: Callable[[str, int], int] = lambda _what, _before: 0
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
 
     @property
     def sha(self) -> str:
@@ -32,7 +43,7 @@ class ModelHub(LoopbackServer):
 
 
 class _Handler(LoopbackHandler):
-    server: ModelHub
+    server: Hub
 
     def do_POST(self) -> None:
         hub, path = self.server, urlsplit(self.path).path
@@ -91,26 +102,65 @@ class _Handler(LoopbackHandler):
 
     def do_GET(self) -> None:
         hub, path = self.server, unquote(urlsplit(self.path).path)
+        what = f"{path} {self.headers.get('Range', '')}"
+        with hub.lock:
+            status = hub.fault(what, hub.requests.count(what))
+            hub.requests.append(what)
+        if status:
+            self.answer(status, b"{}")
+            return
         for repo, files in hub.repos.items():
-            if path.startswith(f"/api/models/{repo}/revision/"):
-                self.answer_json({"id": repo, "sha": hub.sha, "siblings": []})
+            about = f"/api/{repo}" if repo.startswith("datasets/") else f"/api/models/{repo}"
+            if path == about or path.startswith(f"{about}/revision/"):
+                name = repo.removeprefix("datasets/")
+                self.answer_json({"id": name, "sha": hub.sha, "siblings": []})
                 return
-            if path.startswith(f"/api/models/{repo}/tree/"):
-                self.answer_json(
-                    [
-                        {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
-                        for name, data in files.items()
-                    ]
-                )
-                return
-            name = path.removeprefix(f"/{repo}/resolve/{hub.sha}/")
-            if name in files:
-                headers = {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": hub.sha}
-                self.answer(200, files[name], headers)
-                return
+            for start, answer in (
+                (f"{about}/tree/", self._answer_tree),
+                (f"/{repo}/resolve/", self._answer_file),
+            ):
+                if path.startswith(start):
+                    _revision, _, name = path.removeprefix(start).partition("/")
+                    answer(files, name)
+                    return
         self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
+
+    def _answer_tree(self, files: Mapping[str, bytes], folder: str) -> None:
+        below = {
+            name: data for name, data in files.items() if name.startswith(folder and f"{folder}/")
+        }
+        if not below:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        entries = {}
+        for name, data in below.items():
+            parts = name.split("/")
+            file = {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
+            for depth in range(folder.count("/") + bool(folder) + 1, len(parts) + 1):
+                path = "/".join(parts[:depth])
+                is_file = depth == len(parts)
+                folder_entry = {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+                entries[path] = file if is_file else folder_entry
+                if "recursive=true" not in self.path.lower():
+                    break
+        self.answer_json(list(entries.values()))
+
+    def _answer_file(self, files: Mapping[str, bytes], name: str) -> None:
+        data = files.get(name)
+        if data is None:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": self.server.sha}
+        asked = self.headers.get("Range")
+        if asked is None:
+            self.answer(200, data, headers)
+            return
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1]
+        span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+        self.answer(206, part, {**headers, "Content-Range": span})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -23,11 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import tqdm
 import zarr.codecs  # noqa: F401  (half a second in every child otherwise)
-from samples import TINY_CLIP
+from samples import register_tiny_clip
 
 from clipocr.cli import main
 from clipocr.precompute.builder import build, text
@@ -123,8 +122,7 @@ def run(args: list[str], fault: Fault) -> dict[str, Any]:
 
 def serve(folder: Path) -> None:
     """Answer one request a line until there are no more."""
-    (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
-    open_clip.add_model_config(folder)
+    register_tiny_clip(folder)
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # Its monitor is a thread.
     # Teacher and tokenizer are loaded before the forks; how they are has tests of its own.
