@@ -55,7 +55,7 @@ from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import _Run
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
-from clipocr.train.models.student import STUDENT_PRESETS
+from clipocr.train.models.config import SIZES, StudentConfig
 
 TEACHER = "ViT-B-16/random:0"
 TAPS = (3, 6, 9)
@@ -82,9 +82,9 @@ class Setting:
     def parse(cls, text: str) -> Setting:
         preset, batch_size, num_steps = text.split(":")
         setting = cls(preset=preset, batch_size=int(batch_size), num_steps=int(num_steps))
-        if preset not in STUDENT_PRESETS or setting.num_rows % UNIT_ROWS:
+        if preset not in SIZES or setting.num_rows % UNIT_ROWS:
             raise argparse.ArgumentTypeError(
-                f"{text}: expected one of {', '.join(STUDENT_PRESETS)}, and batch size x steps a "
+                f"{text}: expected one of {', '.join(SIZES)}, and batch size x steps a "
                 f"multiple of {UNIT_ROWS}"
             )
         return setting
@@ -251,7 +251,7 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
     setting, device = variant.setting, torch.device(variant.device)
     cache = FeatureCache.open(variant.cache)
     config = TrainConfig(
-        student=STUDENT_PRESETS[setting.preset],
+        student=StudentConfig(size=SIZES[setting.preset]),
         charset=CHARSET,
         batch_size=setting.batch_size,
         precision=precision_on(device),

@@ -11,7 +11,8 @@ from PIL import Image
 from samples import write_words
 
 from clipocr.shared.charset import Charset
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 
@@ -23,9 +24,11 @@ class Oracle(Student):
 
     def __init__(self, answers: list[str], charset: str = "94") -> None:
         config = StudentConfig(
-            width=8, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
+            size=StudentSize(
+                width=8, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
+            )
         )
-        super().__init__(config, LabelTokenizer(Charset.load(charset)))
+        super().__init__(config, LabelTokenizer(Charset.load(charset), 25))
         self.answers = answers
         self.eval()
 

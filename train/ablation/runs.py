@@ -78,7 +78,7 @@ def ablate(
             settings = {**table.settings, **variant.settings, "seed": seed}
             config = runs[variant.run_name(seed)] = train_config(settings, place.device)
             require_targets(config, cache)
-            reads = (config.charset, config.student.max_label_length)
+            reads = (config.charset, config.max_label_length)
             if reads not in test_sets:
                 test_sets[reads] = open_test_sets(test_roots, *reads)
     failed: dict[str, str] = {}
@@ -93,7 +93,7 @@ def ablate(
             except TrainingError as e:
                 failed[name] = f"{e}. To try it again remove {run_place.out}"
                 continue
-            reads = (config.charset, config.student.max_label_length)
+            reads = (config.charset, config.max_label_length)
             _evaluate_if_needed(run_place, test_sets[reads])
     finally:
         results = {name: _read_results(place.out / name) for name in runs}

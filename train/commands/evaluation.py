@@ -122,9 +122,9 @@ def eval_command(
     students = [_load(checkpoint, device) for checkpoint in checkpoints]
     of_length = {
         longest: open_test_sets(roots, charset, longest)
-        for longest in {student.config.max_label_length for student in students}
+        for longest in {student.tokenizer.max_label_length for student in students}
     }
-    all_sets = [of_length[student.config.max_label_length] for student in students]
+    all_sets = [of_length[student.tokenizer.max_label_length] for student in students]
     all_results = []
     for student, test_sets, checkpoint, path in zip(
         students, all_sets, checkpoints, paths, strict=True
@@ -286,6 +286,6 @@ def latency(
 
     student = _load(find_checkpoint(run_or_checkpoint), choose_device(device_name))
     own = student.tokenizer.charset
-    test_sets = open_test_sets(roots, own, student.config.max_label_length)
+    test_sets = open_test_sets(roots, own, student.tokenizer.max_label_length)
     pictures = load_pictures(test_sets, num_images)
     click.echo(latency_as_table(measure_latency(student, pictures, batch_sizes, precision)))

@@ -38,6 +38,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
     try:
         config, charset = json.loads(metadata["student"]), json.loads(metadata["charset"])
+        max_label_length = json.loads(metadata["max_label_length"])
         teacher = metadata["teacher"]
     except (KeyError, ValueError) as e:
         raise CheckpointError(
@@ -45,7 +46,12 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             "clipocr export --format safetensors"
         ) from None
     return {
-        "student": {"config": config, "charset": charset, "weights": weights},
+        "student": {
+            "config": config,
+            "charset": charset,
+            "max_label_length": max_label_length,
+            "weights": weights,
+        },
         "teacher": None if teacher == "null" else teacher,
         "training": None,
     }

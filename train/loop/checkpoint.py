@@ -19,15 +19,16 @@ import torch
 
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
-from ...shared.errors import CheckpointError
+from ...shared.errors import CheckpointError, UsageError
 from ..deploy.safetensors_file import MODEL_NAME, read_safetensors
-from ..models.student import Student, StudentConfig
+from ..models.config import StudentConfig
+from ..models.student import Student
 from ..models.tokenizer import LabelTokenizer
 
 BEST_NAME = "best.pt"
 LAST_NAME = "last.pt"
 
-_FORMAT = "clipocr-checkpoint-1"
+_FORMAT = "clipocr-checkpoint-2"
 
 
 def save_checkpoint(
@@ -48,8 +49,9 @@ def save_checkpoint(
     checkpoint = {
         "format": _FORMAT,
         "student": {
-            "config": asdict(student.config),
+            "config": student.config.to_values(),
             "charset": asdict(student.tokenizer.charset),
+            "max_label_length": student.tokenizer.max_label_length,
             "weights": student.state_dict(),
         },
         "teacher": teacher,
@@ -124,10 +126,10 @@ def build_student(checkpoint: Mapping[str, Any], path: Path) -> Student:
     """
     saved = checkpoint["student"]
     try:
-        tokenizer = LabelTokenizer(Charset(**saved["charset"]))
-        student = Student(StudentConfig(**saved["config"]), tokenizer)
+        tokenizer = LabelTokenizer(Charset(**saved["charset"]), saved["max_label_length"])
+        student = Student(StudentConfig.from_values(saved["config"]), tokenizer)
         student.load_state_dict(saved["weights"])
-    except (KeyError, TypeError, RuntimeError) as e:
+    except (KeyError, TypeError, RuntimeError, UsageError) as e:
         # PyTorch names every parameter that is missing, unexpected or of another shape.
         raise CheckpointError(
             f"{path}: the weights do not fit the charset, label length and sizes that it states "

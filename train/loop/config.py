@@ -14,7 +14,7 @@ from ...shared.charset import Charset
 from ...shared.device import PRECISIONS
 from ...shared.errors import UsageError
 from ..methods.clip_ocr.method import ClipOcrConfig
-from ..models.student import StudentConfig
+from ..models.config import StudentConfig
 from .processes import Processes
 
 
@@ -24,6 +24,8 @@ class TrainConfig:
 
     student: StudentConfig = field(default_factory=StudentConfig)
     charset: Charset
+    max_label_length: int = 25
+    """Longest label the student can write, in characters."""
     method: ClipOcrConfig = field(default_factory=ClipOcrConfig)
     epochs: int = 5
     batch_size: int = 320
@@ -52,7 +54,7 @@ class TrainConfig:
     """K: epoch e trains on view e mod K. None: every view the cache has."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "num_views"):
+        for name in ("max_label_length", "epochs", "batch_size", "accumulate", "num_views"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.batch_size % self.accumulate:

@@ -24,7 +24,7 @@ def require_targets(config: TrainConfig, cache: FeatureCache) -> TextSpec:
         CacheError: it has not.
     """
     method = config.method
-    text = cache.require_text(config.charset, config.student.max_label_length, method.tokens)
+    text = cache.require_text(config.charset, config.max_label_length, method.tokens)
     cache.require_taps("image", method.needed_image_taps)
     cache.require_taps("text", method.needed_text_taps)
     choose_num_views(cache, choose_units(cache, config.fraction), config.num_views)

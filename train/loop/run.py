@@ -43,7 +43,6 @@ from .checkpoint import (
 )
 from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .init_from import inherit
 from .logbook import Logbook
 from .meter import Meter
 from .objective import Objective
@@ -108,12 +107,14 @@ def train(
         run.take_state(resume=resume)
         if init is not None:
             run.begin_with(init)
+        elif not run.is_resumed:
+            run.student.load_pretrained()
         loader = CacheLoader(
             cache,
             cache.text_table(text_spec.name, method.needed_text_taps),
             image_taps=method.needed_image_taps,
             text_taps=method.needed_text_taps,
-            max_label_length=config.student.max_label_length,
+            max_label_length=config.max_label_length,
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
             device=place.device,
@@ -139,9 +140,9 @@ class _Run:
         self.config, self.place, self.cache = config, place, cache
         self.processes = place.processes
         torch.manual_seed(config.seed)
-        tokenizer = LabelTokenizer(config.charset)
+        tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         self.student = Student(config.student, tokenizer).to(place.device)
-        self.method = config.method.build(config.student, cache.spec.teacher).to(place.device)
+        self.method = config.method.build(self.student, cache.spec.teacher).to(place.device)
         self.parameters = [*self.student.parameters(), *self.method.parameters()]
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.student, self.method], config.weight_decay),
@@ -160,6 +161,8 @@ class _Run:
         self.num_views = choose_num_views(cache, self.units, config.num_views)
         self.test_sets = self._open_validation()
         self.step = 0
+        self.is_resumed = False
+        """Whether the state is one that an earlier run saved."""
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
         names = (*self.method.term_names, "total", "grad_norm")
@@ -188,13 +191,14 @@ class _Run:
                 self._commands = read_record(out)["commands"]
             if last.exists():
                 self._restore(last)
+                self.is_resumed = True
         # Nobody may find what the first process is about to write.
         self.processes.wait()
 
     def begin_with(self, init: Path) -> None:
         """Take up the student of another run, as far as it fits."""
         path = find_checkpoint(init)
-        new = inherit(self.student, load_student(path, torch.device("cpu")))
+        new = self.student.take_from(load_student(path, torch.device("cpu")))
         self._init = {"checkpoint": str(path), "sha256": hash_file(path)}
         if self.processes.is_first:
             but = f"; anew: {new}" if new else ""
@@ -207,7 +211,7 @@ class _Run:
         # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
         from ..evaluation.test_sets import open_test_sets
 
-        longest = self.config.student.max_label_length
+        longest = self.config.max_label_length
         return open_test_sets(self.place.val_data, self.place.val_charset, longest)
 
     def save(self) -> None:

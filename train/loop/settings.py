@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ...shared.device import choose_precision
 from ...shared.errors import UsageError
 from ..methods.clip_ocr.losses import AlignmentLoss
 from ..methods.clip_ocr.method import ClipOcrConfig
-from ..models.student import STUDENT_PRESETS, StudentConfig
+from ..models.config import StudentConfig, parse_size
 from .config import TrainConfig
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -32,7 +32,7 @@ _LOSS = {"loss": "kind"} | {f.name: f.name for f in fields(AlignmentLoss) if f.n
 _RUN = {f.name: f.name for f in fields(TrainConfig)} | {"views": "num_views"}
 for _nested in ("student", "charset", "method", "num_views", "precision"):
     del _RUN[_nested]
-_OWN = {"recipe", "student", "charset", "max_label_length", "precision"}
+_OWN = {"recipe", "student", "charset", "precision"}
 
 SETTING_NAMES = tuple(sorted({*_METHOD, *_LOSS, *_RUN, *_OWN}))
 """Every name `train_config` understands."""
@@ -68,15 +68,13 @@ def train_config(settings: Mapping[str, Any], device: torch.device) -> TrainConf
         )
     recipe = settings.get("recipe", "paper")
     settings = {**_chosen("recipe", recipe, RECIPES), **settings}
-    student = _chosen("student", settings.get("student", "small"), STUDENT_PRESETS)
-    size = _values(settings, StudentConfig, {"max_label_length": "max_label_length"})
     loss = AlignmentLoss(**_values(settings, AlignmentLoss, _LOSS))
     method = ClipOcrConfig(
         **_values(settings, ClipOcrConfig, {name: name for name in _METHOD}), loss=loss
     )
     return TrainConfig(
         **_values(settings, TrainConfig, _RUN),
-        student=replace(student, **size),
+        student=StudentConfig(size=parse_size(settings.get("student", "small"))),
         # TOML and --set read 36 as a number.
         charset=Charset.load(str(settings.get("charset", "36"))),
         method=method,

@@ -5,19 +5,46 @@ Shapes: B batch, L label positions (characters and EOS), C characters of the cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from ...shared.errors import UsageError
 from .tokenizer import LabelTokenizer
+
+_MOST_LISTED = 40
+"""Characters that are new to a recogniser, as a message lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAttention:
+    """How much a recogniser read each part of an image when it wrote each character."""
+
+    places: Tensor
+    """Weights of the places of the image, a grid of any size. Shape: (B, L, rows, columns)."""
+    elsewhere: Tensor
+    """Weight of tokens that are no place, such as a class token. Shape: (B, L).
+
+    Together with the places it sums to 1.
+    """
 
 
 class Recogniser(nn.Module):
     """A model that reads images of single words.
 
-    A subclass sets `tokenizer` and defines `decode`; the other methods have defaults.
+    A subclass sets `tokenizer` and defines `decode`; all else has a default.
     """
 
     tokenizer: LabelTokenizer
     """Charset and longest label, which are fixed when a recogniser is made."""
+
+    token_axes: Mapping[str, int] = {}
+    """Parameters that have an entry for each token, or for each class: the axis, by name."""
+    position_axes: Mapping[str, int] = {}
+    """Parameters that have an entry for each label position: the axis, by name."""
 
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
         """Read images, without gradients.
@@ -30,3 +57,112 @@ class Recogniser(nn.Module):
             Logits; what follows a row's first EOS is noise. Shape: (B, L, C + 1).
         """
         raise NotImplementedError
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what another recogniser must have in common for its weights to fit, by name.
+
+        Shapes of parameters are compared anyway; what is named here makes a better message.
+        """
+        return {}
+
+    def load_pretrained(self) -> None:
+        """Load published weights that its config names, if any: once, when a training begins.
+
+        Raises:
+            UsageError: they cannot be had.
+        """
+
+    def image_attention(self, images: Tensor, token_ids_BL: Tensor) -> ImageAttention | None:
+        """Return where it looked when it wrote a text; None of a recogniser that cannot say.
+
+        Args:
+            images: Normalised images. Shape: (B, 3, 32, 128).
+            token_ids_BL: What was read in them, from `LabelTokenizer.encode`. Shape: (B, L + 1).
+        """
+        del images, token_ids_BL
+        return None
+
+    def take_from(self, other: Recogniser) -> str:
+        """Copy another recogniser's weights; return in words what it does not have, or "".
+
+        Charset and label length may differ: what belongs to a character goes to that character,
+        and what belongs to a label position to that position. New ones stay as they are.
+
+        Raises:
+            UsageError: the other is of another architecture.
+        """
+        own, theirs = self.state_dict(), other.state_dict()
+        if differing := self._differences(other, own, theirs):
+            raise UsageError(
+                f"--init holds another recogniser ({'; '.join(differing)}); pass the options it "
+                "was trained with"
+            )
+        pairs = self._shared_tokens(other)
+        num_positions = 1 + min(self.tokenizer.max_label_length, other.tokenizer.max_label_length)
+        with torch.no_grad():
+            for name, value in own.items():
+                given = theirs[name].to(value.device)
+                if name in self.token_axes:
+                    axis = self.token_axes[name]
+                    # A parameter for classes alone has no entry for BOS and PAD.
+                    of_both = [(to, of) for to, of in pairs if to < value.shape[axis]]
+                    to_ids, of_ids = torch.tensor(of_both, device=value.device).unbind(dim=1)
+                    value.index_copy_(axis, to_ids, given.index_select(axis, of_ids))
+                elif name in self.position_axes:
+                    axis = self.position_axes[name]
+                    value.narrow(axis, 0, num_positions).copy_(given.narrow(axis, 0, num_positions))
+                else:
+                    value.copy_(given)
+        return self._new_here(other)
+
+    def _differences(
+        self, other: Recogniser, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+    ) -> list[str]:
+        """Say what keeps the weights of another recogniser from fitting here."""
+        if type(other) is not type(self):
+            return [f"a {type(other).__name__}, this run's is a {type(self).__name__}"]
+        there = other.architecture()
+        named = [
+            f"{name} is {there.get(name)}, this run's {value}"
+            for name, value in self.architecture().items()
+            if there.get(name) != value
+        ]
+        if named:
+            return named
+        return [
+            f"{name} is in one of them only" for name in sorted(own.keys() ^ theirs.keys())
+        ] or [
+            f"{name} has shape {tuple(theirs[name].shape)}, this run's {tuple(value.shape)}"
+            for name, value in own.items()
+            if self._fixed_shape(name, value) != self._fixed_shape(name, theirs[name])
+        ]
+
+    def _fixed_shape(self, name: str, value: Tensor) -> list[int]:
+        """Return a parameter's shape without the axis that charset or label length decide."""
+        shape = list(value.shape)
+        for axes in (self.token_axes, self.position_axes):
+            if name in axes:
+                del shape[axes[name]]
+        return shape
+
+    def _shared_tokens(self, other: Recogniser) -> list[tuple[int, int]]:
+        """Return the ids (here, there) of every token that both have."""
+        own, theirs = self.tokenizer, other.tokenizer
+        ids_there = {c: i for i, c in enumerate(theirs.charset.characters, start=1)}
+        shared = [
+            (token_id, ids_there[c])
+            for token_id, c in enumerate(own.charset.characters, start=1)
+            if c in ids_there
+        ]
+        special = [(own.bos_id, theirs.bos_id), (own.pad_id, theirs.pad_id)]
+        return [(own.eos_id, theirs.eos_id), *shared, *special]
+
+    def _new_here(self, other: Recogniser) -> str:
+        known = other.tokenizer.charset.characters
+        new = "".join(c for c in self.tokenizer.charset.characters if c not in known)
+        more = f" and {len(new) - _MOST_LISTED} others" if len(new) > _MOST_LISTED else ""
+        parts = [f"characters {new[:_MOST_LISTED]}{more}"] if new and self.token_axes else []
+        longest = other.tokenizer.max_label_length
+        if longest < self.tokenizer.max_label_length and self.position_axes:
+            parts.append(f"label positions from {longest + 2} on")
+        return " and ".join(parts)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...shared.charset import Charset
-from ...shared.errors import DataError
+from ...shared.errors import DataError, UsageError
 
 
 class LabelTokenizer:
@@ -25,8 +25,17 @@ class LabelTokenizer:
 
     eos_id = 0
 
-    def __init__(self, charset: Charset) -> None:
+    def __init__(self, charset: Charset, max_label_length: int) -> None:
+        """Lay out the tokens of a charset.
+
+        Args:
+            charset: Characters that can be written.
+            max_label_length: Longest label that a recogniser can write, in characters.
+        """
+        if max_label_length < 1:
+            raise UsageError(f"max_label_length is {max_label_length}, expected 1 or more")
         self.charset = charset
+        self.max_label_length = max_label_length
         self.num_classes = len(charset.characters) + 1
         self.bos_id = self.num_classes
         self.pad_id = self.num_classes + 1

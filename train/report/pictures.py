@@ -3,7 +3,7 @@
 All of them are decoded by Pillow and encoded anew, so that no byte of a data set gets into the page
 as it is, and what is embedded has a known format and size.
 
-Shapes: L characters read, and EOS; S student image tokens (class token first).
+Shapes: L characters read, and EOS; R, C rows and columns of places in the picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...shared.geometry import (
     STUDENT_STD,
     normalize,
 )
-from ..models.student import Student
+from ..models.recogniser import Recogniser
 
 _MAX_WIDTH_PX, _MAX_HEIGHT_PX = 320, 96
 _JPEG_QUALITY = 80
@@ -57,7 +57,7 @@ def picture_uri(encoded: bytes) -> str:
     return _data_uri(picture)
 
 
-def glances(student: Student, encoded: bytes, text: str) -> list[Glance]:
+def glances(student: Recogniser, encoded: bytes, text: str) -> list[Glance]:
     """Return where the decoder's last layer looked for each character it read, and for EOS.
 
     Args:
@@ -72,18 +72,21 @@ def glances(student: Student, encoded: bytes, text: str) -> list[Glance]:
     device = next(student.parameters()).device
     images = normalize(torch.tensor(view[None], device=device), STUDENT_MEAN, STUDENT_STD)
     # A text without EOS may have one character more than a label.
-    num_positions = student.config.max_label_length + 1
+    num_positions = student.tokenizer.max_label_length + 1
     token_ids_BL = student.tokenizer.encode([text])[:, : num_positions + 1].to(device)
-    (weights_LS,) = student.image_attention(images, token_ids_BL).float().cpu().numpy()
-    rows = IMAGE_HEIGHT_PX // student.config.patch_height_px
+    attention = student.image_attention(images, token_ids_BL)
+    if attention is None:
+        return []
+    (places_LRC,) = attention.places.float().cpu().numpy()
+    (elsewhere_L,) = attention.elsewhere.float().cpu().numpy()
     characters = [*text, ""][:num_positions]
     return [
         Glance(
             character=character,
-            picture=_data_uri(_with_heat(view, weights_S[1:].reshape(rows, -1))),
-            class_share=float(weights_S[0]),
+            picture=_data_uri(_with_heat(view, places_RC)),
+            class_share=float(elsewhere),
         )
-        for character, weights_S in zip(characters, weights_LS, strict=True)
+        for character, places_RC, elsewhere in zip(characters, places_LRC, elsewhere_L, strict=True)
     ]
 
 

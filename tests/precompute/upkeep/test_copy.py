@@ -27,7 +27,7 @@ from clipocr.shared.errors import (
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
-from clipocr.train.models.student import StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def copy(source: str | Path, out: Path, **changes: object) -> FeatureCache:
 def train_on(cache: Path, out: Path, taps: tuple[int, ...]) -> None:
     config = TrainConfig(
         student=StudentConfig(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+            size=StudentSize(
+                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+            )
         ),
         charset=Charset.load("36"),
         method=ClipOcrConfig(image_taps=taps, text_taps=(1, 2, 3)),

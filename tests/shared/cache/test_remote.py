@@ -35,12 +35,14 @@ from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.preflight import choose_units
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
-from clipocr.train.models.student import StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
 
 HASTY = Patience(tries=3, timeout_s=0.4, first_pause_s=0.01)
 CONFIG = TrainConfig(
     student=StudentConfig(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        size=StudentSize(
+            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        )
     ),
     charset=Charset.load("36"),
     method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),

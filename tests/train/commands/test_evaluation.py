@@ -13,7 +13,8 @@ from samples import write_words
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
 from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 
@@ -28,10 +29,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         config = StudentConfig(
-            width=16, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
+            size=StudentSize(
+                width=16, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
+            )
         )
         (place / name).mkdir()
-        student = Student(config, LabelTokenizer(Charset.load("36")))
+        student = Student(config, LabelTokenizer(Charset.load("36"), 25))
         save_checkpoint(place / name / "best.pt", student, teacher="ViT-B-16/openai")
     write_words(place / "test" / "SVT", ["alpha", "Bravo"])
     write_words(place / "test" / "CUTE80_288", ["kilo"])

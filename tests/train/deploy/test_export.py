@@ -21,16 +21,18 @@ from clipocr.train.deploy.export import check as check_module
 from clipocr.train.deploy.export.check import check, drawn_views, given_views
 from clipocr.train.deploy.export.export import export
 from clipocr.train.loop.checkpoint import find_checkpoint, load_student, save_checkpoint
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = StudentConfig(
-    width=32,
-    patch_height_px=16,
-    encoder_layers=4,
-    encoder_heads=2,
-    decoder_heads=4,
-    max_label_length=6,
+    size=StudentSize(
+        width=32,
+        patch_height_px=16,
+        encoder_layers=4,
+        encoder_heads=2,
+        decoder_heads=4,
+    )
 )
 
 
@@ -38,7 +40,7 @@ CONFIG = StudentConfig(
 def student() -> Student:
     """Untrained, but with weights so large that what it reads depends on the picture."""
     torch.manual_seed(0)
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)).eval()
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.ndim > 1:
@@ -203,7 +205,7 @@ def test_a_file_that_fails_its_check_is_not_written(
 
 def test_a_student_that_reads_one_text_everywhere_is_said(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"))))
+    save_checkpoint(tmp_path / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)))
     result = export_command(tmp_path, "--format", "safetensors")
     assert "reads the same text in every picture of the check" in result.stderr
     assert result.stdout.startswith(f"Wrote {tmp_path}/model.safetensors: ")

@@ -22,7 +22,8 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.train.deploy.model_card import model_card, plain
 from clipocr.train.loop.checkpoint import load_student, save_checkpoint
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 REPO = "someone/word-reader"
@@ -31,7 +32,9 @@ REPO = "someone/word-reader"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 CONFIG = StudentConfig(
-    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    size=StudentSize(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    )
 )
 RECORD = {
     "config": {"batch_size": 16, "seed": 3, "precision": "fp32"},
@@ -76,7 +79,7 @@ def run_path(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     torch.manual_seed(0)
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36")))
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25))
     save_checkpoint(run / "best.pt", student, teacher=RECORD["cache"]["teacher"])
     (run / "run.json").write_text(json.dumps(RECORD))
     (run / "eval.json").write_text(json.dumps(FIGURES))
@@ -151,7 +154,7 @@ def test_the_card_says_what_was_recorded_and_measured(hub: Hub, run_path: Path) 
 
 
 def test_a_random_teacher_is_said_and_missing_figures_too(hub: Hub, run_path: Path) -> None:
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36")))
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25))
     save_checkpoint(run_path / "best.pt", student, teacher="ViT-B-16/random:0")
     for name in ("run.json", "eval.json"):
         (run_path / name).unlink()

@@ -25,11 +25,14 @@ from clipocr.train.deploy.reading import (
 )
 from clipocr.train.evaluation.evaluate import Reading
 from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = StudentConfig(
-    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    size=StudentSize(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    )
 )
 
 
@@ -49,7 +52,7 @@ def reader() -> Reader:
 def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_checkpoint(run / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"))))
+    save_checkpoint(run / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)))
     return run
 
 

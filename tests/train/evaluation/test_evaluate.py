@@ -11,14 +11,15 @@ from clipocr.shared.errors import DataError
 from clipocr.train.evaluation.evaluate import SetResult, evaluate, total
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.test_sets import open_test_sets
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 
 def measure(
     student: Student, root: Path, charset: str = "36", batch_size: int = 512
 ) -> list[SetResult]:
-    sets = open_test_sets([root], Charset.load(charset), student.config.max_label_length)
+    sets = open_test_sets([root], Charset.load(charset), student.tokenizer.max_label_length)
     return evaluate(student, sets, batch_size=batch_size)
 
 
@@ -62,9 +63,11 @@ def test_a_set_the_charset_empties_is_named(tmp_path: Path) -> None:
 def test_a_real_student_reads_something(tmp_path: Path) -> None:
     write_words(tmp_path / "A", ["word"], {1: draw_word("word")})
     config = StudentConfig(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        size=StudentSize(
+            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        )
     )
-    student = Student(config, LabelTokenizer(Charset.load("36"))).eval()
+    student = Student(config, LabelTokenizer(Charset.load("36"), 25)).eval()
     (result,) = measure(student, tmp_path)
     assert result.counts.num_samples == 1
 

@@ -13,17 +13,20 @@ from clipocr.train.loop.checkpoint import (
     load_student,
     save_checkpoint,
 )
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = StudentConfig(
-    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    size=StudentSize(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    )
 )
 
 
 @pytest.fixture
 def student() -> Student:
-    return Student(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    return Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)).eval()
 
 
 def test_a_student_comes_back_whole(student: Student, tmp_path: Path) -> None:

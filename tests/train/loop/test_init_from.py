@@ -14,15 +14,17 @@ from clipocr.shared.errors import UsageError
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_student, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.init_from import inherit
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CPU = torch.device("cpu")
 SIZE = StudentConfig(
-    width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    size=StudentSize(
+        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+    )
 )
 CONFIG = TrainConfig(
     student=SIZE,
@@ -36,7 +38,9 @@ CONFIG = TrainConfig(
 def student_of(characters: str, seed: int, **sizes: int) -> Student:
     torch.manual_seed(seed)
     charset = Charset(name="test", characters=characters)
-    return Student(replace(SIZE, **sizes), LabelTokenizer(charset))
+    longest = sizes.pop("max_label_length", 25)
+    config = replace(SIZE, size=replace(SIZE.size, **sizes))
+    return Student(config, LabelTokenizer(charset, longest))
 
 
 @pytest.fixture
@@ -49,56 +53,56 @@ def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(7)
     path = tmp_path / "other.pt"
-    save_checkpoint(path, Student(SIZE, LabelTokenizer(Charset.load("36"))))
+    save_checkpoint(path, Student(SIZE, LabelTokenizer(Charset.load("36"), 25)))
     return path
 
 
 def test_the_same_charset_takes_every_weight() -> None:
-    ancestor, student = student_of("abc", 1), student_of("abc", 2)
-    assert inherit(student, ancestor) == ""
-    theirs = ancestor.state_dict()
+    other, student = student_of("abc", 1), student_of("abc", 2)
+    assert student.take_from(other) == ""
+    theirs = other.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in student.state_dict().items())
 
 
 def test_characters_keep_their_weights_in_another_charset() -> None:
-    ancestor, student = student_of("abc", 1), student_of("xcba", 2)
+    other, student = student_of("abc", 1), student_of("xcba", 2)
     fresh = student_of("xcba", 2).state_dict()
-    assert inherit(student, ancestor) == "characters x"
-    theirs, own = ancestor.state_dict(), student.state_dict()
-    # Ids of the ancestor: EOS 0, a 1, b 2, c 3, BOS 4, PAD 5; of the student: x 1, c 2, b 3, a 4.
+    assert student.take_from(other) == "characters x"
+    theirs, own = other.state_dict(), student.state_dict()
+    # Ids of the other: EOS 0, a 1, b 2, c 3, BOS 4, PAD 5; of the student: x 1, c 2, b 3, a 4.
     for to, of in ((0, 0), (2, 3), (3, 2), (4, 1), (5, 4), (6, 5)):
-        assert torch.equal(own["embedding.weight"][to], theirs["embedding.weight"][of])
+        assert torch.equal(own["decoder.embedding.weight"][to], theirs["decoder.embedding.weight"][of])
     for to, of in ((0, 0), (2, 3), (3, 2), (4, 1)):
-        assert torch.equal(own["head.weight"][to], theirs["head.weight"][of])
-        assert own["head.bias"][to] == theirs["head.bias"][of]
-    assert torch.equal(own["embedding.weight"][1], fresh["embedding.weight"][1])
-    assert torch.equal(own["head.weight"][1], fresh["head.weight"][1])
-    apart = {"embedding.weight", "head.weight", "head.bias"}
+        assert torch.equal(own["decoder.head.weight"][to], theirs["decoder.head.weight"][of])
+        assert own["decoder.head.bias"][to] == theirs["decoder.head.bias"][of]
+    assert torch.equal(own["decoder.embedding.weight"][1], fresh["decoder.embedding.weight"][1])
+    assert torch.equal(own["decoder.head.weight"][1], fresh["decoder.head.weight"][1])
+    apart = {"decoder.embedding.weight", "decoder.head.weight", "decoder.head.bias"}
     assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - apart)
 
 
 def test_many_new_characters_are_not_all_listed() -> None:
-    ancestor, student = student_of("abc", 1), student_of(Charset.load("94").characters, 2)
+    other, student = student_of("abc", 1), student_of(Charset.load("94").characters, 2)
     listed = Charset.load("94").characters.translate(str.maketrans("", "", "abc"))[:40]
-    assert inherit(student, ancestor) == f"characters {listed} and 51 others"
+    assert student.take_from(other) == f"characters {listed} and 51 others"
 
 
 def test_longer_and_shorter_labels_keep_their_positions() -> None:
-    ancestor, longer = student_of("abc", 1), student_of("abc", 2, max_label_length=30)
-    assert inherit(longer, ancestor) == "label positions from 27 on"  # 25 characters and EOS.
-    positions = longer.state_dict()["positions"]
-    assert torch.equal(positions[:, :26], ancestor.state_dict()["positions"])
+    other, longer = student_of("abc", 1), student_of("abc", 2, max_label_length=30)
+    assert longer.take_from(other) == "label positions from 27 on"  # 25 characters and EOS.
+    positions = longer.state_dict()["decoder.positions"]
+    assert torch.equal(positions[:, :26], other.state_dict()["decoder.positions"])
     assert torch.equal(
-        positions[:, 26:], student_of("abc", 2, max_label_length=30).positions[:, 26:]
+        positions[:, 26:], student_of("abc", 2, max_label_length=30).decoder.positions[:, 26:]
     )
     shorter = student_of("abc", 3, max_label_length=4)
-    assert inherit(shorter, ancestor) == ""
-    assert torch.equal(shorter.positions, ancestor.positions[:, :5])
+    assert shorter.take_from(other) == ""
+    assert torch.equal(shorter.decoder.positions, other.decoder.positions[:, :5])
 
 
 def test_another_size_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"width is 64, this run's 32.*pass the --student"):
-        inherit(student_of("abc", 1), student_of("abc", 1, width=64))
+    with pytest.raises(UsageError, match=r"width is 64, this run's 32.*pass the options"):
+        student_of("abc", 1).take_from(student_of("abc", 1, width=64))
 
 
 def test_a_run_begins_with_the_weights_and_says_so(

@@ -31,12 +31,15 @@ from clipocr.train.loop.run import train
 from clipocr.train.loop.stopping import StopRequestedError
 from clipocr.train.methods.clip_ocr.losses import AlignmentLoss
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = TrainConfig(
     student=StudentConfig(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        size=StudentSize(
+            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        )
     ),
     charset=Charset.load("36"),
     method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
@@ -197,7 +200,7 @@ def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: Tr
         (replace(CONFIG, charset=Charset.load("94")), "text for charset 36 .*this run needs 94"),
         (replace(CONFIG, method=ClipOcrConfig()), r"holds image taps \(1, 2, 3\), this run needs"),
         (
-            replace(CONFIG, student=replace(CONFIG.student, max_label_length=30)),
+            replace(CONFIG, max_label_length=30),
             "up to 25 characters, this run needs 30",
         ),
     ):
@@ -277,14 +280,20 @@ def test_an_epoch_survives_a_validation_that_fails(
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
-    student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset))
+    student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset, 25))
     decayed, spared = parameter_groups([student], 0.1)
     names = {id(p): name for name, p in student.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
     spared_names = {names[id(p)] for p in spared["params"]}
-    assert {"positions", "embedding.weight", "head.bias", "norm.weight"} <= spared_names
-    assert "head.weight" in {names[id(p)] for p in decayed["params"]}
+    assert {
+        "decoder.positions",
+        "decoder.embedding.weight",
+        "decoder.head.bias",
+        "decoder.norm.weight",
+        "encoder.model.pos_embed",
+    } <= spared_names
+    assert "decoder.head.weight" in {names[id(p)] for p in decayed["params"]}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])

@@ -9,7 +9,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.loop.config import TrainConfig
 from clipocr.train.loop.settings import RECIPES, SETTING_NAMES, train_config
-from clipocr.train.models.student import STUDENT_PRESETS
+from clipocr.train.models.config import SIZES
 
 CPU = torch.device("cpu")
 
@@ -36,8 +36,8 @@ def test_each_name_reaches_its_place() -> None:
         },
         CPU,
     )
-    assert config.student.width == STUDENT_PRESETS["tiny"].width
-    assert config.student.max_label_length == 20
+    assert config.student.size == SIZES["tiny"]
+    assert config.max_label_length == 20
     assert config.charset.name == "94"
     assert (config.method.image_stages, config.method.mask_pads) == ((1, 3), True)
     loss = config.method.loss
@@ -97,4 +97,4 @@ def test_the_command_has_every_setting_with_its_default() -> None:
     shown = {name: context.params[name] for name in SETTING_NAMES if name != "views"}
     assert train_config(shown, CPU) == train_config({}, CPU)
     assert set(options["recipe"].type.choices) == set(RECIPES)
-    assert set(options["student"].type.choices) == set(STUDENT_PRESETS)
+    assert set(options["student"].type.choices) == set(SIZES)

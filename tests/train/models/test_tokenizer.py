@@ -5,7 +5,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.train.models.tokenizer import LabelTokenizer
 
-AB = LabelTokenizer(Charset(name="ab", characters="ab"))
+AB = LabelTokenizer(Charset(name="ab", characters="ab"), 25)
 # Ids: EOS 0, a 1, b 2, BOS 3, PAD 4.
 
 
@@ -15,7 +15,7 @@ def one_hot(*ids: int) -> torch.Tensor:
 
 
 def test_layout_is_that_of_parseq():
-    tokenizer = LabelTokenizer(Charset.load("36"))
+    tokenizer = LabelTokenizer(Charset.load("36"), 25)
     assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id) == (0, 37, 38)
     assert (tokenizer.num_classes, tokenizer.num_tokens) == (37, 39)
 
@@ -53,7 +53,7 @@ def test_decode_reports_the_probability_of_each_character_and_of_eos():
 
 def test_every_character_survives_the_round_trip():
     charset = Charset.load("94")
-    tokenizer = LabelTokenizer(charset)
+    tokenizer = LabelTokenizer(charset, 25)
     token_ids = tokenizer.encode([charset.characters])
     logits = torch.nn.functional.one_hot(token_ids[:, 1:], tokenizer.num_classes).float()
     assert tokenizer.decode(logits)[0] == [charset.characters]

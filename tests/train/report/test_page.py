@@ -18,7 +18,8 @@ from clipocr.shared.charset import Charset
 from clipocr.train.evaluation.evaluate import SampleResult, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
 from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.report.detail import Evaluation
 from clipocr.train.report.page import write_report
@@ -110,10 +111,12 @@ def write_folder(root: Path) -> Path:
 def write_student(folder: Path, charset: Charset = CHARSET, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = StudentConfig(
-        width=8, patch_height_px=16, encoder_layers=4, encoder_heads=1, decoder_heads=1
+        size=StudentSize(
+            width=8, patch_height_px=16, encoder_layers=4, encoder_heads=1, decoder_heads=1
+        )
     )
     folder.mkdir(parents=True)
-    student = Student(config, LabelTokenizer(charset))
+    student = Student(config, LabelTokenizer(charset, 25))
     save_checkpoint(folder / "last.pt", student, teacher="ViT-B-16/random:0")
     return folder / "last.pt"
 

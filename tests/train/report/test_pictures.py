@@ -11,18 +11,21 @@ from PIL.PngImagePlugin import PngInfo
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
-from clipocr.train.models.student import Student, StudentConfig
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.recogniser import ImageAttention
+from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.report.pictures import glances, picture_uri
 
 CONFIG = StudentConfig(
-    width=8,
-    patch_height_px=16,
-    patch_width_px=16,
-    encoder_layers=4,
-    encoder_heads=1,
-    decoder_heads=1,
-    max_label_length=4,
+    size=StudentSize(
+        width=8,
+        patch_height_px=16,
+        patch_width_px=16,
+        encoder_layers=4,
+        encoder_heads=1,
+        decoder_heads=1,
+    )
 )
 
 
@@ -52,17 +55,17 @@ def test_pictures_are_encoded_anew_and_bounded() -> None:
 class Staring(Student):
     """Looks at one patch per position: the first, the second, ..."""
 
-    def image_attention(self, images: torch.Tensor, token_ids_BL: torch.Tensor) -> torch.Tensor:
+    def image_attention(self, images: torch.Tensor, token_ids_BL: torch.Tensor) -> ImageAttention:
         del images
-        weights = torch.zeros(1, token_ids_BL.shape[1] - 1, self.config.num_image_tokens)
-        for position in range(weights.shape[1]):
-            weights[0, position, 0] = 0.25
-            weights[0, position, 1 + position] = 0.75
-        return weights
+        num_positions = token_ids_BL.shape[1] - 1
+        places = torch.zeros(1, num_positions, 2, 8)
+        for position in range(num_positions):
+            places[0, position, 0, position] = 0.75
+        return ImageAttention(places=places, elsewhere=torch.full((1, num_positions), 0.25))
 
 
 def test_heat_is_where_the_decoder_looked() -> None:
-    student = Staring(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    student = Staring(CONFIG, LabelTokenizer(Charset.load("36"), 25)).eval()
     seen = glances(student, png(64, 16), "ab")
     assert [glance.character for glance in seen] == ["a", "b", ""]
     assert [glance.class_share for glance in seen] == [0.25] * 3
@@ -79,5 +82,5 @@ def test_heat_is_where_the_decoder_looked() -> None:
 def test_texts_of_any_length_have_attention(text: str, num_glances: int) -> None:
     # Five positions: "abcd" and EOS, or five characters without one.
     torch.manual_seed(0)
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36"))).eval()
+    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 4)).eval()
     assert len(glances(student, png(64, 16), text)) == num_glances

@@ -68,7 +68,7 @@ class TokenAlignment(nn.Module):
 
 
 class GlobalAlignment(nn.Module):
-    """GAM, Eq. 2, for the class token: (g(f_cls W_1) W_2, F_cls).
+    """GAM, Eq. 2, for the class token, or what stands for it: (g(f_cls W_1) W_2, F_cls).
 
     As in the official code, a LayerNorm stands before the activation g and none on the target.
     """
@@ -82,6 +82,6 @@ class GlobalAlignment(nn.Module):
             nn.Linear(student_width, teacher_width),
         )
 
-    def forward(self, student_BSD: Tensor, teacher_BE: Tensor) -> AlignedPair:
-        """Take the class token, the first of S. Shape: (B, S, D) and (B, E) -> (B, 1, E) twice."""
-        return AlignedPair(self.project(student_BSD[:, :1]), teacher_BE[:, None])
+    def forward(self, student_BD: Tensor, teacher_BE: Tensor) -> AlignedPair:
+        """Shape: (B, D) and (B, E) -> (B, 1, E) twice."""
+        return AlignedPair(self.project(student_BD[:, None]), teacher_BE[:, None])

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from ....shared.cache.schema import TOKENS, TeacherSpec
 from ....shared.errors import UsageError
 from ...data.batch import Batch
-from ...models.student import NUM_STAGES, StudentConfig, StudentOutput, initialize
+from ...models.attention import initialize
+from ...models.config import NUM_STAGES
+from ...models.student import Student, StudentOutput
 from .alignment import AlignedPair, GlobalAlignment, ImageAlignment, TokenAlignment
 from .losses import AlignmentLoss, recognition_loss
 
@@ -86,11 +88,12 @@ class ClipOcrConfig:
         """Text blocks that have to be read."""
         return tuple(sorted(self.text_tap(stage) for stage in self.text_stages))
 
-    def build(self, student: StudentConfig, teacher: TeacherSpec) -> ClipOcr:
+    def build(self, student: Student, teacher: TeacherSpec) -> ClipOcr:
         """Return the heads that join a student to a teacher."""
         return ClipOcr(
-            student,
             self,
+            stage_shapes=student.encoder.stage_shapes,
+            decoder_width=student.config.size.width,
             num_image_tokens=teacher.num_image_tokens,
             image_width=teacher.image_width,
             text_width=teacher.text_width,
@@ -103,9 +106,10 @@ class ClipOcr(nn.Module):
 
     def __init__(
         self,
-        student: StudentConfig,
         config: ClipOcrConfig,
         *,
+        stage_shapes: Sequence[tuple[int, int]],
+        decoder_width: int,
         num_image_tokens: int,
         image_width: int,
         text_width: int,
@@ -114,8 +118,9 @@ class ClipOcr(nn.Module):
         """Build the heads from a student to a teacher.
 
         Args:
-            student: The student's size.
             config: The method's settings.
+            stage_shapes: (S, D) of each encoder stage; 129 tokens of 384 for the paper's student.
+            decoder_width: D of the decoder's stages.
             num_image_tokens: T, 17 for ViT-B/16.
             image_width: Width of the teacher's image taps, 768 for ViT-B.
             text_width: Width of the teacher's text taps, 512 for ViT-B.
@@ -125,20 +130,20 @@ class ClipOcr(nn.Module):
         self.config = config
         self.image_heads = nn.ModuleList(
             ImageAlignment(
-                student_tokens=student.num_image_tokens,
-                student_width=student.width,
+                student_tokens=stage_shapes[stage - 1][0],
+                student_width=stage_shapes[stage - 1][1],
                 teacher_tokens=num_image_tokens,
                 teacher_width=image_width,
             )
-            for _ in config.image_stages
+            for stage in config.image_stages
         )
         self.word_head = (
-            GlobalAlignment(student_width=student.width, teacher_width=eot_width)
+            GlobalAlignment(student_width=stage_shapes[-1][1], teacher_width=eot_width)
             if config.word
             else None
         )
         self.text_heads = nn.ModuleList(
-            TokenAlignment(student_width=student.width, teacher_width=text_width)
+            TokenAlignment(student_width=decoder_width, teacher_width=text_width)
             for _ in config.text_stages
         )
         self.apply(initialize)
@@ -199,7 +204,7 @@ class ClipOcr(nn.Module):
             for head, stage in zip(self.image_heads, config.image_stages, strict=True)
         ]
         word = (
-            [("word", self.word_head, output.encoder_stages[-1], batch.eot)]
+            [("word", self.word_head, output.summary, batch.eot)]
             if self.word_head is not None
             else []
         )

@@ -9,18 +9,21 @@ from clipocr.shared.errors import UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.methods.clip_ocr.losses import AlignmentLoss, recognition_loss
 from clipocr.train.methods.clip_ocr.method import ClipOcr, ClipOcrConfig
-from clipocr.train.models.student import STUDENT_PRESETS, Student, StudentConfig, StudentOutput
+from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.student import Student, StudentOutput
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-TOKENIZER = LabelTokenizer(Charset.load("36"))
+TOKENIZER = LabelTokenizer(Charset.load("36"), 25)
 MINI = StudentConfig(
-    width=16,
-    patch_height_px=16,
-    patch_width_px=32,
-    encoder_layers=4,
-    encoder_heads=2,
-    decoder_heads=2,
+    size=StudentSize(
+        width=16,
+        patch_height_px=16,
+        patch_width_px=32,
+        encoder_layers=4,
+        encoder_heads=2,
+        decoder_heads=2,
+    )
 )
 TERMS = ["recognition", "image_1", "image_2", "image_3", "word", "text_1", "text_2", "text_3"]
 
@@ -28,8 +31,9 @@ TERMS = ["recognition", "image_1", "image_2", "image_3", "word", "text_1", "text
 def make_method(config: ClipOcrConfig | None = None) -> ClipOcr:
     torch.manual_seed(0)
     return ClipOcr(
-        MINI,
         config or ClipOcrConfig(),
+        stage_shapes=[(9, 16)] * 4,
+        decoder_width=16,
         num_image_tokens=5,
         image_width=12,
         text_width=10,
@@ -66,8 +70,9 @@ def run_student(batch: Batch) -> tuple[Student, torch.Tensor, StudentOutput]:
 
 def test_default_heads_have_the_official_number_of_parameters():
     method = ClipOcr(
-        STUDENT_PRESETS["small"],
         ClipOcrConfig(),
+        stage_shapes=[(129, 384)] * 4,
+        decoder_width=384,
         num_image_tokens=17,
         image_width=768,
         text_width=512,
@@ -92,7 +97,7 @@ def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
         text = method.text_heads[i](output.decoder_stages[i], batch.text_taps[text_tap])
         expected[f"image_{i + 1}"] = loss(*image)
         expected[f"text_{i + 1}"] = loss(*text)
-    word = method.word_head(output.encoder_stages[3], batch.eot)
+    word = method.word_head(output.encoder_stages[3][:, 0], batch.eot)
     expected["word"] = loss(*word)
     terms = method(output, token_ids, batch)
     assert list(terms) == TERMS

@@ -1,0 +1,138 @@
+"""What a student is made of; its charset and its longest label are the tokenizer's.
+
+Nothing here imports torch, because ``clipocr train --help`` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ...shared.errors import UsageError
+from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ...shared.options import Options, option
+
+NUM_STAGES = 4
+"""Stages of the encoder, and layers of the decoder, that a teacher can supervise."""
+
+TIMM = "timm"
+"""As encoder weights: those that timm publishes for the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSize:
+    """The sizes of a student. With an encoder of timm's, its own replace those of the ViT."""
+
+    width: int = 384
+    """D, of encoder and decoder alike."""
+    patch_height_px: int = 4
+    """Height of an image patch; must divide 32."""
+    patch_width_px: int = 8
+    """Width of an image patch; must divide 128."""
+    encoder_layers: int = 12
+    """Transformer blocks of the encoder, a quarter of them per stage."""
+    encoder_heads: int = 6
+    """Attention heads per encoder block; must divide `width`."""
+    decoder_heads: int = 12
+    """Attention heads per decoder layer (there are four, one per stage); must divide `width`."""
+    mlp_ratio: int = 4
+    """Hidden width of every feed-forward network, in multiples of `width`."""
+    dropout: float = 0.1
+    """Dropout probability everywhere in the decoder; the ViT has none."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{f.name} is {value!r}, expected a whole number, 1 or more"
+            for f in fields(self)
+            if f.name != "dropout"
+            and (type(value := getattr(self, f.name)) is not int or value < 1)
+        ]
+        if not problems:
+            problems = [
+                f"{part_name} {part} does not divide {whole_name} {whole}"
+                for part_name, part, whole_name, whole in (
+                    ("patch_height_px", self.patch_height_px, "image height", IMAGE_HEIGHT_PX),
+                    ("patch_width_px", self.patch_width_px, "image width", IMAGE_WIDTH_PX),
+                    ("number of stages", NUM_STAGES, "encoder_layers", self.encoder_layers),
+                    ("encoder_heads", self.encoder_heads, "width", self.width),
+                    ("decoder_heads", self.decoder_heads, "width", self.width),
+                )
+                if whole % part
+            ]
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
+            problems.append(f"dropout is {self.dropout!r}, expected 0 or more and less than 1")
+        if problems:
+            raise UsageError("student: " + "; ".join(problems))
+
+
+SIZES = {
+    "tiny": StudentSize(
+        width=128,
+        patch_height_px=32,
+        patch_width_px=4,
+        encoder_layers=4,
+        encoder_heads=4,
+        decoder_heads=4,
+        mlp_ratio=2,
+        dropout=0.0,
+    ),
+    "small": StudentSize(),
+    "base": StudentSize(width=768, encoder_heads=12, decoder_heads=12),
+}
+"""``tiny`` learns clean print on a laptop's CPU in minutes: its patches are whole columns of the
+picture, and dropout only slows so short a training. ``small`` is the paper's, ``base`` is ViT-B."""
+
+
+def parse_size(written: Any) -> StudentSize:
+    """Return the size that a preset's name or a mapping of sizes means.
+
+    Raises:
+        UsageError: no preset has that name, or a size is unknown or not possible.
+    """
+    if isinstance(written, Mapping):
+        known = [f.name for f in fields(StudentSize)]
+        if unknown := sorted(set(written) - set(known)):
+            raise UsageError(
+                f"student: no size is called {', '.join(map(repr, unknown))}; expected some of "
+                f"{', '.join(known)}"
+            )
+        return StudentSize(**written)
+    if not isinstance(written, str) or written not in SIZES:
+        raise UsageError(f"student is {written!r}, expected one of {', '.join(SIZES)}")
+    return SIZES[written]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(Options):
+    """A student: its size, and what encodes its pictures."""
+
+    size: StudentSize = option(
+        SIZES["small"],
+        name="student",
+        choices=tuple(SIZES),
+        parse=parse_size,
+        unparse=asdict,
+        default_text="small, the paper's",
+        help="Size of the student.",
+    )
+    encoder: str | None = option(
+        None,
+        metavar="MODEL",
+        default_text="the ViT of the student's size",
+        help="timm model that encodes the pictures, such as convnext_tiny.",
+    )
+    encoder_weights: str | None = option(
+        None,
+        metavar="PATH",
+        default_text="random",
+        help="Weights that --encoder begins with: a file, or timm for those that timm publishes.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_weights is not None and self.encoder is None:
+            raise UsageError(
+                f"encoder_weights {self.encoder_weights!r} are those of a timm model; name the "
+                "model as the encoder too"
+            )
