@@ -1,41 +1,43 @@
 """clipocr: an offline CLIP feature cache and a lightweight trainer for scene text recognition.
 
-Usage::
-
     import clipocr
 
-    reader = clipocr.load("run")
+    reader = clipocr.load("run")                        # what `clipocr train` or `pull` wrote
     print(reader.read("word.png").text)
+    print(clipocr.evaluate(reader, "data/test").table())
+
+Each name is imported when it is first used, so that ``import clipocr`` is instant.
 """
 
 from __future__ import annotations
 
-import os as _os
+import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 __version__ = "0.1.0"
 
 if _TYPE_CHECKING:
-    from .train.deploy.reading import Reader
+    from .train.evaluation.evaluate import evaluate as evaluate
+    from .train.reading.readers import load_reader as load
+
+__all__ = ["evaluate", "load"]
+
+_PLACES = {
+    "evaluate": ("train.evaluation.evaluate", "evaluate"),
+    "load": ("train.reading.readers", "load_reader"),
+}
 
 
-def load(run: str | _os.PathLike[str], *, device: str = "auto", batch_size: int = 64) -> Reader:
-    """Return a reader of cropped words: the student of a run folder or checkpoint.
+def __getattr__(name: str) -> _Any:
+    """Import what the package offers when it is first asked for."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    found = getattr(_importlib.import_module(f".{module}", __name__), attribute)
+    globals()[name] = found
+    return found
 
-    ``reader.read(image)`` returns a reading with ``text`` and ``confidence``; ``reader.read_all``
-    takes any number of images and reads them in batches. An image is a path, an encoded image, a
-    Pillow image or an array of pixels (RGB, uint8).
 
-    Args:
-        run: What ``clipocr train`` or ``clipocr pull`` wrote: a folder, or a checkpoint in it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA if there is one.
-        batch_size: Pictures at once.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-        UsageError: no such device.
-    """
-    # Only now: the package itself imports nothing heavy.
-    from .train.deploy.reading import Reader
-
-    return Reader.load(run, device=device, batch_size=batch_size)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

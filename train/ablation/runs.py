@@ -21,16 +21,18 @@ from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.errors import TrainingError
-from ..evaluation.evaluate import evaluate
-from ..evaluation.results import write_results
+from ..evaluation.evaluate import evaluate_sets
+from ..evaluation.options import EvalOptions
+from ..evaluation.results import write_json
 from ..evaluation.test_sets import TestSet, open_test_sets
-from ..loop.checkpoint import find_checkpoint, load_student
+from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.curves import draw_curves
 from ..loop.preflight import open_cache, require_targets
 from ..loop.record import RUN_NAME, read_record, require_same_run
 from ..loop.run import train
 from ..loop.settings import train_config
+from ..reading.readers import load_reader
 from .comparison import write_comparison
 from .table import AblationTable
 
@@ -135,9 +137,8 @@ def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None
     path = place.out / _RESULTS_NAME
     if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
         return
-    student = load_student(checkpoint, place.device)
-    results = evaluate(student, test_sets)
-    write_results(path, results, checkpoint=checkpoint, charset=place.val_charset, of=of)
+    reader = load_reader(checkpoint, device=str(place.device), batch_size=EvalOptions.batch_size)
+    write_json(path, evaluate_sets(reader, test_sets).to_json() | {"of": of})
 
 
 def _read_results(run: Path) -> dict[str, Any] | None:

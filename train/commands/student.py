@@ -6,16 +6,17 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...shared.options import NEW_PATH, PATH, device_option
+from ...shared.options import NEW_PATH, PATH, takes
 from ...shared.terminal import byte_size, counted, listed_problems
+from ..reading.options import ReadingOptions
 
 if TYPE_CHECKING:
     from ...shared.errors import DataError
-    from ..evaluation.evaluate import Reading
+    from ..reading.words import ReadWord
 
 _STDIN = "-"
 
@@ -23,30 +24,8 @@ _STDIN = "-"
 @click.command()
 @click.argument("run_or_checkpoint", metavar="RUN-OR-CHECKPOINT", type=PATH)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["tsv", "text", "jsonl"]),
-    default="tsv",
-    show_default=True,
-    help="tsv: file, text, confidence; text: the text alone; jsonl: an object a line, with the "
-    "probability of each character.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Pictures at once.",
-)
-@device_option
-def read(
-    run_or_checkpoint: Path,
-    images: tuple[str, ...],
-    output_format: str,
-    batch_size: int,
-    device_name: str,
-) -> None:
+@takes(ReadingOptions)
+def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]) -> None:
     """Read cropped words: each picture is one word, not a page.
 
     An IMAGE is a file, a folder (with all pictures below it), a quoted pattern such as
@@ -60,10 +39,16 @@ def read(
       clipocr read run crops --format jsonl
       find crops -name '*.png' | clipocr read run -
     """
-    from ..deploy.reading import Reader
-    from ..evaluation.evaluate import Reading
+    from ..reading.pictures import looks_like_a_page
+    from ..reading.readers import load_reader
 
-    reader = Reader.load(run_or_checkpoint, device=device_name, batch_size=batch_size)
+    options = ReadingOptions.from_values(given)
+    reader = load_reader(
+        run_or_checkpoint,
+        device=options.device,
+        batch_size=options.batch_size,
+        precision=options.precision,
+    )
     num_problems = 0
     with listed_problems() as on_page:
 
@@ -76,15 +61,15 @@ def read(
                     num_problems += 1
                     click.echo(str(picture), err=True)
 
-        for outcome in reader.outcomes(pictures()):
-            source = outcome.source
-            name = _STDIN if isinstance(source, bytes) else click.format_filename(source)
-            if isinstance(outcome.result, Reading):
-                click.echo(_formatted(output_format, name, outcome.result))
+        for word in reader.read_all(pictures()):
+            is_stream = isinstance(word.image, bytes)
+            name = _STDIN if is_stream else click.format_filename(word.image)
+            if word.problem is None:
+                click.echo(_formatted(options.format, name, word))
             else:
                 num_problems += 1
-                click.echo(f"{name}: {outcome.result}", err=True)
-            if outcome.looks_like_a_page:
+                click.echo(f"{name}: {word.problem}", err=True)
+            if word.size_px is not None and looks_like_a_page(*word.size_px):
                 on_page(
                     f"{name}: too large or too tall for one word. clipocr reads cropped words, not "
                     "pages; cut the words out with a text detector first"
@@ -95,7 +80,7 @@ def read(
 
 def _pictures(names: tuple[str, ...]) -> Iterator[Path | bytes | DataError]:
     """Yield what the arguments of ``clipocr read`` mean, or why one means nothing."""
-    from ..deploy.reading import find_pictures, pictures_of_stream
+    from ..reading.pictures import find_pictures, pictures_of_stream
 
     for name in names:
         if name == _STDIN:
@@ -104,25 +89,18 @@ def _pictures(names: tuple[str, ...]) -> Iterator[Path | bytes | DataError]:
             yield from find_pictures([name])
 
 
-def _formatted(output_format: str, name: str, reading: Reading) -> str:
+def _formatted(output_format: str, name: str, word: ReadWord) -> str:
     match output_format:
         case "text":
-            return reading.text
+            return word.text
         case "jsonl":
-            return json.dumps(
-                {
-                    "image": name,
-                    "text": reading.text,
-                    "confidence": reading.confidence,
-                    "character_confidence": reading.character_confidence,
-                }
-            )
+            return json.dumps(word.to_json() | {"image": name})
         case _:
             # A file's name may hold anything; a line has three fields.
             plain = name.replace("\\", "\\\\") if set(name) & set("\t\n\r") else name
             for character, escape in (("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
                 plain = plain.replace(character, escape)
-            return f"{plain}\t{reading.text}\t{reading.confidence:.4f}"
+            return f"{plain}\t{word.text}\t{word.confidence:.4f}"
 
 
 @click.command()

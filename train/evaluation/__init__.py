@@ -1,1 +1,1 @@
-"""How well a student reads: test sets, metrics, results, and their comparison."""
+"""How well a reader reads: test sets, metrics, results, and their comparison."""

@@ -1,176 +1,232 @@
-"""Reading test sets and pictures with a student, by PARSeq's protocol.
+"""Reading test sets by PARSeq's protocol, with a trained recogniser or with anybody's function.
 
-Ground truth and prediction both pass through the test charset; the student decodes all its
-positions, never just as many as the label has. Every sample's outcome is kept.
+Label and text both pass through the test charset. A recogniser decodes all its positions, never
+just as many as the label has. Every word that was read is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from ...shared.ahead import map_ahead
-from ...shared.data.images import ImageProblemError, decode_image, stretch
-from ...shared.device import allow_fast_products, autocast
-from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
-from ..models.student import Student
-from .metrics import WordCounts
-from .test_sets import SampleKey, TestSample, TestSet
+from ...shared.charset import Charset
+from ...shared.data.images import decode_image
+from ...shared.errors import UsageError
+from ...shared.terminal import counted
+from ..models.recogniser import Recogniser
+from ..reading.readers import CallableReader, PictureReader, Reader, WordReader, load_reader
+from ..reading.words import ReadWord
+from .metrics import Figures, WordCounts
+from .options import EvalOptions
+from .paired import compare, comparison_as_table
+from .results import (
+    Mean,
+    SetResult,
+    means_of,
+    remarks_on,
+    results_as_json,
+    results_as_table,
+)
+from .test_sets import TestSet, open_test_sets
 
-_DECODE_THREADS = 2
-_BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """What a student read in one picture."""
-
-    text: str
-    character_confidence: tuple[float, ...]
-    """Probability of each character, then of EOS; none of EOS if the text fills all positions."""
-
-    @property
-    def confidence(self) -> float:
-        """Product of the character probabilities, EOS included."""
-        return prod(self.character_confidence)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleResult:
-    """What came of one sample; `TestSet.image` opens its picture again by the key."""
-
-    key: SampleKey
-    label: str
-    """As written."""
-    adapted_label: str
-    """As the test charset has it."""
-    prediction: str
-    """As read, in the student's own charset; empty if the picture cannot be decoded."""
-    adapted_prediction: str
-    """As the test charset has it."""
-    character_confidence: tuple[float, ...]
-    """Of `Reading`; empty if the picture cannot be decoded."""
-    problem: str | None = None
-    """Why the picture cannot be decoded; such a sample counts as wrong, at confidence 0."""
-
-    @property
-    def is_correct(self) -> bool:
-        """Whether label and prediction are equal under the test charset."""
-        return self.adapted_prediction == self.adapted_label
-
-    @property
-    def confidence(self) -> float:
-        """Product of the character probabilities, EOS included."""
-        return prod(self.character_confidence) if self.character_confidence else 0.0
+MAX_LABEL_LENGTH = 25
+"""Longer labels do not count, as in PARSeq's protocol; a recogniser has a limit of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetResult:
-    """What came of one test set."""
+class Evaluation:
+    """What one reader read of some test sets, and the figures that come of it."""
 
-    name: str
-    samples: tuple[SampleResult, ...]
-    """In the order of the set."""
-    num_unlabelled: int
-    """Samples left out: the test charset leaves nothing of their label, or it is too long."""
-
-    @cached_property
-    def counts(self) -> WordCounts:
-        """Sums over the samples."""
-        counts = WordCounts()
-        for sample in self.samples:
-            counts.add(sample.adapted_prediction, sample.adapted_label, sample.confidence)
-        return counts
+    reader: WordReader
+    test_sets: Sequence[TestSet]
+    sets: tuple[SetResult, ...]
+    """Of `test_sets`, in their order: name, words, and counts with their ``figures``."""
 
     @property
-    def num_broken(self) -> int:
-        """Samples whose picture cannot be decoded."""
-        return sum(sample.problem is not None for sample in self.samples)
+    def charset(self) -> Charset:
+        """The test charset."""
+        return self.test_sets[0].charset
+
+    @cached_property
+    def words(self) -> list[ReadWord]:
+        """Every word of every set."""
+        return [word for result in self.sets for word in result.words]
+
+    @property
+    def counts(self) -> WordCounts:
+        """Sums over all words."""
+        return sum((result.counts for result in self.sets), WordCounts())
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """By the name of the set."""
+        return {result.name: result.counts.figures for result in self.sets}
+
+    @property
+    def means(self) -> dict[str, Mean]:
+        """Of each group of benchmarks that is complete, by its title; ``total`` is of all sets."""
+        return means_of(self.sets)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What whoever looks at the figures must know."""
+        return [*self._missing_characters(), *remarks_on(self.sets, self.charset)]
+
+    def table(self, *others: Evaluation) -> str:
+        """Return the figures as Markdown, or those of several evaluations side by side.
+
+        With `others` come differences in accuracy and McNemar's exact test of each against this.
+
+        Raises:
+            UsageError: the others are not of the same test sets.
+        """
+        if others:
+            return str(comparison_as_table(compare([each.sets for each in (self, *others)])))
+        return str(results_as_table(self.sets))
+
+    def report(self, folder: str | os.PathLike[str], *others: Evaluation) -> Path:
+        """Write a page about this evaluation, or several side by side; return where it is.
+
+        Args:
+            folder: Gets ``index.html``; made if it is not there.
+            others: Of the same test sets under the same charset.
+
+        Raises:
+            ImageProblemError: a picture is not there any more.
+            UsageError: the others are not of the same test sets.
+        """
+        from ..report.page import write_report
+
+        return write_report(Path(folder), [self, *others])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures, not rounded, as ``eval.json`` has them."""
+        checkpoint = self.reader.checkpoint if isinstance(self.reader, Reader) else None
+        of = {"checkpoint": str(checkpoint)} if checkpoint else {"reader": self.reader.name}
+        return {**of, **results_as_json(self.sets, self.charset), "remarks": self.remarks}
+
+    def _missing_characters(self) -> Iterator[str]:
+        """Yield a remark if the recogniser cannot write all that the test charset has."""
+        if not isinstance(self.reader, Reader):
+            return
+        own, charset = self.reader.recogniser.tokenizer.charset, self.charset
+        # What it writes passes through the test charset, which may fold its case.
+        writable = {c for character in own.characters for c in charset.adapt(character)}
+        missing = [c for c in charset.characters if c not in writable]
+        if missing:
+            yield (
+                f"{self.reader.name} was trained on charset {own.name} and cannot write "
+                f"{counted(len(missing), 'character')} of test charset {charset.name} "
+                f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them "
+                "count as wrong. --charset chooses another test charset"
+            )
 
 
 def evaluate(
-    student: Student,
-    test_sets: Sequence[TestSet],
+    reader: str | os.PathLike[str] | WordReader | Recogniser | PictureReader,
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    precision: str = "fp32",
-    batch_size: int = 512,
-) -> list[SetResult]:
-    """Read every picture of every set, with bars on stderr.
+    charset: str | Charset = EvalOptions.charset,
+    max_label_length: int | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    name: str | None = None,
+) -> Evaluation:
+    """Measure word accuracy on every test set at or below some folders, as PARSeq does.
+
+    Any model can be measured. A function from a list of pictures to a list of texts is enough::
+
+        def read(pictures: list[PIL.Image.Image]) -> list[str]:
+            return [my_model(picture) for picture in pictures]
+
+        theirs = clipocr.evaluate(read, "data/test")
+        ours = clipocr.evaluate("run", "data/test")
+        print(theirs.table())
+        print(ours.table(theirs))         # accuracies, differences, McNemar's test
+        ours.report("report", theirs)     # both on one page
+
+    A function is given RGB pictures as they were decoded, of any size and not stretched, at most
+    `batch_size` of them. A picture that cannot be decoded counts as wrong and is not handed to it.
+    It says nothing of probabilities, so tables show "-" for its confidence, and a report leaves out
+    calibration and attention.
 
     Args:
-        student: In eval mode; the pictures go to its device.
-        test_sets: Of `open_test_sets`.
-        precision: Autocast type.
-        batch_size: Pictures read at once.
+        reader: A run folder or checkpoint; what `load` returned; or a function as above.
+        data: Folder or folders with test sets at any depth: LMDBs, and image folders with a label
+            file. Benchmarks are known by their folders' names and averaged in groups.
+        charset: Test charset, which label and text pass through: ``36``, ``62``, ``94``, or a text
+            file.
+        max_label_length: Longest label that counts; None: the longest that a recogniser can
+            write, 25 for a function.
+        batch_size: Pictures at once; None: 512.
+        precision: ``fp32``, ``bf16`` or ``fp16``, for a run that is loaded here; None: fp32.
+        device: For a run that is loaded here; None: CUDA if there is one, else the CPU.
+        name: What tables and reports call a function; None: its own name.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or it is damaged.
+        DataError: no test set, or one that cannot be used.
+        UsageError: the function returned something else than one text per picture, or `reader`
+            is nothing that reads.
     """
-    allow_fast_products(precision)
-    return [_evaluate_set(student, some, precision, batch_size) for some in test_sets]
+    options = {"batch_size": batch_size, "precision": precision, "device": device, "name": name}
+    given = {key: value for key, value in options.items() if value is not None}
+    read_by = _as_reader(reader, given)
+    roots = [data] if isinstance(data, str | os.PathLike) else data
+    if not isinstance(charset, Charset):
+        charset = Charset.load(charset)
+    length = max_label_length or longest_label(read_by)
+    return evaluate_sets(read_by, open_test_sets([Path(root) for root in roots], charset, length))
 
 
-def total(results: Sequence[SetResult]) -> WordCounts:
-    """Return all sets' counts together: every figure weighted by samples."""
-    return sum((result.counts for result in results), WordCounts())
+def evaluate_sets(reader: WordReader, test_sets: Sequence[TestSet]) -> Evaluation:
+    """Read every picture of some test sets under one test charset, with bars on stderr."""
+    results = tuple(_read_set(reader, test_set) for test_set in test_sets)
+    return Evaluation(reader=reader, test_sets=test_sets, sets=results)
 
 
-def read_views(student: Student, views: torch.Tensor, precision: str) -> list[Reading]:
-    """Read a batch of views. Shape: (B, 32, 128, 3), uint8, on the student's device."""
-    with autocast(views.device, precision):
-        logits = student.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
-    texts, confidences = student.tokenizer.decode(logits.float().softmax(dim=-1))
-    return [
-        Reading(text=text, character_confidence=tuple(confidence.tolist()))
-        for text, confidence in zip(texts, confidences, strict=True)
-    ]
+def longest_label(reader: WordReader) -> int:
+    """Return how many characters a label may have that counts for a reader."""
+    if isinstance(reader, Reader):
+        return reader.recogniser.tokenizer.max_label_length
+    return MAX_LABEL_LENGTH
 
 
-def _evaluate_set(
-    student: Student, test_set: TestSet, precision: str, batch_size: int
-) -> SetResult:
-    device = next(student.parameters()).device
-    samples = test_set.samples
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    results: list[SampleResult] = []
-    progress = tqdm(total=len(samples), desc=test_set.name, unit="image")
-    with progress, ThreadPoolExecutor(_DECODE_THREADS) as executor:
-        decoded = map_ahead(executor, lambda some: _views(test_set, some), batches, _BATCHES_AHEAD)
-        for batch, (views, problems) in zip(batches, decoded, strict=True):
-            readings = read_views(student, torch.from_numpy(views).to(device), precision)
-            results += map(_result, [test_set] * len(batch), batch, readings, problems)
-            progress.update(len(batch))
-    return SetResult(
-        name=test_set.name, samples=tuple(results), num_unlabelled=test_set.num_unlabelled
+def _read_set(reader: WordReader, test_set: TestSet) -> SetResult:
+    words = reader.words(
+        test_set.pictures,
+        lambda picture: decode_image(test_set.image(picture.image)),
+        test_set.charset.adapt,
     )
+    bar = tqdm(words, total=len(test_set.pictures), desc=test_set.name, unit="image")
+    return SetResult(name=test_set.name, words=tuple(bar), num_unlabelled=test_set.num_unlabelled)
 
 
-def _views(test_set: TestSet, batch: Sequence[TestSample]) -> tuple[np.ndarray, list[str | None]]:
-    """Return the views of a batch, black where there is none, and why there is none."""
-    views = np.zeros((len(batch), *VIEW_SHAPE), np.uint8)
-    problems: list[str | None] = [None] * len(batch)
-    for i, sample in enumerate(batch):
-        try:
-            views[i] = stretch(decode_image(test_set.image(sample.key)))
-        except ImageProblemError as e:
-            problems[i] = str(e)
-    return views, problems
+def _as_reader(reader: object, given: dict[str, Any]) -> WordReader:
+    """Return what reads. `given` holds the arguments of `evaluate` on how, as far as they were."""
 
+    def options(what: str, *takes: str) -> dict[str, Any]:
+        if unfit := sorted(set(given) - set(takes)):
+            raise UsageError(f"{', '.join(unfit)} cannot be given for {what}; leave it out")
+        return {"batch_size": EvalOptions.batch_size, **given}
 
-def _result(
-    test_set: TestSet, sample: TestSample, reading: Reading, problem: str | None
-) -> SampleResult:
-    prediction = "" if problem else reading.text
-    return SampleResult(
-        key=sample.key,
-        label=sample.label,
-        adapted_label=sample.adapted_label,
-        prediction=prediction,
-        adapted_prediction=test_set.charset.adapt(prediction),
-        character_confidence=() if problem else reading.character_confidence,
-        problem=problem,
+    if isinstance(reader, WordReader):
+        options("a reader that is loaded already")
+        return reader
+    if isinstance(reader, str | os.PathLike):
+        return load_reader(reader, **options("a run", "batch_size", "precision", "device"))
+    if isinstance(reader, Recogniser):
+        return Reader(reader, **options("a recogniser", "batch_size", "precision"))
+    if callable(reader):
+        return CallableReader(reader, **options("a function", "batch_size", "name"))
+    raise UsageError(
+        f"reader is a {type(reader).__name__}; expected a run folder or checkpoint, what "
+        "clipocr.load returned, or a function from a list of pictures to a list of texts"
     )

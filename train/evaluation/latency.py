@@ -1,7 +1,7 @@
 """`clipocr latency`: time per picture, as in table 11 of the paper, on real pictures.
 
-How long a student decodes depends on the longest word of a batch, so noise would not do. Timed are,
-apart from one another: preprocessing (decoding the file's bytes and stretching, one picture at a
+How long a recogniser decodes depends on the longest word of a batch, so noise would not do. Two
+things are timed apart: preprocessing (decoding the file's bytes and stretching, one picture at a
 time on one thread) and reading (from uint8 views in memory to texts and confidences in memory:
 copying, normalising, encoding, decoding). Every figure is a median.
 """
@@ -21,12 +21,10 @@ import numpy as np
 import torch
 
 from ...shared.data.images import ImageProblemError, decode_image, stretch
-from ...shared.device import allow_fast_products
 from ...shared.errors import DataError
 from ...shared.terminal import counted
-from ..models.student import Student
-from .evaluate import Reading, read_views
-from .results import Table
+from ..reading.readers import Reader, Text
+from .results import ShownTable
 from .test_sets import TestSet
 
 NUM_WARM_UP_BATCHES = 3
@@ -47,14 +45,14 @@ class BatchLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """What a student takes per picture."""
+    """What a recogniser takes per picture."""
 
     num_images: int
     preprocessing_ms: float
     """Median over the pictures, in milliseconds."""
     batches: tuple[BatchLatency, ...]
     setting: str
-    """Device, threads, arithmetic and size of the student, as people say it."""
+    """Device, threads, arithmetic and size of the recogniser, as people say it."""
 
 
 def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
@@ -63,7 +61,7 @@ def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
     Raises:
         DataError: none can be decoded.
     """
-    every = [(test_set, sample.key) for test_set in test_sets for sample in test_set.samples]
+    every = [(test_set, some.image) for test_set in test_sets for some in test_set.pictures]
     num_images = min(num_images, len(every))
     pictures = []
     for i in range(num_images):
@@ -80,18 +78,16 @@ def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
 
 
 def measure_latency(
-    student: Student, pictures: Sequence[bytes], batch_sizes: Sequence[int], precision: str
+    reader: Reader, pictures: Sequence[bytes], batch_sizes: Sequence[int]
 ) -> Latency:
     """Time preprocessing and reading.
 
     Args:
-        student: In eval mode, on the device to measure.
+        reader: On the device to measure.
         pictures: Encoded; repeated where a batch needs more.
         batch_sizes: Each is measured on `MIN_BATCHES` batches at least, after
             `NUM_WARM_UP_BATCHES` that are not counted.
-        precision: Autocast type.
     """
-    allow_fast_products(precision)
     views, times = [], []
     for encoded in pictures:
         start = perf_counter()
@@ -100,44 +96,41 @@ def measure_latency(
     return Latency(
         num_images=len(pictures),
         preprocessing_ms=1000 * median(times),
-        batches=tuple(_measure_batches(student, views, size, precision) for size in batch_sizes),
-        setting=_setting(student, precision),
+        batches=tuple(_measure_batches(reader, views, size) for size in batch_sizes),
+        setting=_setting(reader),
     )
 
 
-def _measure_batches(
-    student: Student, views: Sequence[np.ndarray], batch_size: int, precision: str
-) -> BatchLatency:
-    device = next(student.parameters()).device
+def _measure_batches(reader: Reader, views: Sequence[np.ndarray], batch_size: int) -> BatchLatency:
     num_batches = max(MIN_BATCHES, ceil(len(views) / batch_size))
     endless = cycle(views)
     times: list[float] = []
-    readings: list[Reading] = []
+    texts: list[Text] = []
     for number in range(NUM_WARM_UP_BATCHES + num_batches):
         batch = torch.from_numpy(np.stack(list(islice(endless, batch_size))))
         start = perf_counter()
         # Texts and confidences are on the CPU when it returns: a GPU has finished by then.
-        some = read_views(student, batch.to(device), precision)
+        some = reader.read_views(batch)
         if number >= NUM_WARM_UP_BATCHES:
             times.append(perf_counter() - start)
-            readings += some
+            texts += some
     return BatchLatency(
         batch_size=batch_size,
         num_batches=num_batches,
         ms_per_image=1000 * median(times) / batch_size,
-        num_characters=fmean(len(reading.text) for reading in readings),
+        num_characters=fmean(len(text) for text, _ in texts),
     )
 
 
-def _setting(student: Student, precision: str) -> str:
-    parameters = list(student.parameters())
-    device = parameters[0].device
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
+def _setting(reader: Reader) -> str:
+    if reader.device.type == "cuda":
+        machine = torch.cuda.get_device_name(reader.device)
     else:
         machine = f"CPU ({_processor()}), {counted(torch.get_num_threads(), 'thread')}"
-    num_parameters = sum(parameter.numel() for parameter in parameters)
-    return f"{num_parameters:,} parameters, {precision}, {machine}, PyTorch {torch.__version__}"
+    return (
+        f"{reader.num_parameters:,} parameters, {reader.precision}, {machine}, "
+        f"PyTorch {torch.__version__}"
+    )
 
 
 def _processor() -> str:
@@ -150,7 +143,7 @@ def _processor() -> str:
     return next(models, platform.machine())
 
 
-def latency_as_table(latency: Latency) -> Table:
+def latency_as_table(latency: Latency) -> ShownTable:
     """Return a row per batch size, with a note on what was measured on what."""
     headers = ["batch size", "preprocessing", "reading", "together", "images/s", "characters"]
     rows = [
@@ -170,4 +163,4 @@ def latency_as_table(latency: Latency) -> Table:
         f"one on one thread; reading of batches ({counts}) after {NUM_WARM_UP_BATCHES} to warm "
         f"up. {latency.setting}."
     )
-    return Table(headers=headers, rows=rows, notes=notes)
+    return ShownTable(headers=headers, rows=rows, notes=notes)

@@ -21,21 +21,30 @@ class WordCounts:
     num_correct: int = 0
     sum_ned: float = 0.0
     """Edit distance over the longer of the two lengths, summed; two empty strings are equal."""
-    sum_confidence: float = 0.0
-    """Product of a word's character probabilities, EOS included, summed."""
+    sum_confidence: float | None = 0.0
+    """Product of a word's character probabilities, EOS included, summed.
+
+    None if it is not known of every word.
+    """
     sum_length: int = 0
     """Characters predicted."""
 
-    def add(self, prediction: str, label: str, confidence: float) -> None:
+    def add(self, prediction: str, label: str, confidence: float | None) -> None:
         """Count one sample."""
         self.num_samples += 1
         self.num_correct += prediction == label
         self.sum_ned += Levenshtein.normalized_distance(prediction, label)
-        self.sum_confidence += confidence
+        self.sum_confidence = _sum(self.sum_confidence, confidence)
         self.sum_length += len(prediction)
 
     def __add__(self, other: WordCounts) -> WordCounts:
-        return WordCounts(**{name: v + vars(other)[name] for name, v in vars(self).items()})
+        return WordCounts(
+            num_samples=self.num_samples + other.num_samples,
+            num_correct=self.num_correct + other.num_correct,
+            sum_ned=self.sum_ned + other.sum_ned,
+            sum_confidence=_sum(self.sum_confidence, other.sum_confidence),
+            sum_length=self.sum_length + other.sum_length,
+        )
 
     @property
     def figures(self) -> Figures:
@@ -45,7 +54,7 @@ class WordCounts:
             num_samples=self.num_samples,
             accuracy=100 * self.num_correct / n,
             one_minus_ned=100 * (self.num_samples - self.sum_ned) / n,
-            confidence=100 * self.sum_confidence / n,
+            confidence=None if self.sum_confidence is None else 100 * self.sum_confidence / n,
             label_length=self.sum_length / n,
         )
 
@@ -59,12 +68,12 @@ class Figures:
     """Words read exactly, in percent."""
     one_minus_ned: float
     """1 - NED in percent."""
-    confidence: float
-    """Mean over words, in percent."""
+    confidence: float | None
+    """Mean over words, in percent; None if it is not known."""
     label_length: float
     """Mean predicted length in characters."""
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | None]:
         """Return the figures by the names people know them by."""
         figures = asdict(self)
         figures["1-NED"] = figures.pop("one_minus_ned")
@@ -79,10 +88,15 @@ def weighted_mean(sets: Sequence[WordCounts]) -> Figures:
 def plain_mean(sets: Sequence[WordCounts]) -> Figures:
     """Return the mean of the figures of some sets: each set weighs the same."""
     of_sets = [counts.figures for counts in sets]
+    confidences = [figures.confidence for figures in of_sets if figures.confidence is not None]
     return Figures(
         num_samples=sum(figures.num_samples for figures in of_sets),
         accuracy=fmean(figures.accuracy for figures in of_sets),
         one_minus_ned=fmean(figures.one_minus_ned for figures in of_sets),
-        confidence=fmean(figures.confidence for figures in of_sets),
+        confidence=fmean(confidences) if len(confidences) == len(of_sets) else None,
         label_length=fmean(figures.label_length for figures in of_sets),
     )
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b

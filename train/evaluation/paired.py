@@ -1,4 +1,4 @@
-"""Several students on the same samples: accuracies, differences to the first, p values."""
+"""Several readers on the same samples: accuracies, differences to the first, p values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...shared.errors import UsageError
-from .evaluate import SetResult
 from .protocol import Group
-from .results import PLAIN, WEIGHTED, Table, groups_of
+from .results import PLAIN, WEIGHTED, SetResult, ShownTable, groups_of
 from .significance import PairedCounts
 
 _LEVEL = 0.05
@@ -18,24 +17,24 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SetComparison:
-    """Every student on the samples of one test set, or of a group, that count for all of them."""
+    """Every reader on the samples of one test set, or of a group, that count for all of them."""
 
     name: str
     num_samples: int
     num_correct: tuple[int, ...]
-    """Of each student."""
+    """Of each reader."""
     paired: tuple[PairedCounts, ...]
-    """The first student with itself, then with each of the others."""
+    """The first reader with itself, then with each of the others."""
 
     @property
     def accuracies(self) -> tuple[float, ...]:
-        """Of each student, in percent."""
+        """Of each reader, in percent."""
         return tuple(100 * n / max(self.num_samples, 1) for n in self.num_correct)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Several students, set by set."""
+    """Several readers, set by set."""
 
     sets: tuple[SetComparison, ...]
     groups: tuple[Group, ...]
@@ -54,7 +53,7 @@ class Comparison:
         )
 
     def plain_accuracies(self, group: Group) -> tuple[float, ...]:
-        """Return each student's mean of the accuracies of a group's sets, in percent."""
+        """Return each reader's mean of the accuracies of a group's sets, in percent."""
         members = self._members(group)
         return tuple(map(fmean, zip(*(some.accuracies for some in members), strict=True)))
 
@@ -63,7 +62,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Sequence[SetResult]]) -> Comparison:
-    """Set several students' results of the same test sets side by side.
+    """Set several readers' results of the same test sets side by side.
 
     Raises:
         UsageError: not the same sets.
@@ -78,8 +77,8 @@ def compare(runs: Sequence[Sequence[SetResult]]) -> Comparison:
 
 
 def _compare_set(results: Sequence[SetResult]) -> SetComparison:
-    outcomes = [{sample.key: sample.is_correct for sample in some.samples} for some in results]
-    # Students of other label lengths leave other samples out.
+    outcomes = [{word.image: word.is_correct for word in some.words} for some in results]
+    # Readers of other label lengths leave other samples out.
     common = [key for key in outcomes[0] if all(key in others for others in outcomes[1:])]
     return SetComparison(
         name=results[0].name,
@@ -91,14 +90,14 @@ def _compare_set(results: Sequence[SetResult]) -> SetComparison:
     )
 
 
-def student_letters(num_students: int) -> list[str]:
-    """Return what the students are called in a table: A, B, ..."""
-    return [chr(ord("A") + i) for i in range(num_students)]
+def reader_letters(num_readers: int) -> list[str]:
+    """Return what readers are called in a table: A, B, ..."""
+    return [chr(ord("A") + i) for i in range(num_readers)]
 
 
-def comparison_as_table(comparison: Comparison) -> Table:
+def comparison_as_table(comparison: Comparison) -> ShownTable:
     """Return accuracies and differences, with a note on what the p values are."""
-    first, *others = student_letters(len(comparison.sets[0].num_correct))
+    first, *others = reader_letters(len(comparison.sets[0].num_correct))
     headers = ["set", "samples", first]
     for letter in others:
         headers += [letter, f"{letter} - {first}", f"only {first} / only {letter}", "p"]
@@ -124,7 +123,7 @@ def comparison_as_table(comparison: Comparison) -> Table:
             f": of {num_tests} tests over sets, hold each against {_LEVEL} / {num_tests} = "
             f"{_LEVEL / num_tests:.2g} (Bonferroni)"
         )
-    return Table(headers=headers, rows=rows, notes=f"{notes}.")
+    return ShownTable(headers=headers, rows=rows, notes=f"{notes}.")
 
 
 def _row(some: SetComparison) -> list[str]:
@@ -142,7 +141,7 @@ def _row(some: SetComparison) -> list[str]:
 
 def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
     """Return all figures of a comparison, not rounded."""
-    letters = student_letters(len(comparison.sets[0].num_correct))
+    letters = reader_letters(len(comparison.sets[0].num_correct))
 
     def entry(some: SetComparison) -> dict[str, Any]:
         return {

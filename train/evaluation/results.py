@@ -1,10 +1,11 @@
-"""What an evaluation leaves: a table, ``eval.json`` of figures, and every sample's outcome."""
+"""The results of test sets: as a table, as ``eval.json``, and every word that was read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,91 @@ from tabulate import tabulate
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.terminal import counted
-from .evaluate import SetResult
-from .metrics import Figures, plain_mean, weighted_mean
+from ..reading.words import ReadWord
+from .metrics import Figures, WordCounts, plain_mean, weighted_mean
 from .protocol import Group, benchmark_of, find_groups
 
 WEIGHTED = "weighted by samples"
 PLAIN = "plain mean of sets"
 
 
-def groups_of(results: Sequence[SetResult]) -> tuple[list[Group], list[str]]:
-    """Return the groups that some results make up, and what is to be said of them."""
-    return find_groups(
-        {r.name: (len(r.samples), len(r.samples) + r.num_unlabelled) for r in results}
-    )
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """What was read of one test set."""
 
+    name: str
+    words: tuple[ReadWord, ...] = field(repr=False)
+    """In the order of the set."""
+    num_unlabelled: int
+    """Samples left out: the test charset leaves nothing of their label, or it is too long."""
 
-def remarks_on(runs: Sequence[Sequence[SetResult]], charset: Charset) -> list[str]:
-    """Return what a reader of some students' figures must know."""
-    remarks = groups_of(runs[0])[1]
-    for results in runs:
-        for result in results:
-            if result.num_broken or result.num_unlabelled:
-                remarks.append(
-                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
-                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
-                    f"charset {charset.name}, or too long)"
-                )
-    return list(dict.fromkeys(remarks))
+    @cached_property
+    def counts(self) -> WordCounts:
+        """Sums over the words."""
+        counts = WordCounts()
+        for word in self.words:
+            counts.add(word.adapted_text, word.adapted_label, word.confidence)
+        return counts
+
+    @property
+    def num_broken(self) -> int:
+        """Pictures that cannot be decoded."""
+        return sum(word.problem is not None for word in self.words)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Mean:
+    """Figures of a group of test sets together."""
+
+    sets: tuple[str, ...]
+    """Names of the sets."""
+    weighted: Figures
+    """Of all samples: a set weighs what it has of them."""
+    plain: Figures
+    """Mean of the sets' figures: each set weighs the same."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both means by the names they have in tables."""
+        return {
+            "sets": list(self.sets),
+            WEIGHTED: self.weighted.to_json(),
+            PLAIN: self.plain.to_json(),
+        }
+
+
+def groups_of(results: Sequence[SetResult]) -> tuple[list[Group], list[str]]:
+    """Return the groups that some results make up, and what is to be said of them."""
+    return find_groups({r.name: (len(r.words), len(r.words) + r.num_unlabelled) for r in results})
+
+
+def means_of(results: Sequence[SetResult]) -> dict[str, Mean]:
+    """Return the means of every group that is complete, by its title; the last is of all sets."""
+    counts = {result.name: result.counts for result in results}
+    return {
+        group.title: Mean(
+            sets=group.set_names,
+            weighted=weighted_mean([counts[name] for name in group.set_names]),
+            plain=plain_mean([counts[name] for name in group.set_names]),
+        )
+        for group in groups_of(results)[0]
+    }
+
+
+def remarks_on(results: Sequence[SetResult], charset: Charset) -> list[str]:
+    """Return what whoever looks at the figures must know."""
+    remarks = groups_of(results)[1]
+    for result in results:
+        if result.num_broken or result.num_unlabelled:
+            remarks.append(
+                f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
+                f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
+                f"charset {charset.name}, or too long)"
+            )
+    return remarks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownTable:
     """A table of text, as it is shown; converted to `str`, it is Markdown."""
 
     headers: Sequence[str]
@@ -56,16 +111,15 @@ class Table:
         return f"{markdown}\n\n{self.notes}" if self.notes else markdown
 
 
-def results_as_table(results: Sequence[SetResult]) -> Table:
+def results_as_table(results: Sequence[SetResult]) -> ShownTable:
     """Return the results: each set, then both means of each group, which are one of one set."""
     rows = [(result.name, result.counts.figures) for result in results]
-    for group in groups_of(results)[0]:
-        counts = [result.counts for result in results if result.name in group.set_names]
-        rows.append((f"{group.title}, {WEIGHTED}", weighted_mean(counts)))
-        if len(counts) > 1:
-            rows.append((f"{group.title}, {PLAIN}", plain_mean(counts)))
+    for title, mean in means_of(results).items():
+        rows.append((f"{title}, {WEIGHTED}", mean.weighted))
+        if len(mean.sets) > 1:
+            rows.append((f"{title}, {PLAIN}", mean.plain))
     headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
-    return Table(headers=headers, rows=[[name, *_cells(figures)] for name, figures in rows])
+    return ShownTable(headers=headers, rows=[[name, *_cells(figures)] for name, figures in rows])
 
 
 def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,10 +133,8 @@ def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def results_as_json(results: Sequence[SetResult], *, charset: Charset) -> dict[str, Any]:
+def results_as_json(results: Sequence[SetResult], charset: Charset) -> dict[str, Any]:
     """Return the results with all their figures, percentages as on the screen but not rounded."""
-    groups, remarks = groups_of(results)
-    by_name = {result.name: result.counts for result in results}
     return {
         "charset": charset.name,
         "sets": {
@@ -95,31 +147,9 @@ def results_as_json(results: Sequence[SetResult], *, charset: Charset) -> dict[s
             }
             for result in results
         },
-        "means": {
-            group.title: {
-                "sets": list(group.set_names),
-                WEIGHTED: weighted_mean([by_name[name] for name in group.set_names]).to_json(),
-                PLAIN: plain_mean([by_name[name] for name in group.set_names]).to_json(),
-            }
-            for group in groups
-        },
-        "remarks": remarks,
+        "means": {title: mean.to_json() for title, mean in means_of(results).items()},
+        "remarks": remarks_on(results, charset),
     }
-
-
-def write_results(
-    path: Path,
-    results: Sequence[SetResult],
-    *,
-    checkpoint: Path,
-    charset: Charset,
-    of: Mapping[str, object] | None = None,
-) -> None:
-    """Write the figures of one checkpoint as JSON, and perhaps digests of what they are of."""
-    record = {"checkpoint": str(checkpoint), **results_as_json(results, charset=charset)}
-    if of is not None:
-        record["of"] = dict(of)
-    write_json(path, record)
 
 
 def write_json(path: Path, record: Mapping[str, object]) -> None:
@@ -129,17 +159,15 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
 
 
 def predictions_path(figures_path: Path) -> Path:
-    """Return where the samples' outcomes lie: ``eval.predictions.jsonl`` beside ``eval.json``."""
+    """Return where the words lie: ``eval.predictions.jsonl`` beside ``eval.json``."""
     return figures_path.with_suffix(".predictions.jsonl")
 
 
 def write_predictions(path: Path, results: Sequence[SetResult]) -> None:
-    """Write the outcome of every sample, one JSON object a line, fields as in `SampleResult`."""
+    """Write every word, one JSON object a line, as `ReadWord.to_json` has it."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for result in results:
-            for sample in result.samples:
-                outcome = {"set": result.name, "is_correct": sample.is_correct, **asdict(sample)}
-                file.write(json.dumps(outcome) + "\n")
+            file.writelines(json.dumps(word.to_json()) + "\n" for word in result.words)
 
 
 def _cells(figures: Figures) -> list[str]:
@@ -147,6 +175,6 @@ def _cells(figures: Figures) -> list[str]:
         f"{figures.num_samples:,}",
         f"{figures.accuracy:.2f}",
         f"{figures.one_minus_ned:.2f}",
-        f"{figures.confidence:.2f}",
+        "-" if figures.confidence is None else f"{figures.confidence:.2f}",
         f"{figures.label_length:.2f}",
     ]

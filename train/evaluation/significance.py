@@ -1,4 +1,4 @@
-"""Whether two students differ on the samples that both read: McNemar's exact test."""
+"""Whether two readers differ on the samples that both read: McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PairedCounts:
-    """How often two students are right on the same samples."""
+    """How often two readers are right on the same samples."""
 
     both: int = 0
     only_first: int = 0
@@ -50,12 +50,12 @@ class PairedCounts:
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the two-sided p value of the exact McNemar test.
 
-    Were two students equally good, a sample that just one of them reads would be either's with
+    Were two readers equally good, a sample that just one of them reads would be either's with
     probability 1/2: the p value is the chance of a split at least as uneven among so many. The sum
     is one of integers, so that it is exact however many there are.
 
     Args:
-        only_first: Samples that only the first student reads rightly.
+        only_first: Samples that only the first reader reads rightly.
         only_second: Samples that only the second does.
     """
     num_split = only_first + only_second

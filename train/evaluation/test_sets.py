@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from ...shared.charset import Charset, LabelProblem, LabelRules
 from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_below
 from ...shared.errors import DataError
+from ..reading.words import WordPicture
 
 SampleKey = int | str
 """Which sample of a set: its number in an LMDB, from 1, or its file in an image folder."""
@@ -35,29 +36,16 @@ class WordSource(Protocol):
         """What the files weigh."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TestSample:
-    """A sample that counts."""
-
-    __test__ = False  # For pytest, to which the name looks like a test.
-
-    key: SampleKey
-    label: str
-    """As written."""
-    adapted_label: str
-    """As the test charset has it; what a prediction is compared with."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
     """One LMDB or image folder, with the samples that count under a test charset."""
 
-    __test__ = False
+    __test__ = False  # For pytest, to which the name looks like a test.
 
     name: str
     source: WordSource
     charset: Charset
-    samples: Sequence[TestSample]
+    pictures: Sequence[WordPicture] = field(repr=False)
     num_unlabelled: int
     """Samples left out: the test charset leaves nothing of their label, or it is too long."""
 
@@ -71,11 +59,11 @@ class TestSet:
 
     def share(self, rank: int, world_size: int) -> TestSet:
         """Return the part of the set that one of several processes reads."""
-        return replace(self, samples=self.samples[rank::world_size])
+        return replace(self, pictures=self.pictures[rank::world_size])
 
     def digest(self) -> str:
         """Return a digest that another sample, label or file size changes."""
-        content = [(sample.key, sample.adapted_label) for sample in self.samples]
+        content = [(some.image, some.adapted_label) for some in self.pictures]
         return hashlib.sha256(repr((content, self.source.num_bytes)).encode()).hexdigest()
 
 
@@ -110,12 +98,14 @@ def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: in
     rules = LabelRules(
         normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
     )
-    samples = []
+    pictures = []
     for key, raw in source.labels():
         label = rules.apply(raw or "")
         if not isinstance(label, LabelProblem) and (adapted := charset.adapt(label)):
-            samples.append(TestSample(key=key, label=raw or "", adapted_label=adapted))
-    if not samples:
+            pictures.append(
+                WordPicture(image=key, set_name=name, label=raw or "", adapted_label=adapted)
+            )
+    if not pictures:
         raise DataError(
             f"{path}: no label is left under test charset {charset.name}; "
             "pass the charset its labels are written in"
@@ -124,6 +114,6 @@ def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: in
         name=name,
         source=source,
         charset=charset,
-        samples=samples,
-        num_unlabelled=len(source) - len(samples),
+        pictures=pictures,
+        num_unlabelled=len(source) - len(pictures),
     )

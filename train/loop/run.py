@@ -246,7 +246,7 @@ class _Run:
 
     def _validation(self) -> dict[str, int]:
         """Return how many samples of each validation set count; best.pt hangs on them."""
-        return {test_set.name: len(test_set.samples) for test_set in self.test_sets}
+        return {test_set.name: len(test_set.pictures) for test_set in self.test_sets}
 
     def _restore(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
@@ -421,14 +421,19 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Read the validation sets, each process its share of every one."""
-        from ..evaluation.evaluate import evaluate, total
+        from ..evaluation.evaluate import evaluate_sets
         from ..evaluation.metrics import WordCounts
+        from ..evaluation.options import EvalOptions
+        from ..reading.readers import Reader
 
         self.student.eval()
         rank, world_size = self.processes.rank, self.processes.world_size
         own = [test_set.share(rank, world_size) for test_set in self.test_sets]
-        results = evaluate(self.student, own, precision=self.config.precision)
-        figures = sum(self.processes.gather(total(results)), WordCounts()).figures
+        reader = Reader(
+            self.student, batch_size=EvalOptions.batch_size, precision=self.config.precision
+        )
+        counts = evaluate_sets(reader, own).counts
+        figures = sum(self.processes.gather(counts), WordCounts()).figures
         if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
             self.best_accuracy = figures.accuracy
             if self.processes.is_first:

@@ -1,1 +1,1 @@
-"""`clipocr eval --report`: one HTML page about how students read, and where they fail."""
+"""`clipocr eval --report`: one HTML page about how readers read, and where they fail."""

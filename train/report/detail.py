@@ -1,27 +1,24 @@
-"""What the page shows of one student: its figures, confusions, errors, attention and curves."""
+"""What the page shows of one reader: its figures, confusions, errors, attention and curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import torch
 from markupsafe import Markup
 
 from ...shared.cache.schema import TeacherSpec
-from ..evaluation.evaluate import SetResult, total
+from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import Figures
-from ..evaluation.results import Table, results_as_table
-from ..evaluation.test_sets import TestSet
-from ..loop.checkpoint import build_student, load_checkpoint
+from ..evaluation.results import ShownTable, results_as_table
 from ..loop.curves import read_panels
-from ..models.student import Student
+from ..reading.readers import Reader
+from ..reading.words import ReadWord
 from .figures import NUM_COLOURS, curve_figure
-from .gallery import Card, Outcome, card_of, draw, errors_of, most_confident, outcomes_of
-from .pictures import Glance, glances
-from .statistics import NOTHING, Calibration, Confusions, MatrixCell, Rate, calibration
+from .gallery import Gallery, gallery, most_confident, pick_at_random
+from .pictures import AttentionPicture, attention_pictures
+from .statistics import NOTHING, Confusions, MatrixCell, Rate, Reliability, reliability
 
 NUM_CARDS = 24
 """Of a gallery, at most."""
@@ -31,35 +28,6 @@ _NUM_CONFUSIONS = 20
 _NUM_ERRORS_PER_CHARACTER = 3
 _NUM_WITH_ATTENTION = 3
 _NUM_BROKEN = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What one student made of the test sets, and where the pictures are."""
-
-    checkpoint: Path
-    test_sets: Sequence[TestSet]
-    results: Sequence[SetResult]
-    """Of `test_sets`, in their order."""
-
-    @cached_property
-    def outcomes(self) -> list[Outcome]:
-        """Every sample of every set."""
-        return outcomes_of(self.results)
-
-    @property
-    def sets_by_name(self) -> dict[str, TestSet]:
-        """Where the pictures are, by the set's name."""
-        return {test_set.name: test_set for test_set in self.test_sets}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Some of many samples."""
-
-    title: str
-    num_all: int
-    cards: Sequence[Card]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,94 +41,79 @@ class CharacterRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRow:
-    """One word, and where the decoder looked while it wrote it."""
-
-    label: str
-    read: str
-    is_correct: bool
-    glances: Sequence[Glance]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Detail:
-    """One student's part of the page."""
+    """One reader's part of the page."""
 
     letter: str
-    """Empty if there is only one student."""
+    """Empty if there is only one reader."""
     colour: int
     """Which of the style sheet's, from 1."""
     name: str
-    checkpoint: Path
-    num_parameters: int
-    charset: str
-    teacher: str | None
-    teacher_is_random: bool
+    source: str
+    """What reads: a checkpoint's path, or a function's name."""
+    facts: str
+    """What is known of it, in words."""
+    random_teacher: str
+    """Name of a teacher that was never trained; empty if there is none."""
     figures: Figures
-    """Of all samples together."""
-    table: Table
-    calibration: Calibration
+    """Of all words together."""
+    table: ShownTable
+    reliability: Reliability | None
+    """None if the confidence of words is not known."""
     num_characters: int
     """How many different ones the labels have."""
     characters: Sequence[CharacterRow]
     matrix_characters: Sequence[str]
     """Of rows and columns, `NOTHING` last."""
     matrix: Sequence[MatrixCell]
-    confusions: Table
+    confusions: ShownTable
     galleries: Sequence[Gallery]
-    broken: Table
-    attention: Sequence[AttentionRow]
+    broken: ShownTable
+    attention: Sequence[tuple[ReadWord, Sequence[AttentionPicture]]]
+    """Some words, and where the recogniser looked; empty if it cannot say."""
     curves: Sequence[Markup]
 
     @property
     def anchor(self) -> str:
         """What its place on the page is called."""
-        return f"student-{self.letter.lower() or 'a'}"
+        return f"reader-{self.letter.lower() or 'a'}"
 
     @property
     def parts(self) -> dict[str, str]:
         """Headings by the ends of their anchors."""
-        parts = {
-            "characters": "Characters",
-            "confusions": "Confusions",
-            "errors": "Errors",
-            "attention": "Attention",
-        }
+        parts = {"characters": "Characters", "confusions": "Confusions", "errors": "Errors"}
+        if self.attention:
+            parts["attention"] = "Attention"
         return parts | ({"training": "Training"} if self.curves else {})
 
 
-def detail_of(evaluation: Evaluation, letter: str, number: int, device: torch.device) -> Detail:
-    """Work out all that the page shows of one student, and read a few pictures again.
+def detail_of(evaluation: Evaluation, letter: str, number: int) -> Detail:
+    """Work out all that the page shows of one reader, and read a few pictures again.
 
     Args:
-        evaluation: Of the student.
+        evaluation: Of the reader.
         letter: What it is called among others; empty if there are none.
-        number: Which student it is, from 0.
-        device: To read on.
+        number: Which reader it is, from 0.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded any more.
         ImageProblemError: a picture is not there any more.
     """
-    checkpoint = evaluation.checkpoint
-    saved = load_checkpoint(checkpoint)
-    student, teacher = build_student(saved, checkpoint).to(device), saved["teacher"]
-    samples = [outcome.sample for outcome in evaluation.outcomes]
-    confusions = Confusions(samples)
+    reader, words = evaluation.reader, evaluation.words
+    checkpoint = reader.checkpoint if isinstance(reader, Reader) else None
+    teacher = reader.teacher or "" if isinstance(reader, Reader) else ""
+    confusions = Confusions(words)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
     by_character = confusions.by_character()
     return Detail(
         letter=letter,
         colour=1 + number % NUM_COLOURS,
-        name=f"{checkpoint.resolve().parent.name}/{checkpoint.name}",
-        checkpoint=checkpoint,
-        num_parameters=sum(parameter.numel() for parameter in student.parameters()),
-        charset=student.tokenizer.charset.name,
-        teacher=teacher,
-        teacher_is_random=TeacherSpec.has_random_weights(teacher or ""),
-        figures=total(evaluation.results).figures,
-        table=results_as_table(evaluation.results),
-        calibration=calibration(samples),
+        name=f"{checkpoint.resolve().parent.name}/{checkpoint.name}" if checkpoint else reader.name,
+        source=reader.name,
+        facts=_facts(reader) if isinstance(reader, Reader) else "given as a function",
+        random_teacher=teacher if TeacherSpec.has_random_weights(teacher) else "",
+        figures=evaluation.counts.figures,
+        table=results_as_table(evaluation.sets),
+        reliability=reliability(words),
         num_characters=len(by_character),
         characters=[
             CharacterRow(
@@ -175,63 +128,65 @@ def detail_of(evaluation: Evaluation, letter: str, number: int, device: torch.de
         matrix=confusions.matrix([*frequent, NOTHING]),
         confusions=_confusion_table(confusions, by_character),
         galleries=_galleries(evaluation, letter),
-        broken=_broken_table(evaluation.outcomes),
-        attention=_attention(student, evaluation),
-        curves=_curves(checkpoint.parent, letter),
+        broken=_broken_table(words),
+        attention=_attention(reader, evaluation) if isinstance(reader, Reader) else [],
+        curves=_curves(checkpoint.parent, letter) if checkpoint else [],
     )
 
 
-def _confusion_table(confusions: Confusions, by_character: Mapping[str, Rate]) -> Table:
+def _facts(reader: Reader) -> str:
+    charset = reader.recogniser.tokenizer.charset.name
+    return (
+        f"{reader.num_parameters:,} parameters, charset {charset}, {reader.precision}; "
+        f"teacher {reader.teacher or 'not recorded'}"
+    )
+
+
+def _confusion_table(confusions: Confusions, by_character: Mapping[str, Rate]) -> ShownTable:
     rows = []
     for (character, read), num in confusions.errors()[:_NUM_CONFUSIONS]:
         share = f"{100 * num / by_character[character].num_samples:.1f}" if character else ""
         rows.append([character or "nothing", read or "nothing", f"{num:,}", share])
-    return Table(headers=["label", "read as", "times", "of its label, %"], rows=rows)
+    return ShownTable(headers=["label", "read as", "times", "of its label, %"], rows=rows)
 
 
 def _galleries(evaluation: Evaluation, letter: str) -> list[Gallery]:
-    errors = errors_of(evaluation.outcomes)
-    chosen = {
-        "The most confident": most_confident(errors, NUM_CARDS),
-        "Drawn at random": draw(errors, NUM_CARDS),
-    }
+    errors = [word for word in evaluation.words if word.is_error]
+    chosen = {"Picked at random": pick_at_random(errors, NUM_CARDS)}
+    if all(word.confidence is not None for word in errors):
+        chosen = {"The most confident": most_confident(errors, NUM_CARDS), **chosen}
+    of_letter = [{letter: word} for word in errors]
     return [
-        Gallery(
-            title=title,
-            num_all=len(errors),
-            cards=[card_of({letter: error}, evaluation.sets_by_name) for error in shown],
-        )
+        gallery(title, of_letter, [{letter: word} for word in shown], evaluation)
         for title, shown in chosen.items()
     ]
 
 
-def _broken_table(outcomes: Sequence[Outcome]) -> Table:
-    broken = [outcome for outcome in outcomes if outcome.sample.problem is not None]
-    return Table(
+def _broken_table(words: Sequence[ReadWord]) -> ShownTable:
+    broken = [word for word in words if word.problem is not None]
+    return ShownTable(
         headers=["set", "sample", "label", "problem"],
         rows=[
-            [o.set_name, str(o.sample.key), o.sample.label, str(o.sample.problem)]
-            for o in broken[:_NUM_BROKEN]
+            [word.set_name, str(word.image), word.label, str(word.problem)]
+            for word in broken[:_NUM_BROKEN]
         ],
         notes=f"{min(len(broken), _NUM_BROKEN)} of {len(broken):,}, all counted as wrong.",
     )
 
 
-def _attention(student: Student, evaluation: Evaluation) -> list[AttentionRow]:
-    right = [outcome for outcome in evaluation.outcomes if outcome.sample.is_correct]
-    wrong = errors_of(evaluation.outcomes)
-    rows = []
-    for outcome in draw(right, _NUM_WITH_ATTENTION) + draw(wrong, _NUM_WITH_ATTENTION):
-        sample = outcome.sample
-        encoded = evaluation.sets_by_name[outcome.set_name].image(sample.key)
-        rows.append(
-            AttentionRow(
-                label=sample.label,
-                read=sample.prediction,
-                is_correct=sample.is_correct,
-                glances=glances(student, encoded, sample.prediction),
-            )
-        )
+def _attention(
+    reader: Reader, evaluation: Evaluation
+) -> list[tuple[ReadWord, Sequence[AttentionPicture]]]:
+    right = [word for word in evaluation.words if word.is_correct]
+    wrong = [word for word in evaluation.words if word.is_error]
+    test_sets = {test_set.name: test_set for test_set in evaluation.test_sets}
+    rows: list[tuple[ReadWord, Sequence[AttentionPicture]]] = []
+    for some in (right, wrong):
+        for word in pick_at_random(some, _NUM_WITH_ATTENTION):
+            encoded = test_sets[word.set_name].image(word.image)
+            pictures = attention_pictures(reader.recogniser, encoded, word.text)
+            if pictures is not None:
+                rows.append((word, pictures))
     return rows
 
 

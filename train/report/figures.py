@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..loop.curves import Panel, draw_panel
-from .statistics import NUM_CONFIDENCE_BINS, Calibration, Rate
+from .statistics import NUM_CONFIDENCE_BINS, Rate, Reliability
 
 # matplotlib knows no style sheet: it draws in colours that stand for those of the page.
 _INK, _LINE, _BAR = "#010101", "#010102", "#010103"
@@ -23,7 +23,7 @@ _PAGE_COLOURS = {_INK: "var(--ink)", _LINE: "var(--line)", _BAR: "var(--bar)"} |
     colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES, start=1)
 }
 NUM_COLOURS = len(_SERIES)
-"""Students beyond so many share colours, and the shapes of marks."""
+"""Readers beyond so many share colours, and the shapes of marks."""
 
 _MARKERS = "osD^vP"
 
@@ -56,7 +56,7 @@ _METADATA = ("Creator", "Date", "Format", "Type")
 
 @mpl.rc_context(_STYLE)
 def length_figure(rates: Mapping[str, Mapping[int, Rate]]) -> Markup:
-    """Draw word accuracy by label length, by student, over the number of words."""
+    """Draw word accuracy by label length, by reader, over the number of words."""
     figure, upper, lower = _two_panels()
     for i, (letter, by_length) in enumerate(rates.items()):
         # Side by side, so that intervals do not hide one another.
@@ -73,23 +73,23 @@ def length_figure(rates: Mapping[str, Mapping[int, Rate]]) -> Markup:
 
 
 @mpl.rc_context(_STYLE)
-def reliability_figure(calibrations: Mapping[str, Calibration]) -> Markup:
-    """Draw accuracy against confidence, by student, over the number of words."""
+def reliability_figure(reliabilities: Mapping[str, Reliability]) -> Markup:
+    """Draw accuracy against confidence, by reader, over the number of words."""
     figure, upper, lower = _two_panels()
     upper.plot([0, 100], [0, 100], color=_INK, linestyle="--", linewidth=0.8)
-    for i, (letter, calibration) in enumerate(calibrations.items()):
-        rates = [some.rate for some in calibration.bins]
-        confidences = [100 * some.mean_confidence for some in calibration.bins]
+    for i, (letter, reliability) in enumerate(reliabilities.items()):
+        rates = [some.rate for some in reliability.bins]
+        confidences = [100 * some.mean_confidence for some in reliability.bins]
         _draw_rates(upper, confidences, rates, i, letter)
-        width = 100 / NUM_CONFIDENCE_BINS / len(calibrations)
+        width = 100 / NUM_CONFIDENCE_BINS / len(reliabilities)
         lower.bar(
-            [100 * some.low + (i + 0.5) * width for some in calibration.bins],
+            [100 * some.low + (i + 0.5) * width for some in reliability.bins],
             [rate.num_samples for rate in rates],
             width=0.85 * width,
-            color=_BAR if len(calibrations) == 1 else _SERIES[i % NUM_COLOURS],
+            color=_BAR if len(reliabilities) == 1 else _SERIES[i % NUM_COLOURS],
         )
     lower.set_xlabel("confidence, %")
-    _add_legend(upper, len(calibrations))
+    _add_legend(upper, len(reliabilities))
     return _svg(figure, "reliability", "Accuracy by confidence")
 
 
@@ -133,8 +133,8 @@ def _draw_rates(axis: Axes, at: Sequence[float], rates: Sequence[Rate], i: int, 
     )
 
 
-def _add_legend(axis: Axes, num_students: int) -> None:
-    if num_students > 1:
+def _add_legend(axis: Axes, num_readers: int) -> None:
+    if num_readers > 1:
         axis.legend()
 
 

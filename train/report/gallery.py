@@ -1,6 +1,6 @@
-"""Which samples the page shows, and how each of them is shown.
+"""Which words the page shows, and how each of them is shown.
 
-What is drawn is drawn with a fixed seed: the same results give the same page.
+What is picked is picked with a fixed seed: the same results give the same page.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ...shared.charset import Charset
-from ..evaluation.evaluate import SampleResult, SetResult
-from ..evaluation.test_sets import SampleKey, TestSet
+from ..evaluation.evaluate import Evaluation
+from ..reading.words import ReadWord
 from .pictures import picture_uri
-from .statistics import NOTHING, align
+from .statistics import NOTHING, edit_alignment
 
 T = TypeVar("T")
 
@@ -23,29 +23,24 @@ _LOW, _MIDDLE, _HIGH = 0.5, 0.9, 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A sample's outcome, and the set it is of."""
-
-    set_name: str
-    sample: SampleResult
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShownCharacter:
-    """One character of a prediction, or a gap where one of the label is missing."""
+    """One character of what was read, the end of it, or a gap where one of the label is missing."""
 
     text: str
-    """Empty for a gap, and for EOS."""
-    confidence: float | None
-    """0 to 1; None for a gap."""
+    """Empty for a gap, and for the end."""
+    confidence: float | None = None
+    """0 to 1; None for a gap, and if it is not known."""
     expected: str | None = None
     """Of a wrong character what the label has there, empty if nothing; None of a right one."""
+    is_gap: bool = False
 
     @property
     def level(self) -> str:
-        """How sure the student was, in words that the style sheet knows."""
-        if self.confidence is None:
+        """How sure the reader was, in words that the style sheet knows."""
+        if self.is_gap:
             return "gap"
+        if self.confidence is None:
+            return "sure"
         if self.confidence < _LOW:
             return "low"
         if self.confidence < _MIDDLE:
@@ -54,94 +49,75 @@ class ShownCharacter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownReading:
-    """What one student read in a picture."""
+class Card:
+    """A picture as the gallery shows it."""
 
-    letter: str
-    """Of the student, if there are several."""
-    characters: tuple[ShownCharacter, ...]
-    end: ShownCharacter | None
-    """EOS, None if none came."""
-    confidence: float
-    is_correct: bool
+    picture: str
+    """Data URI."""
+    words: Mapping[str, ReadWord]
+    """What each reader read in it, by the reader's letter, which is empty if there is only one."""
+
+    @property
+    def word(self) -> ReadWord:
+        """What the first reader read."""
+        return next(iter(self.words.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """A sample as the gallery shows it."""
+class Gallery:
+    """Some of many pictures."""
 
-    set_name: str
-    key: SampleKey
-    picture: str
-    """Data URI."""
-    label: str
-    """As written."""
-    readings: tuple[ShownReading, ...]
+    title: str
+    num_all: int
+    cards: Sequence[Card]
 
 
-def outcomes_of(results: Sequence[SetResult]) -> list[Outcome]:
-    """Return every sample of some sets, in order."""
-    return [Outcome(set_name=some.name, sample=s) for some in results for s in some.samples]
+def gallery(
+    title: str,
+    every: Sequence[Mapping[str, ReadWord]],
+    shown: Sequence[Mapping[str, ReadWord]],
+    evaluation: Evaluation,
+) -> Gallery:
+    """Return the cards of pictures that could be decoded.
+
+    Args:
+        title: Its heading.
+        every: The pictures of which some are shown: what each reader read, by its letter.
+        shown: Those.
+        evaluation: Whose test sets the pictures are of.
+
+    Raises:
+        ImageProblemError: a picture is not there any more.
+    """
+    test_sets = {test_set.name: test_set for test_set in evaluation.test_sets}
+    cards = []
+    for words in shown:
+        first = next(iter(words.values()))
+        encoded = test_sets[first.set_name].image(first.image)
+        cards.append(Card(picture=picture_uri(encoded), words=words))
+    return Gallery(title=title, num_all=len(every), cards=cards)
 
 
-def most_confident(outcomes: Sequence[Outcome], num_shown: int) -> list[Outcome]:
-    """Return those that the student was surest of, surest first."""
-    return sorted(outcomes, key=lambda outcome: -outcome.sample.confidence)[:num_shown]
+def most_confident(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:
+    """Return those that the reader was surest of, surest first."""
+    return sorted(words, key=lambda word: -(word.confidence or 0))[:num_shown]
 
 
-def errors_of(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the wrong words of pictures that could be decoded."""
-    return [o for o in outcomes if not o.sample.is_correct and o.sample.problem is None]
-
-
-def draw(items: Sequence[T], num_shown: int) -> list[T]:
+def pick_at_random(items: Sequence[T], num_shown: int) -> list[T]:
     """Return a random sample of some items, always the same, in their order."""
     chosen = random.Random(_SEED).sample(range(len(items)), min(num_shown, len(items)))
     return [items[i] for i in sorted(chosen)]
 
 
-def card_of(outcomes: Mapping[str, Outcome], test_sets: Mapping[str, TestSet]) -> Card:
-    """Return the card of one sample, whose picture could be decoded.
-
-    Args:
-        outcomes: What each student made of it, by the student's letter.
-        test_sets: By name.
-
-    Raises:
-        ImageProblemError: the picture is not there any more.
-    """
-    first = next(iter(outcomes.values()))
-    test_set = test_sets[first.set_name]
-    return Card(
-        set_name=first.set_name,
-        key=first.sample.key,
-        picture=picture_uri(test_set.image(first.sample.key)),
-        label=first.sample.label,
-        readings=tuple(
-            _reading(letter, outcome.sample, test_set.charset)
-            for letter, outcome in outcomes.items()
-        ),
-    )
-
-
-def _reading(letter: str, sample: SampleResult, charset: Charset) -> ShownReading:
-    end = sample.character_confidence[len(sample.prediction) :]
-    return ShownReading(
-        letter=letter,
-        characters=tuple(shown_characters(sample, charset)),
-        end=ShownCharacter(text="", confidence=end[0]) if end else None,
-        confidence=sample.confidence,
-        is_correct=sample.is_correct,
-    )
-
-
-def shown_characters(sample: SampleResult, charset: Charset) -> Iterator[ShownCharacter]:
-    """Yield the characters of a prediction as read, marked where they differ from the label.
+def shown_characters(word: ReadWord, charset: Charset) -> Iterator[ShownCharacter]:
+    """Yield the characters as read, marked where they differ from the label, then the end.
 
     The test charset decides what differs; a character that it deletes is shown, but never wrong.
+    The end is shown if its probability is known.
     """
-    pairs = align(sample.adapted_label, sample.adapted_prediction)
-    for character, confidence in zip(sample.prediction, sample.character_confidence, strict=False):
+    pairs = edit_alignment(word.adapted_label, word.adapted_text)
+    confidences: Sequence[float | None] = word.character_confidence or [None] * len(word.text)
+    for character, confidence in zip(word.text, confidences, strict=False):
         wrong: list[str] = []
         num_left = len(charset.adapt(character))
         while num_left:
@@ -156,7 +132,9 @@ def shown_characters(sample: SampleResult, charset: Charset) -> Iterator[ShownCh
             text=character, confidence=confidence, expected="".join(wrong) if wrong else None
         )
     yield from (_gap(expected) for expected, _ in pairs)
+    if len(confidences) > len(word.text):
+        yield ShownCharacter(text="", confidence=confidences[-1])
 
 
 def _gap(expected: str) -> ShownCharacter:
-    return ShownCharacter(text="", confidence=None, expected=expected)
+    return ShownCharacter(text="", expected=expected, is_gap=True)

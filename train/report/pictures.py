@@ -1,9 +1,7 @@
-"""Pictures for the page: the samples' own, and what the decoder looked at.
+"""Pictures for the page: the samples' own, and where a recogniser looked.
 
 All of them are decoded by Pillow and encoded anew, so that no byte of a data set gets into the page
 as it is, and what is embedded has a known format and size.
-
-Shapes: L characters read, and EOS; R, C rows and columns of places in the picture.
 """
 
 from __future__ import annotations
@@ -35,15 +33,15 @@ _HEAT_OPACITY = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
-    """What the decoder looked at when it wrote one character."""
+class AttentionPicture:
+    """Where a recogniser looked when it wrote one character."""
 
     character: str
     """Empty for EOS."""
     picture: str
     """Data URI of the view with the weights over it."""
-    class_share: float
-    """Weight of the class token, which is no place in the picture; 0 to 1."""
+    elsewhere: float
+    """Weight of tokens that are no place in the picture, such as a class token; 0 to 1."""
 
 
 def picture_uri(encoded: bytes) -> str:
@@ -57,42 +55,50 @@ def picture_uri(encoded: bytes) -> str:
     return _data_uri(picture)
 
 
-def glances(student: Recogniser, encoded: bytes, text: str) -> list[Glance]:
-    """Return where the decoder's last layer looked for each character it read, and for EOS.
+def attention_pictures(
+    recogniser: Recogniser, encoded: bytes, text: str
+) -> list[AttentionPicture] | None:
+    """Return where a recogniser looked for each character it read, and for EOS.
 
     Args:
-        student: In eval mode.
+        recogniser: In eval mode.
         encoded: The picture it read.
         text: What it read there, in its own charset.
+
+    Returns:
+        A picture for each; None of a recogniser that cannot say.
 
     Raises:
         ImageProblemError: the picture cannot be decoded.
     """
     view = stretch(decode_image(encoded))
-    device = next(student.parameters()).device
+    device = next(recogniser.parameters()).device
     images = normalize(torch.tensor(view[None], device=device), STUDENT_MEAN, STUDENT_STD)
     # A text without EOS may have one character more than a label.
-    num_positions = student.tokenizer.max_label_length + 1
-    token_ids_BL = student.tokenizer.encode([text])[:, : num_positions + 1].to(device)
-    attention = student.image_attention(images, token_ids_BL)
+    num_positions = recogniser.tokenizer.max_label_length + 1
+    token_ids_BL = recogniser.tokenizer.encode([text])[:, : num_positions + 1].to(device)
+    attention = recogniser.image_attention(images, token_ids_BL)
     if attention is None:
-        return []
-    (places_LRC,) = attention.places.float().cpu().numpy()
-    (elsewhere_L,) = attention.elsewhere.float().cpu().numpy()
+        return None
     characters = [*text, ""][:num_positions]
     return [
-        Glance(
+        AttentionPicture(
             character=character,
-            picture=_data_uri(_with_heat(view, places_RC)),
-            class_share=float(elsewhere),
+            picture=_data_uri(_with_heat(view, places)),
+            elsewhere=float(elsewhere),
         )
-        for character, places_RC, elsewhere in zip(characters, places_LRC, elsewhere_L, strict=True)
+        for character, places, elsewhere in zip(
+            characters,
+            attention.places[0].float().cpu().numpy(),
+            attention.elsewhere[0].float().cpu().numpy(),
+            strict=True,
+        )
     ]
 
 
-def _with_heat(view: npt.NDArray[np.uint8], patches: npt.NDArray[np.float32]) -> Image.Image:
-    """Lay weights over a view; the heaviest patch is brightest. Shapes: (32, 128, 3), any 2-D."""
-    heat = Image.fromarray(patches / max(float(patches.max()), 1e-12))
+def _with_heat(view: npt.NDArray[np.uint8], places: npt.NDArray[np.float32]) -> Image.Image:
+    """Lay weights over a view; the heaviest place is brightest. Shapes: (32, 128, 3), any 2-D."""
+    heat = Image.fromarray(places / max(float(places.max()), 1e-12))
     resized = heat.resize((IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX), Image.Resampling.BILINEAR)
     weights = np.asarray(resized)[..., None]
     grey = view.mean(axis=2, keepdims=True).repeat(3, axis=2)

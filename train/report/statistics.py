@@ -1,6 +1,6 @@
-"""What the outcomes of an evaluation say about where a student fails.
+"""What the words of an evaluation say about where a reader fails.
 
-Everything is under the test charset: labels and predictions as `SampleResult` has them adapted.
+Everything is under the test charset: label and text as `ReadWord` has them adapted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
 
-from ..evaluation.evaluate import SampleResult
+from ..reading.words import ReadWord
 
 NOTHING = ""
 """Stands for the missing side of an alignment: a character left out, or one too many."""
@@ -51,16 +51,16 @@ class Rate:
         return low, high
 
 
-def accuracy_by_length(samples: Iterable[SampleResult]) -> dict[int, Rate]:
+def accuracy_by_length(words: Iterable[ReadWord]) -> dict[int, Rate]:
     """Return the word accuracy by the label's length in characters, in that order."""
-    by_length: dict[int, list[SampleResult]] = {}
-    for sample in samples:
-        by_length.setdefault(len(sample.adapted_label), []).append(sample)
+    by_length: dict[int, list[ReadWord]] = {}
+    for word in words:
+        by_length.setdefault(len(word.adapted_label), []).append(word)
     return {length: _rate(some) for length, some in sorted(by_length.items())}
 
 
-def align(label: str, prediction: str) -> Iterator[tuple[str, str]]:
-    """Pair the characters of a label with those of a prediction, by the fewest edits.
+def edit_alignment(label: str, text: str) -> Iterator[tuple[str, str]]:
+    """Pair the characters of a label with those of a text, by the fewest edits.
 
     Where several alignments need as few, it is the one rapidfuzz finds.
 
@@ -68,22 +68,22 @@ def align(label: str, prediction: str) -> Iterator[tuple[str, str]]:
         (character of the label, character read for it); `NOTHING` on the right for a character
         left out, on the left for one too many.
     """
-    for edit in Levenshtein.opcodes(label, prediction):
+    for edit in Levenshtein.opcodes(label, text):
         written = label[edit.src_start : edit.src_end]
-        read = prediction[edit.dest_start : edit.dest_end]
+        read = text[edit.dest_start : edit.dest_end]
         yield from zip_longest(written, read, fillvalue=NOTHING)
 
 
 class Confusions:
     """How often each character of the labels was read as each character."""
 
-    def __init__(self, samples: Iterable[SampleResult]) -> None:
-        """Align the words of all pictures that could be decoded."""
+    def __init__(self, words: Iterable[ReadWord]) -> None:
+        """Count the pairs of `edit_alignment` of all pictures that could be decoded."""
         self.counts = Counter(
             pair
-            for sample in samples
-            if sample.problem is None
-            for pair in align(sample.adapted_label, sample.adapted_prediction)
+            for word in words
+            if word.problem is None
+            for pair in edit_alignment(word.adapted_label, word.adapted_text)
         )
 
     def by_character(self) -> dict[str, Rate]:
@@ -111,7 +111,7 @@ class Confusions:
         return sorted(wrong, key=lambda entry: (-entry[1], entry[0]))
 
     def frequent_characters(self, num_most: int) -> list[str]:
-        """Return the characters that labels and predictions have most often, in their order."""
+        """Return the characters that labels and texts have most often, in their order."""
         num_seen = Counter[str]()
         for (character, read), num in self.counts.items():
             num_seen[character] += num
@@ -170,7 +170,7 @@ class ConfidenceBin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Reliability:
     """How far the confidence of words can be taken as the probability that they are right."""
 
     bins: tuple[ConfidenceBin, ...]
@@ -190,20 +190,27 @@ class Calibration:
         return sum(distances) / max(num_words, 1)
 
 
-def calibration(samples: Iterable[SampleResult]) -> Calibration:
-    """Sort the words of all pictures that could be decoded into equally wide bins of confidence."""
-    members: list[list[SampleResult]] = [[] for _ in range(NUM_CONFIDENCE_BINS)]
-    for sample in samples:
-        if sample.problem is None:
-            bin_idx = int(sample.confidence * NUM_CONFIDENCE_BINS)
-            members[min(bin_idx, NUM_CONFIDENCE_BINS - 1)].append(sample)
-    return Calibration(
+def reliability(words: Iterable[ReadWord]) -> Reliability | None:
+    """Sort the words of all pictures that could be decoded into equally wide bins of confidence.
+
+    Returns:
+        The bins; None if the confidence of words is not known.
+    """
+    members: list[list[tuple[float, ReadWord]]] = [[] for _ in range(NUM_CONFIDENCE_BINS)]
+    for word in words:
+        confidence = word.confidence
+        if confidence is None:
+            return None
+        if word.problem is None:
+            bin_idx = int(confidence * NUM_CONFIDENCE_BINS)
+            members[min(bin_idx, NUM_CONFIDENCE_BINS - 1)].append((confidence, word))
+    return Reliability(
         bins=tuple(
             ConfidenceBin(
                 low=bin_idx / NUM_CONFIDENCE_BINS,
                 high=(bin_idx + 1) / NUM_CONFIDENCE_BINS,
-                mean_confidence=fmean(sample.confidence for sample in some),
-                rate=_rate(some),
+                mean_confidence=fmean(confidence for confidence, _ in some),
+                rate=_rate([word for _, word in some]),
             )
             for bin_idx, some in enumerate(members)
             if some
@@ -211,5 +218,5 @@ def calibration(samples: Iterable[SampleResult]) -> Calibration:
     )
 
 
-def _rate(samples: Sequence[SampleResult]) -> Rate:
-    return Rate(num_right=sum(sample.is_correct for sample in samples), num_samples=len(samples))
+def _rate(words: Sequence[ReadWord]) -> Rate:
+    return Rate(num_right=sum(word.is_correct for word in words), num_samples=len(words))

@@ -88,4 +88,4 @@ def test_latency_is_a_table_of_batch_sizes(place: Path) -> None:
     assert rows[2:] == ["1", "3"]
     result = invoke("latency", place / "a", *args[:2], "--batch-sizes", "1,x")
     assert result.exit_code == 2
-    assert "'1,x' is not a list of batch sizes" in result.stderr
+    assert "Invalid value for '--batch-sizes': 'x' is not a valid integer" in result.stderr

@@ -8,26 +8,26 @@ from samples import draw_word, write_words
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
-from clipocr.train.evaluation.evaluate import SetResult, evaluate, total
+from clipocr.train.evaluation.evaluate import Evaluation, evaluate_sets
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.test_sets import open_test_sets
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
+from clipocr.train.reading.readers import Reader
 
 
-def measure(
-    student: Student, root: Path, charset: str = "36", batch_size: int = 512
-) -> list[SetResult]:
+def measure(student: Student, root: Path, charset: str = "36", batch_size: int = 512) -> Evaluation:
     sets = open_test_sets([root], Charset.load(charset), student.tokenizer.max_label_length)
-    return evaluate(student, sets, batch_size=batch_size)
+    return evaluate_sets(Reader(student, batch_size=batch_size), sets)
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["House", "tree", "Cat!", "???", "x" * 26, "dog"], broken=6)
     write_painted(tmp_path / "deep" / "B", ["house", "trees"])
     student = Oracle(["hOUSE", "trees", "cat", "any", "any", "dog"])
-    a, b = measure(student, tmp_path)
+    evaluation = measure(student, tmp_path)
+    a, b = evaluation.sets
     assert (a.name, b.name) == ("A", "deep/B")
     # House = hOUSE and Cat! = cat under charset 36; tree is not trees; dog cannot be decoded.
     assert (a.counts.num_samples, a.counts.num_correct) == (4, 2)
@@ -36,20 +36,22 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert a.counts.figures.label_length == (5 + 5 + 3 + 0) / 4
     assert a.counts.figures.confidence == pytest.approx(75)
     assert (b.counts.num_samples, b.counts.num_correct) == (2, 2)
-    assert total([a, b]).figures.accuracy == pytest.approx(100 * 4 / 6)
+    assert evaluation.counts.figures.accuracy == pytest.approx(100 * 4 / 6)
 
 
 @pytest.mark.parametrize(("charset", "num_correct"), [("36", 3), ("62", 2), ("94", 1)])
 def test_charset_is_applied_to_both_sides(tmp_path: Path, charset: str, num_correct: int) -> None:
     write_painted(tmp_path / "A", ["Abc", "a-bc", "a-bc"])
     student = Oracle(["aBC", "abc", "a-bc"])
-    (result,) = measure(student, tmp_path, charset)
+    (result,) = measure(student, tmp_path, charset).sets
     assert result.counts.num_correct == num_correct
 
 
 def test_batch_size_does_not_matter(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["a", "b", "c", "d", "e"], broken=2)
-    results = [measure(Oracle(list("abxde")), tmp_path, batch_size=size) for size in (1, 2, 100)]
+    results = [
+        measure(Oracle(list("abxde")), tmp_path, batch_size=size).sets for size in (1, 2, 100)
+    ]
     assert results[0] == results[1] == results[2]
     assert results[0][0].counts.num_correct == 3
 
@@ -68,29 +70,28 @@ def test_a_real_student_reads_something(tmp_path: Path) -> None:
         )
     )
     student = Student(config, LabelTokenizer(Charset.load("36"), 25)).eval()
-    (result,) = measure(student, tmp_path)
-    assert result.counts.num_samples == 1
+    assert measure(student, tmp_path).counts.num_samples == 1
 
 
-def test_every_sample_s_outcome_is_kept(tmp_path: Path) -> None:
+def test_every_word_is_kept(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["Cat!", "???", "dog", "Y"], broken=3)
-    (result,) = measure(Oracle(["cAt", "any", "dog", "x" * 25]), tmp_path)
-    cat, dog, long = result.samples
-    assert (cat.key, cat.label, cat.adapted_label) == (1, "Cat!", "cat")
-    assert (cat.prediction, cat.adapted_prediction, cat.is_correct) == ("cAt", "cat", True)
+    cat, dog, long = measure(Oracle(["cAt", "any", "dog", "x" * 25]), tmp_path).words
+    assert (cat.image, cat.label, cat.adapted_label) == (1, "Cat!", "cat")
+    assert (cat.text, cat.adapted_text, cat.is_correct) == ("cAt", "cat", True)
     assert len(cat.character_confidence) == 4  # c, A, t and EOS
-    assert (dog.key, dog.prediction, dog.problem, dog.is_correct) == (3, "", "not an image", False)
+    assert (dog.image, dog.text, dog.problem, dog.is_correct) == (3, "", "not an image", False)
     assert (dog.character_confidence, dog.confidence) == ((), 0)
     # All positions are decoded, however short the label is.
-    assert (long.key, long.adapted_prediction, long.is_correct) == (4, "x" * 25, False)
+    assert (long.image, long.adapted_text, long.is_correct) == (4, "x" * 25, False)
     (test_set,) = open_test_sets([tmp_path], Charset.load("36"), 25)
-    assert test_set.image(cat.key) == painted(0)
+    assert test_set.image(cat.image) == painted(0)
 
 
 def test_shares_make_a_whole(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["a", "b", "c", "d", "e"])
-    student = Oracle(list("abxdy"))
+    reader = Reader(Oracle(list("abxdy")))
     (test_set,) = open_test_sets([tmp_path], Charset.load("36"), 25)
-    shares = [evaluate(student, [test_set.share(rank, 2)]) for rank in range(2)]
-    assert [len(results[0].samples) for results in shares] == [3, 2]
-    assert sum(map(total, shares), WordCounts()) == total(evaluate(student, [test_set]))
+    shares = [evaluate_sets(reader, [test_set.share(rank, 2)]) for rank in range(2)]
+    assert [len(share.words) for share in shares] == [3, 2]
+    whole = evaluate_sets(reader, [test_set])
+    assert sum((share.counts for share in shares), WordCounts()) == whole.counts

@@ -1,4 +1,4 @@
-"""What an evaluation leaves, and several students side by side."""
+"""What an evaluation leaves, and several readers side by side."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from oracle import Oracle, painted, write_painted
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
-from clipocr.train.evaluation.evaluate import SetResult, evaluate
+from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.latency import latency_as_table, load_pictures, measure_latency
 from clipocr.train.evaluation.paired import compare, comparison_as_json, comparison_as_table
 from clipocr.train.evaluation.results import (
+    SetResult,
     results_as_json,
     results_as_table,
     write_predictions,
 )
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+from clipocr.train.reading.readers import Reader
 
 CHARSET = Charset.load("36")
 
@@ -35,8 +37,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(root: Path, answers: list[str], max_label_length: int = 25) -> list[SetResult]:
-    return evaluate(Oracle(answers), open_all(root, max_label_length))
+def read(root: Path, answers: list[str], max_label_length: int = 25) -> tuple[SetResult, ...]:
+    return evaluate_sets(Reader(Oracle(answers)), open_all(root, max_label_length)).sets
 
 
 def test_both_means_are_labelled_as_what_they_are(root: Path) -> None:
@@ -50,7 +52,7 @@ def test_both_means_are_labelled_as_what_they_are(root: Path) -> None:
         "total, weighted by samples": ["4", "50.00"],
         "total, plain mean of sets": ["4", "33.33"],
     }
-    record = json.loads(json.dumps(results_as_json(results, charset=CHARSET)))
+    record = json.loads(json.dumps(results_as_json(results, CHARSET)))
     assert record["sets"]["OST/weak"]["num_correct"] == 2
     assert record["sets"]["OST/weak"]["benchmark"] == "OST weak"
     assert record["means"]["OST"]["sets"] == ["OST/weak", "OST/heavy"]
@@ -69,19 +71,19 @@ def test_predictions_are_a_line_a_sample(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "eval.predictions.jsonl"
     write_predictions(path, read(root, ["X", "bb", "c"]))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["set"], line["key"], line["is_correct"]) for line in lines] == [
+    assert [(line["set"], line["image"], line["is_correct"]) for line in lines] == [
         ("OST/heavy", 1, False),
         ("OST/weak", 1, False),
         ("OST/weak", 2, True),
         ("OST/weak", 3, True),
     ]
     first = lines[0]
-    assert (first["label"], first["prediction"], first["adapted_prediction"]) == ("a", "X", "x")
+    assert (first["label"], first["text"], first["adapted_text"]) == ("a", "X", "x")
     assert first["character_confidence"] == pytest.approx([1, 1])
-    assert first["problem"] is None
+    assert "problem" not in first
 
 
-def test_students_side_by_side(tmp_path: Path) -> None:
+def test_readers_side_by_side(tmp_path: Path) -> None:
     # Seven words, of which A reads the first and B the other six: p = 2 * (1 + 7) / 2 ** 7.
     write_painted(tmp_path / "mine", list("abcdefg"))
     first = read(tmp_path, ["a", *"xxxxxx"])
@@ -119,7 +121,7 @@ def test_groups_pool_their_samples_and_plain_means_have_no_p_value(root: Path) -
 
 
 def test_only_samples_that_count_for_all_are_compared(root: Path) -> None:
-    # To a student of one character, "bb" is too long.
+    # To a reader of one character, "bb" is too long.
     comparison = compare([read(root, ["a", "bb", "c"]), read(root, ["a", "b", "c"], 1)])
     assert {some.name: some.num_samples for some in comparison.sets} == {
         "OST/heavy": 1,
@@ -138,7 +140,7 @@ def test_latency_states_what_was_measured(root: Path) -> None:
     pictures = load_pictures(open_all(root), 3)
     # Evenly from all sets: samples 1, 2 and 3 of the four.
     assert pictures == [painted(0), painted(0), painted(1)]
-    latency = measure_latency(Oracle(["a", "bbb"]), pictures, (1, 4), "fp32")
+    latency = measure_latency(Reader(Oracle(["a", "bbb"])), pictures, (1, 4))
     assert [(some.batch_size, some.num_batches) for some in latency.batches] == [(1, 5), (4, 5)]
     assert latency.preprocessing_ms > 0
     assert all(some.ms_per_image > 0 for some in latency.batches)

@@ -12,8 +12,9 @@ from oracle import Oracle, painted, write_painted
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import DataError
-from clipocr.train.evaluation.evaluate import evaluate
+from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+from clipocr.train.reading.readers import Reader
 
 
 def open_all(root: Path, max_label_length: int = 25) -> list[TestSet]:
@@ -33,13 +34,14 @@ def test_lmdbs_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None:
     write_folder(tmp_path / "theirs", json.dumps({"words/0.png": "x"}), 1, "labels.json")
     sets = open_all(tmp_path)
     assert [test_set.name for test_set in sets] == ["deep/SVT", "mine", "theirs"]
-    assert [(s.key, s.label, s.adapted_label) for s in sets[1].samples] == [
+    assert [(s.image, s.label, s.adapted_label) for s in sets[1].pictures] == [
         ("words/0.png", "Ab", "ab"),
         ("words/1.png", "cd", "cd"),
     ]
     # Right under the root itself as well, and by its name.
     (alone,) = open_all(tmp_path / "mine")
-    assert (alone.name, alone.samples) == ("mine", sets[1].samples)
+    assert alone.name == "mine"
+    assert [s.image for s in alone.pictures] == ["words/0.png", "words/1.png"]
 
 
 def test_what_is_wrong_in_an_image_folder_counts_as_wrong_with_its_reason(tmp_path: Path) -> None:
@@ -51,8 +53,8 @@ def test_what_is_wrong_in_an_image_folder_counts_as_wrong_with_its_reason(tmp_pa
     (test_set,) = open_all(tmp_path)
     # A file's first label counts; an empty one leaves it out.
     assert test_set.num_unlabelled == 1
-    (result,) = evaluate(Oracle(["zero"]), [test_set])
-    assert [(s.key, s.problem, s.is_correct) for s in result.samples] == [
+    (result,) = evaluate_sets(Reader(Oracle(["zero"])), [test_set]).sets
+    assert [(s.image, s.problem, s.is_correct) for s in result.words] == [
         ("words/0.png", None, True),
         ("words/gone.png", "no such file", False),
         ("../up.png", "outside the image folder", False),
@@ -66,7 +68,7 @@ def test_what_is_wrong_in_an_image_folder_counts_as_wrong_with_its_reason(tmp_pa
 def test_labels_that_are_too_long_for_a_student_do_not_count(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["four", "fives"])
     (test_set,) = open_all(tmp_path, max_label_length=4)
-    assert ([s.label for s in test_set.samples], test_set.num_unlabelled) == (["four"], 1)
+    assert ([s.label for s in test_set.pictures], test_set.num_unlabelled) == (["four"], 1)
 
 
 def test_the_digest_is_of_samples_labels_and_sizes(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from samples import draw_word, write_words
 
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
-from clipocr.train.evaluation.evaluate import SampleResult, SetResult
+from clipocr.train.evaluation.evaluate import Evaluation
+from clipocr.train.evaluation.results import SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
 from clipocr.train.loop.checkpoint import save_checkpoint
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
-from clipocr.train.report.detail import Evaluation
-from clipocr.train.report.page import write_report
+from clipocr.train.reading.readers import CallableReader, load_reader
+from clipocr.train.reading.words import ReadWord
 
 CHARSET = Charset.load("94")
 SCRIPT = "<script>alert(1)</script>"  # As long as a label may be.
@@ -124,22 +125,25 @@ def write_student(folder: Path, charset: Charset = CHARSET, seed: int = 0) -> Pa
 def evaluation(
     checkpoint: Path, test_set: TestSet, read: dict[str, tuple[str, tuple[float, ...]]]
 ) -> Evaluation:
-    samples = []
-    for sample in test_set.samples:
-        prediction, confidence = read.get(str(sample.key), ("", ()))
-        samples.append(
-            SampleResult(
-                key=sample.key,
-                label=sample.label,
-                adapted_label=sample.adapted_label,
-                prediction=prediction,
-                adapted_prediction=prediction,
+    words = []
+    for picture in test_set.pictures:
+        text, confidence = read.get(str(picture.image), ("", ()))
+        words.append(
+            ReadWord(
+                image=picture.image,
+                set_name=test_set.name,
+                label=picture.label,
+                adapted_label=picture.adapted_label,
+                text=text,
+                adapted_text=text,
                 character_confidence=confidence,
+                size_px=(1, 1) if confidence else None,
                 problem=None if confidence else "not an image",
             )
         )
-    result = SetResult(name=test_set.name, samples=tuple(samples), num_unlabelled=0)
-    return Evaluation(checkpoint=checkpoint, test_sets=[test_set], results=[result])
+    result = SetResult(name=test_set.name, words=tuple(words), num_unlabelled=0)
+    reader = load_reader(checkpoint, device="cpu")
+    return Evaluation(reader=reader, test_sets=[test_set], sets=(result,))
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +158,7 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[Evaluation]:
 
 
 def page_of(evaluations: list[Evaluation], folder: Path) -> Page:
-    path = write_report(
-        folder, evaluations, charset=CHARSET, precision="fp32", device=torch.device("cpu")
-    )
+    path = evaluations[0].report(folder, *evaluations[1:])
     assert path == folder / "index.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -278,8 +280,8 @@ def test_there_may_be_nothing_to_show(
     read: dict[str, tuple[str, tuple[float, ...]]], evaluations: list[Evaluation], tmp_path: Path
 ) -> None:
     (whole,) = evaluations[0].test_sets
-    some = replace(whole, samples=[sample for sample in whole.samples if sample.key in RIGHT])
-    page = page_of([evaluation(evaluations[0].checkpoint, some, read)], tmp_path)
+    some = replace(whole, pictures=[one for one in whole.pictures if one.image in RIGHT])
+    page = page_of([evaluation(evaluations[0].reader.checkpoint, some, read)], tmp_path)
     assert page.tables["Results of run&1/last.pt"][1][1:3] == ["1", "100.00" if read else "0.00"]
     assert page.text.count("0 of 0 wrong words") == 2
     assert page.tables["Most frequent confusions"][1:] == []
@@ -294,6 +296,31 @@ def test_the_same_results_give_the_same_page(
     again = page_of(evaluations[:1], tmp_path)
     assert again.tags == page.tags
     assert without_date(again) == without_date(page)
+
+
+def test_a_function_has_no_confidence_and_no_attention(
+    evaluations: list[Evaluation], tmp_path: Path
+) -> None:
+    (student, _) = evaluations
+    (result,) = student.sets
+    words = tuple(replace(word, character_confidence=None) for word in result.words)
+    function = Evaluation(
+        reader=CallableReader(list, name="<i>theirs"),
+        test_sets=student.test_sets,
+        sets=(replace(result, words=words),),
+    )
+    alone = page_of([function], tmp_path / "alone")
+    assert "<i>theirs , given as a function" in alone.text
+    assert alone.tables["Results of <i>theirs"][1][:5] == ["<i>set", "4", "25.00", "43.67", "-"]
+    assert not {"calibration", "reader-a-attention"} & set(alone.attributes("id"))
+    assert "alibration" not in alone.text
+    assert alone.text.count("2 of 2 wrong words") == 1  # Nobody knows the most confident ones.
+    assert "i; the label has o" in alone.attributes("title")
+    both = page_of([student, function], tmp_path / "both")
+    assert both.tables["Calibration"][0] == [
+        "confidence, %", "A words", "A right, %", "A 95 %"
+    ]  # fmt: skip
+    assert both.text.count("calibration error") == 3  # Tile, explanation and figure of A.
 
 
 def test_by_the_command_with_the_curves_of_the_run(tmp_path: Path) -> None:

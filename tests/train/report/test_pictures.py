@@ -15,7 +15,7 @@ from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.recogniser import ImageAttention
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
-from clipocr.train.report.pictures import glances, picture_uri
+from clipocr.train.report.pictures import attention_pictures, picture_uri
 
 CONFIG = StudentConfig(
     size=StudentSize(
@@ -53,7 +53,7 @@ def test_pictures_are_encoded_anew_and_bounded() -> None:
 
 
 class Staring(Student):
-    """Looks at one patch per position: the first, the second, ..."""
+    """Looks at one place of a grid of 2 by 8 per position: the first, the second, ..."""
 
     def image_attention(self, images: torch.Tensor, token_ids_BL: torch.Tensor) -> ImageAttention:
         del images
@@ -65,22 +65,31 @@ class Staring(Student):
 
 
 def test_heat_is_where_the_decoder_looked() -> None:
-    student = Staring(CONFIG, LabelTokenizer(Charset.load("36"), 25)).eval()
-    seen = glances(student, png(64, 16), "ab")
-    assert [glance.character for glance in seen] == ["a", "b", ""]
-    assert [glance.class_share for glance in seen] == [0.25] * 3
-    for i, glance in enumerate(seen):
+    student = Staring(CONFIG, LabelTokenizer(Charset.load("36"), 4)).eval()
+    seen = attention_pictures(student, png(64, 16), "ab")
+    assert [some.character for some in seen] == ["a", "b", ""]
+    assert [some.elsewhere for some in seen] == [0.25] * 3
+    for i, some in enumerate(seen):
         # The picture is grey; colour is where the weights are: 16 pixels a patch.
-        pixels = np.asarray(decoded(glance.picture)).astype(int)
+        pixels = np.asarray(decoded(some.picture)).astype(int)
         colourful = np.abs(pixels[..., 0] - pixels[..., 2])[:16].mean(axis=0)
         assert colourful.shape == (128,)
         assert abs(int(colourful.argmax()) - (16 * i + 8)) <= 8
         assert colourful[16 * i + 40 :].max() < 10
 
 
-@pytest.mark.parametrize(("text", "num_glances"), [("", 1), ("abcd", 5), ("abcde", 5)])
-def test_texts_of_any_length_have_attention(text: str, num_glances: int) -> None:
+@pytest.mark.parametrize(("text", "num_pictures"), [("", 1), ("abcd", 5), ("abcde", 5)])
+def test_texts_of_any_length_have_attention(text: str, num_pictures: int) -> None:
     # Five positions: "abcd" and EOS, or five characters without one.
     torch.manual_seed(0)
     student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 4)).eval()
-    assert len(glances(student, png(64, 16), text)) == num_glances
+    assert len(attention_pictures(student, png(64, 16), text)) == num_pictures
+
+
+def test_a_recogniser_that_cannot_say_has_no_pictures() -> None:
+    class Silent(Student):
+        def image_attention(self, images: torch.Tensor, token_ids_BL: torch.Tensor) -> None:
+            del images, token_ids_BL
+
+    student = Silent(CONFIG, LabelTokenizer(Charset.load("36"), 4)).eval()
+    assert attention_pictures(student, png(64, 16), "ab") is None

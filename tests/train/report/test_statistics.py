@@ -1,26 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from clipocr.train.evaluation.evaluate import SampleResult
+from clipocr.train.reading.words import ReadWord
 from clipocr.train.report.statistics import (
     NOTHING,
     Confusions,
     Rate,
     accuracy_by_length,
-    align,
-    calibration,
+    edit_alignment,
+    reliability,
 )
 
 
 def sample(label: str, prediction: str, *confidence: float, problem: str | None = None):
-    return SampleResult(
-        key=1,
+    return ReadWord(
+        image=1,
+        set_name="A",
         label=label,
         adapted_label=label,
-        prediction=prediction,
-        adapted_prediction=prediction,
+        text=prediction,
+        adapted_text=prediction,
         character_confidence=confidence,
+        size_px=(1, 1),
         problem=problem,
     )
 
@@ -53,7 +57,9 @@ def test_wilson_interval(num_right: int, num_samples: int, expected: tuple[float
     ],
 )
 def test_alignment(label: str, prediction: str, expected: list[object]) -> None:
-    pairs = [pair if pair[0] == NOTHING else "".join(pair) for pair in align(label, prediction)]
+    pairs = [
+        pair if pair[0] == NOTHING else "".join(pair) for pair in edit_alignment(label, prediction)
+    ]
     assert pairs == expected
 
 
@@ -95,8 +101,8 @@ def test_confusions_by_hand() -> None:
     ]
 
 
-def test_calibration_by_hand() -> None:
-    found = calibration(
+def test_reliability_by_hand() -> None:
+    found = reliability(
         [
             sample("a", "a", 0.95, 1),
             sample("b", "c", 0.93, 1),
@@ -114,5 +120,10 @@ def test_calibration_by_hand() -> None:
     assert found.expected_error == pytest.approx((1 * 25 + 3 * abs(96 - 200 / 3)) / 4)
 
 
-def test_calibration_of_nothing() -> None:
-    assert calibration([]).expected_error == 0
+def test_reliability_of_nothing() -> None:
+    assert reliability([]).expected_error == 0
+
+
+def test_reliability_of_a_reader_without_confidence_is_not_known() -> None:
+    known = sample("a", "a", 1, 1)
+    assert reliability([known, replace(known, character_confidence=None)]) is None

@@ -21,7 +21,7 @@ from ....shared.data.word_lmdb import WordLmdb
 from ....shared.errors import DataError, ExportError
 from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ...models.student import Student
-from ..reading import ImageSource, find_pictures, load_picture
+from ...reading.pictures import ImageSource, find_pictures, load_picture
 
 PROBABILITY_TOLERANCE = 1e-4
 NUM_DRAWN = 32

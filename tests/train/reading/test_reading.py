@@ -17,17 +17,12 @@ from clipocr.cli import main
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import CheckpointError, DataError, UsageError
-from clipocr.train.deploy.reading import (
-    Reader,
-    find_pictures,
-    looks_like_a_page,
-    pictures_of_stream,
-)
-from clipocr.train.evaluation.evaluate import Reading
 from clipocr.train.loop.checkpoint import save_checkpoint
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
+from clipocr.train.reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
+from clipocr.train.reading.readers import Reader
 
 CONFIG = StudentConfig(
     size=StudentSize(
@@ -78,8 +73,11 @@ def test_many_are_read_in_order_with_problems(reader: Reader, tmp_path: Path) ->
     images: list[bytes | Path] = [painted("abcdefg".index(c)) for c in letters]
     images.insert(2, b"no image")
     images.insert(5, tmp_path / "none.png")
-    found = [r.text if isinstance(r, Reading) else str(r) for r in reader.read_all(images)]
+    words = list(reader.read_all(images))
+    found = [word.problem or word.text for word in words]
     assert found == ["b", "a", "not an image", "d", "c", "No such file or directory", *"gfe"]
+    assert [word.image for word in words] == images
+    assert [(word.size_px, word.confidence) for word in words[2:4:3]] == [(None, 0)]
 
 
 def test_confidence_is_of_the_characters_and_eos(reader: Reader) -> None:
@@ -112,7 +110,7 @@ def test_three_lines_of_python(run_path: Path) -> None:
     assert len(reading.character_confidence) in (len(reading.text), len(reading.text) + 1)
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder"):
         clipocr.load(run_path / "none")
-    with pytest.raises(UsageError, match="batch size is 0"):
+    with pytest.raises(UsageError, match="batch_size is 0, expected a whole number from 1"):
         clipocr.load(run_path, batch_size=0)
 
 

@@ -1,0 +1,43 @@
+"""Options of ``clipocr read``, and those that all commands share that read pictures.
+
+Imports nothing heavy: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...shared.options import Options, option
+
+
+def batch_size_option(default: int) -> Any:
+    """Declare ``batch_size``, whose help is the same wherever it is an option."""
+    return option(default, help="Pictures at once.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticOptions(Options):
+    """What every command that reads has."""
+
+    precision: str = option(
+        "fp32", help="Arithmetic; published numbers are fp32.", choices=("fp32", "bf16", "fp16")
+    )
+    device: str = option(
+        "auto",
+        help="auto, cpu, cuda or cuda:N.",
+        default_text="CUDA if there is one, else the CPU",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions(ArithmeticOptions):
+    """Of ``clipocr read``."""
+
+    format: str = option(
+        "tsv",
+        help="tsv: file, text, confidence; text: the text alone; jsonl: an object a line, with the "
+        "probability of each character.",
+        choices=("tsv", "text", "jsonl"),
+    )
+    batch_size: int = batch_size_option(64)

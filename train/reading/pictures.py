@@ -1,0 +1,106 @@
+"""Where pictures of words come from: files, folders, patterns, a stream, and pixels in memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...shared.data.images import ImageProblemError, decode_image
+from ...shared.errors import DataError
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A picture of one word: a path, an encoded image, a Pillow image, or pixels.
+
+Shape of pixels: (height, width, 3) RGB, or (height, width) grey; uint8.
+"""
+
+IMAGE_SUFFIXES = frozenset(
+    ".bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""What is taken of a folder; a file that is named is tried whatever its name."""
+
+_PAGE_PIXELS = 1_000_000
+"""Of the 3,000 test crops of IIIT5k, no one has more than a third of this."""
+
+
+def load_picture(source: ImageSource) -> Image.Image:
+    """Return a picture as RGB.
+
+    Raises:
+        ImageProblemError: it is none, or damaged.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, bytes):
+        return decode_image(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
+            raise ImageProblemError(
+                f"pixels are {source.dtype} of shape {source.shape}, expected uint8 of shape "
+                "(height, width, 3) or (height, width)"
+            )
+        if source.ndim == 3 and source.shape[2] != 3:
+            raise ImageProblemError(f"pixels have {source.shape[2]} channels, expected 3 (RGB)")
+        return Image.fromarray(source).convert("RGB")
+    try:
+        return decode_image(Path(source).read_bytes())
+    except OSError as e:
+        raise ImageProblemError(e.strerror or "cannot be read") from e
+
+
+def looks_like_a_page(width_px: int, height_px: int) -> bool:
+    """Whether a picture is too large, or too tall, to be the crop of one horizontal word."""
+    return width_px * height_px > _PAGE_PIXELS or height_px > max(2 * width_px, 100)
+
+
+def find_pictures(names: Sequence[str]) -> Iterator[Path | DataError]:
+    """Yield the pictures meant by files, folders (with all below them) and glob patterns.
+
+    What means none yields a `DataError` that names it.
+    """
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            yield from found
+            if not found:
+                yield _nothing_in(path)
+        elif glob.has_magic(name) and not path.exists():
+            matches = sorted(glob.glob(name, recursive=True))
+            yield from (
+                find_pictures(matches)
+                if matches
+                else [DataError(f"{name}: no file has such a name")]
+            )
+        else:
+            yield path
+
+
+def pictures_of_stream(data: bytes) -> Iterator[Path | bytes | DataError]:
+    """Yield what came from standard input: one encoded image as it is, or a list of pictures.
+
+    A list is UTF-8, one file, folder or pattern a line; empty lines mean nothing.
+    """
+    try:
+        decode_image(data)
+    except ImageProblemError as e:
+        try:
+            lines = data.decode()
+        except UnicodeDecodeError:
+            yield DataError(f"standard input: {e}, and no list of files in UTF-8 either")
+        else:
+            yield from find_pictures([line for line in lines.splitlines() if line])
+    else:
+        yield data
+
+
+def _nothing_in(folder: Path) -> DataError:
+    if (folder / "data.mdb").exists():
+        return DataError(f"{folder}: an LMDB; read it with: clipocr eval RUN --data {folder}")
+    return DataError(f"{folder}: no picture in this folder ({' '.join(sorted(IMAGE_SUFFIXES))})")

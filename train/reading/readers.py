@@ -1,0 +1,292 @@
+"""What reads pictures of single words: a trained recogniser, or any function that somebody has.
+
+Pictures are decoded on threads some batches ahead of the one that is read. One picture is one
+word: finding the words of a page is another program's work.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...shared.ahead import map_ahead
+from ...shared.data.images import ImageProblemError, stretch
+from ...shared.device import allow_fast_products, autocast, choose_device
+from ...shared.errors import UsageError
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ...shared.terminal import counted
+from ..loop.checkpoint import build_student, find_checkpoint, load_checkpoint
+from ..models.recogniser import Recogniser
+from .options import ReadingOptions
+from .pictures import ImageSource, load_picture
+from .words import ReadWord, WordPicture
+
+Text = tuple[str, tuple[float, ...] | None]
+"""What was read in one picture: the text, and `ReadWord.character_confidence`."""
+
+PictureReader = Callable[[list[Image.Image]], Sequence[str]]
+"""Anybody's recogniser: RGB pictures as they were decoded, to one text each."""
+
+_DECODE_THREADS = 2
+_BATCHES_AHEAD = 2
+
+_Item = TypeVar("_Item")
+
+
+class WordReader:
+    """Reads pictures of single words in batches. A subclass says how one batch is read."""
+
+    name: str
+    """What tables and reports call it."""
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        ReadingOptions(batch_size=batch_size)  # Checks its range.
+        self.name = name
+        self.batch_size = batch_size
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return what `read_batch` takes of one picture; called on several threads."""
+        raise NotImplementedError
+
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read pictures, of which there is one at least."""
+        raise NotImplementedError
+
+    def words(
+        self,
+        pictures: Iterable[WordPicture],
+        load: Callable[[WordPicture], Image.Image],
+        adapt: Callable[[str], str] = str,
+    ) -> Iterator[ReadWord]:
+        """Read pictures in order. One that cannot be decoded is not read, and says why.
+
+        Args:
+            pictures: What to read, taken as it is needed.
+            load: Returns a picture, or raises `ImageProblemError`; called on several threads.
+            adapt: Turns a text into what the test charset has of it.
+        """
+
+        def decode(batch: list[WordPicture]) -> list[_Decoded]:
+            return [_Decoded(self, load, picture) for picture in batch]
+
+        with ThreadPoolExecutor(_DECODE_THREADS) as executor:
+            batches = _batches(pictures, self.batch_size)
+            for batch in map_ahead(executor, decode, batches, _BATCHES_AHEAD):
+                prepared = [some.prepared for some in batch if some.problem is None]
+                texts = iter(self.read_batch(prepared) if prepared else ())
+                for some in batch:
+                    text, confidence = self._nothing if some.problem else next(texts)
+                    yield ReadWord(
+                        image=some.picture.image,
+                        set_name=some.picture.set_name,
+                        label=some.picture.label,
+                        adapted_label=some.picture.adapted_label,
+                        text=text,
+                        adapted_text=adapt(text),
+                        character_confidence=confidence,
+                        size_px=some.size_px,
+                        problem=some.problem,
+                    )
+
+    @property
+    def _nothing(self) -> Text:
+        """What is read in a picture that cannot be decoded."""
+        return "", ()
+
+
+class _Decoded:
+    """A picture that was decoded, or why it cannot be."""
+
+    def __init__(
+        self, reader: WordReader, load: Callable[[WordPicture], Image.Image], picture: WordPicture
+    ) -> None:
+        self.picture = picture
+        self.problem: str | None = None
+        self.size_px: tuple[int, int] | None = None
+        self.prepared: Any = None
+        try:
+            decoded = load(picture)
+        except ImageProblemError as e:
+            self.problem = str(e)
+        else:
+            self.size_px = decoded.size
+            self.prepared = reader.prepare(decoded)
+
+
+class Reader(WordReader):
+    """A trained recogniser that reads pictures of single words, from `load_reader`."""
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        *,
+        batch_size: int = ReadingOptions.batch_size,
+        precision: str = ReadingOptions.precision,
+        checkpoint: Path | None = None,
+        teacher: str | None = None,
+    ) -> None:
+        """Wrap a recogniser in eval mode, on its device.
+
+        Args:
+            recogniser: What reads.
+            batch_size: Pictures at once.
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+            checkpoint: The file it was loaded from, if it was.
+            teacher: ``MODEL/WEIGHTS`` that it was distilled from, if that is known.
+        """
+        super().__init__(str(checkpoint or type(recogniser).__name__), batch_size)
+        self.recogniser = recogniser
+        self.precision = precision
+        self.checkpoint = checkpoint
+        self.teacher = teacher
+
+    @property
+    def device(self) -> torch.device:
+        """Where the recogniser is."""
+        return next(self.recogniser.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the recogniser."""
+        return sum(parameter.numel() for parameter in self.recogniser.parameters())
+
+    def read(self, image: ImageSource) -> ReadWord:
+        """Read one picture.
+
+        Raises:
+            ImageProblemError: it is no picture, or damaged.
+        """
+        (word,) = self.read_all([image])
+        if word.problem is not None:
+            raise ImageProblemError(word.problem)
+        return word
+
+    def read_all(self, images: Iterable[ImageSource]) -> Iterator[ReadWord]:
+        """Read any number of pictures in batches, in order.
+
+        A word whose picture is none, or damaged, has no text and says why in ``problem``.
+        """
+        pictures = (WordPicture(image=image) for image in images)
+        return self.words(pictures, lambda picture: load_picture(picture.image))
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the view of a picture."""
+        return stretch(picture)
+
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read views."""
+        return self.read_views(torch.from_numpy(np.stack(prepared)))
+
+    def read_views(self, views: torch.Tensor) -> list[Text]:
+        """Read a batch of views. Shape: (B, 32, 128, 3), uint8."""
+        allow_fast_products(self.precision)
+        views = views.to(self.device)
+        with autocast(views.device, self.precision):
+            logits = self.recogniser.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
+        texts, confidences = self.recogniser.tokenizer.decode(logits.float().softmax(dim=-1))
+        return [
+            (text, tuple(confidence.tolist()))
+            for text, confidence in zip(texts, confidences, strict=True)
+        ]
+
+
+class CallableReader(WordReader):
+    """Anybody's recogniser, as a function from pictures to texts."""
+
+    def __init__(
+        self,
+        function: PictureReader,
+        *,
+        batch_size: int = ReadingOptions.batch_size,
+        name: str | None = None,
+    ) -> None:
+        """Wrap a function.
+
+        Args:
+            function: Takes a list of RGB Pillow images, as they were decoded and of any size, and
+                returns a text for each.
+            batch_size: Pictures it is given at once, at most.
+            name: What tables and reports call it; None: the function's own name.
+        """
+        own = getattr(function, "__name__", type(function).__name__)
+        super().__init__(name or own, batch_size)
+        self.function = function
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the picture itself."""
+        return picture
+
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read pictures.
+
+        Raises:
+            UsageError: what came back is not one text per picture.
+        """
+        returned: Any = self.function(prepared)
+        is_list = isinstance(returned, Iterable) and not isinstance(returned, str | bytes)
+        texts = list(returned) if is_list else []
+        got = f"{len(texts)} items" if is_list else f"a {type(returned).__name__}"
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            got = f"{got}, among them a {type(odd[0]).__name__},"
+        if not is_list or odd or len(texts) != len(prepared):
+            raise UsageError(
+                f"{self.name} returned {got} for {counted(len(prepared), 'picture')}; expected a "
+                "list with one str for each picture"
+            )
+        return [(text, None) for text in texts]
+
+    @property
+    def _nothing(self) -> Text:
+        return "", None
+
+
+def load_reader(
+    run: str | os.PathLike[str],
+    *,
+    device: str = ReadingOptions.device,
+    batch_size: int = ReadingOptions.batch_size,
+    precision: str = ReadingOptions.precision,
+) -> Reader:
+    """Return a reader of cropped words: what a run folder or checkpoint holds.
+
+    ``reader.read(image)`` returns a word with ``text`` and ``confidence``; ``reader.read_all``
+    takes any number of images and reads them in batches. An image is a path, an encoded image, a
+    Pillow image or an array of pixels (RGB, uint8).
+
+    Args:
+        run: What ``clipocr train`` or ``clipocr pull`` wrote: a folder, or a checkpoint in it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA if there is one.
+        batch_size: Pictures at once.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        UsageError: no such device.
+    """
+    # First: loading takes longer than checking.
+    ReadingOptions(device=device, batch_size=batch_size, precision=precision)
+    checkpoint = find_checkpoint(Path(run))
+    saved = load_checkpoint(checkpoint)
+    return Reader(
+        build_student(saved, checkpoint).to(choose_device(device)),
+        batch_size=batch_size,
+        precision=precision,
+        checkpoint=checkpoint,
+        teacher=saved["teacher"],
+    )
+
+
+def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, batch_size)):
+        yield batch

@@ -1,0 +1,87 @@
+"""One record for a picture of a word, from its file to tables and report.
+
+WordPicture   what is to be read: which picture it is, and its label if it has one
+ReadWord      the same with what was read in it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordPicture:
+    """A picture of one word that is to be read."""
+
+    image: Any
+    """Which picture: of a test set the sample's number or file, else the picture as it was given.
+
+    `TestSet.image` opens the former, `load_picture` the latter.
+    """
+    set_name: str = ""
+    """Of the test set; empty if it is of none."""
+    label: str = ""
+    """As written; empty if there is none."""
+    adapted_label: str = ""
+    """As the test charset has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadWord(WordPicture):
+    """What was read in a picture of one word."""
+
+    text: str
+    """As read, in the reader's own charset; empty if the picture cannot be decoded."""
+    adapted_text: str
+    """As the test charset has it; without one, as read."""
+    character_confidence: tuple[float, ...] | None
+    """Probability of each character, then of EOS; none of EOS if the text fills all positions.
+
+    Empty if the picture cannot be decoded; None if the reader knows no probabilities.
+    """
+    size_px: tuple[int, int] | None
+    """Width and height of the picture, None if it cannot be decoded."""
+    problem: str | None = None
+    """Why the picture cannot be decoded; such a word counts as wrong, at confidence 0."""
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether label and text are equal under the test charset."""
+        return self.adapted_text == self.adapted_label
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the picture was decoded, and read wrongly."""
+        return self.problem is None and not self.is_correct
+
+    @property
+    def confidence(self) -> float | None:
+        """Product of the character probabilities, EOS included; None if they are not known."""
+        if self.character_confidence is None:
+            return None
+        return 0.0 if self.problem is not None else prod(self.character_confidence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON knows it, without what a picture of no test set lacks."""
+        record: dict[str, Any] = {
+            "image": self.image if isinstance(self.image, int | str) else None,
+            "text": self.text,
+            "confidence": self.confidence,
+            "character_confidence": self.character_confidence,
+        }
+        if isinstance(self.image, Path):
+            record["image"] = str(self.image)
+        if self.problem is not None:
+            record["problem"] = self.problem
+        if self.set_name:
+            record |= {
+                "set": self.set_name,
+                "label": self.label,
+                "adapted_label": self.adapted_label,
+                "adapted_text": self.adapted_text,
+                "is_correct": self.is_correct,
+            }
+        return record
