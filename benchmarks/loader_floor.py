@@ -71,7 +71,7 @@ class Passes:
         for key, reader in self.items():
             for stored, (unit_idx, chunk_idx) in zip(self.stored[key], self.chunks, strict=True):
                 name = reader.layout.shard_name(unit_idx)
-                start = int(reader._shard_index(unit_idx)[chunk_idx][0])
+                start, _ = reader.chunk_range(unit_idx, chunk_idx)
                 self.cache.storage.read_into(self.block[: len(stored)], name, start)
 
     def check(self) -> None:
@@ -99,9 +99,10 @@ class Passes:
                 _take(table, nodes, self.text_out[: len(nodes)])
 
     def _stored(self, reader: ArrayReader, unit_idx: int, chunk_idx: int) -> Array:
-        start, num_bytes = map(int, reader._shard_index(unit_idx)[chunk_idx])
-        name = reader.layout.shard_name(unit_idx)
-        return np.frombuffer(self.cache.storage.read_range(name, start, num_bytes), np.uint8)
+        start, stop = reader.chunk_range(unit_idx, chunk_idx)
+        block = np.empty(stop - start, np.uint8)
+        self.cache.storage.read_into(block, reader.layout.shard_name(unit_idx), start)
+        return block
 
 
 def main() -> None:

@@ -1,4 +1,9 @@
-"""Writing a file so that its name is always a whole one, the old or the new."""
+"""Writing a file so that its name always holds a whole one, the old or the new.
+
+The bytes are written under another name on the same disk and synced, then renamed, and the folder
+is synced: after a crash or a power cut at any moment the name holds all of the old file or all of
+the new one.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,38 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write, which is synced and takes the place of `path` if the block succeeds.
+    """Yield a name to write, which takes the place of `path` if the block succeeds.
 
-    The name tells the process, for several may write the same file.
+    The name contains the process id, because several processes may write the same file.
     """
     partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        sync(partial)
+        rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def rename(partial: Path, path: Path) -> None:
+    """Give a synced file its final name for good, in a folder that is made if need be."""
+    make_folder(path.parent)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, for good: each is synced in its parent."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

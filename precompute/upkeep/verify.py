@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
+from ...shared.cache.memory import Bytes
 from ...shared.cache.remote import open_storage
 from ...shared.cache.schema import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
 from ...shared.cache.shards import GROUP_METADATA
@@ -135,16 +136,16 @@ def _shard_problem(storage: ReadStorage, file: VouchedFile) -> str:
     lengths, wrong = _chunk_lengths(storage, file), []
     digest, position = hashlib.sha256(), 0
     for chunk_idx, num_bytes in enumerate(lengths):
-        stored = storage.read_range(file.name, position, num_bytes)
-        digest.update(stored)
+        stored = _read(storage, file.name, position, num_bytes)
+        digest.update(stored.data)
         # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
-        checksum = google_crc32c.value(np.frombuffer(stored, np.uint8)[:-_CRC_BYTES])
+        checksum = google_crc32c.value(stored[:-_CRC_BYTES])
         if f"{checksum:08x}" != record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]:
             wrong.append(chunk_idx)
         position += num_bytes
     for start in range(position, record.num_bytes, _BLOCK_BYTES):
         num_bytes = min(_BLOCK_BYTES, record.num_bytes - start)
-        digest.update(storage.read_range(file.name, start, num_bytes))
+        digest.update(_read(storage, file.name, start, num_bytes).data)
     if wrong:
         first = file.shard_idx * layout.shard_rows + wrong[0] * layout.chunk_rows
         last = min(first + layout.chunk_rows, layout.shape[0]) - 1
@@ -152,6 +153,12 @@ def _shard_problem(storage: ReadStorage, file: VouchedFile) -> str:
         return f"chunk {wrong[0]} (rows {first:,} to {last:,}){more} is not what was committed"
     is_sound = bool(lengths) and digest.hexdigest() == record.sha256
     return "" if is_sound else "is not what was committed"
+
+
+def _read(storage: ReadStorage, name: str, start: int, num_bytes: int) -> Bytes:
+    block = np.empty(num_bytes, np.uint8)
+    storage.read_into(block, name, start)
+    return block
 
 
 def _chunk_lengths(storage: ReadStorage, file: VouchedFile) -> list[int]:
@@ -163,9 +170,7 @@ def _chunk_lengths(storage: ReadStorage, file: VouchedFile) -> list[int]:
     index_at = file.record.num_bytes - num_bytes - _CRC_BYTES
     if index_at < 0:
         return []
-    stored = storage.read_range(file.name, index_at, num_bytes)
-    if len(stored) != num_bytes:
-        return []
+    stored = _read(storage, file.name, index_at, num_bytes)
     index = np.frombuffer(stored, "<u8").reshape(-1, 2)[: layout.num_chunks(file.shard_idx)]
     position = 0
     for offset, length in index.tolist():

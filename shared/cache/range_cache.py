@@ -1,20 +1,21 @@
 """Copies of what was read over a network, in a folder of bounded size.
 
     FOLDER/
-      total           bytes in use, never less than the truth; its lock guards every change
-      <key>.range     one copy
-      <key>.<id>.part one copy being written, at its full size from the start
+      total        bytes in use, never less than the truth; its lock guards every change
+      <key>.range  one copy
 
-Any number of threads and processes may share a folder. A copy is a convenience: what cannot be kept
-is not kept, and what cannot be read is not there. Copies are not synced to disk, so whoever reads
-one must check it, and `drop` it if it is not sound.
+Any number of threads and processes may share a folder. What cannot be kept is not kept, and what
+cannot be read counts as absent. Copies are not synced to disk, so whoever reads one must check it,
+and `drop` it if it is not sound.
+
+Not by a library: fsspec's caching file systems have no bound, and diskcache went 18 % beyond its
+own for a moment, and needs SQLite's locks to work on the network disk that a home folder may be.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ class RangeCache:
             ) from e
 
     def get(self, key: str) -> bytes | None:
-        """Return a copy as it lies there, unchecked, or None; it is now the last to go."""
+        """Return a copy, unchecked, or None; it becomes the most recently used."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -61,64 +62,50 @@ class RangeCache:
         """Keep a copy, evicting others until there is room."""
         if len(data) > self._max_bytes:
             return
-        partial = self._folder / f"{key}.{uuid.uuid4().hex}.part"
-        # A full disk, or an eviction by another process: the copy is not kept, the run goes on.
-        with contextlib.suppress(OSError):
+        partial = self._folder / f"{key}.part"
+        # On a full disk the copy is not kept, and the run goes on.
+        with contextlib.suppress(OSError), self._locked() as file:
+            total = _load(file)
+            if total is None or total + len(data) > self._max_bytes:
+                room = min(self._max_bytes - len(data), int(_KEPT_SHARE * self._max_bytes))
+                total = self._evict(room)
+            # Before the copy: a process killed between the two leaves the total too high, not low.
+            _store(file, total + len(data))
             try:
-                file = self._reserve(partial, len(data))
-                with file:
-                    file.write(data)
-                os.replace(partial, self._path(key))
+                partial.write_bytes(data)
+                partial.replace(self._path(key))
             finally:
                 partial.unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:
         """Remove a copy that is not what it should be."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._locked():
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.range"
 
-    def _reserve(self, partial: Path, num_bytes: int) -> BinaryIO:
-        """Make room and take it: a file of the full size, which other processes count."""
-        with self._locked() as total_file:
-            total = _load(total_file)
-            if total is None or total + num_bytes > self._max_bytes:
-                kept = min(self._max_bytes - num_bytes, int(_KEPT_SHARE * self._max_bytes))
-                total = self._evict(kept)
-            # First the total: a process killed between the two leaves it too high, never too low.
-            _store(total_file, total + num_bytes)
-            file = partial.open("xb")
-            try:
-                file.truncate(num_bytes)
-            except OSError:
-                file.close()
-                raise
-            return file
-
     def _evict(self, max_bytes: int) -> int:
         """Remove the least recently used until at most `max_bytes` are left; return how many."""
-        found: list[tuple[int, int, str]] = []
         with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(_SUFFIXES):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat()
-                        found.append((status.st_mtime_ns, status.st_size, entry.path))
+            found = [
+                (entry.stat().st_mtime_ns, entry.stat().st_size, entry.path)
+                for entry in entries
+                if entry.name.endswith(_SUFFIXES)
+            ]
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= max_bytes:
                 break
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            os.unlink(path)
             total -= size
         return total
 
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         """Hold the folder's lock; yield the file of its total."""
-        import fcntl  # Not on Windows, where a cache at an address is read without copies.
+        # Not at the top: there is none on Windows, where an address is read without copies.
+        import fcntl
 
         descriptor = os.open(self._folder / "total", os.O_RDWR | os.O_CREAT, 0o666)
         with os.fdopen(descriptor, "r+b") as file:

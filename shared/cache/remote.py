@@ -3,14 +3,19 @@
 Credentials and endpoints come from where the library of the protocol looks for them
 (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ``HF_TOKEN``, fsspec's own ``FSSPEC_S3_ANON``, ...). Nothing
 is ever written to an address. What fails is tried again with growing pauses; two variables say how
-patiently:
+often and how long:
 
     CLIPOCR_REMOTE_TRIES      how often a request is sent in all
     CLIPOCR_REMOTE_TIMEOUT_S  how long one may take
+
+The tries are counted here, because fsspec has none for ``http://``, and those of s3fs and botocore
+multiply; tenacity would save fewer than ten lines of `RemoteStorage._try`. obstore retries, but
+knows no ``hf://`` and lists ``http://`` by WebDAV only, so it would be a second way beside fsspec.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -34,7 +39,7 @@ _S3_EXTRA_PROTOCOLS = frozenset(("s3", "s3a", "http", "https"))
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to bear with a server."""
+    """How often and how long to try a request."""
 
     tries: int = 5
     """How often a request is sent in all."""
@@ -43,33 +48,26 @@ class Patience:
     first_pause_s: float = 0.5
     """Between the first two tries; each further pause is twice as long, up to 8 s."""
 
-    def __post_init__(self) -> None:
-        if self.tries < 1 or not self.timeout_s > 0:
-            raise UsageError(
-                f"{self.tries} tries of {self.timeout_s} s, expected at least one of more than 0 s "
-                "(CLIPOCR_REMOTE_TRIES, CLIPOCR_REMOTE_TIMEOUT_S)"
-            )
-
     @classmethod
     def from_environment(cls) -> Self:
         """Return the default as the two environment variables change it.
 
         Raises:
-            UsageError: one of them is no number.
+            UsageError: one of them is no number, or too small.
         """
         tries = os.environ.get("CLIPOCR_REMOTE_TRIES", str(cls.tries))
         timeout_s = os.environ.get("CLIPOCR_REMOTE_TIMEOUT_S", str(cls.timeout_s))
-        try:
-            return cls(tries=int(tries), timeout_s=float(timeout_s))
-        except ValueError as e:
-            raise UsageError(
-                f"CLIPOCR_REMOTE_TRIES is {tries!r}, CLIPOCR_REMOTE_TIMEOUT_S {timeout_s!r}; "
-                f"expected numbers of at least 1 and more than 0"
-            ) from e
+        with contextlib.suppress(ValueError):
+            if int(tries) >= 1 and float(timeout_s) > 0:
+                return cls(tries=int(tries), timeout_s=float(timeout_s))
+        raise UsageError(
+            f"CLIPOCR_REMOTE_TRIES is {tries!r}, CLIPOCR_REMOTE_TIMEOUT_S {timeout_s!r}; "
+            "expected numbers of at least 1 and more than 0"
+        )
 
     def pause_s(self, num_failures: int) -> float:
         """Return how long to wait after the n-th failure in a row, by chance up to half more."""
-        # Readers that failed together should not come back together.
+        # By chance, so that readers that failed together do not come back together.
         spread = random.SystemRandom().uniform(1.0, 1.5)
         return spread * min(self.first_pause_s * 2.0 ** (num_failures - 1), _MAX_PAUSE_S)
 
@@ -101,8 +99,12 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "clipocr"
 
 
-class RemoteStorage:
-    """A `ReadStorage` at an fsspec address."""
+class RemoteStorage(ReadStorage):
+    """A `ReadStorage` at an fsspec address.
+
+    Besides what a `ReadStorage` raises, every method raises `CacheUnavailableError` if the server
+    does not answer or refuses to.
+    """
 
     def __init__(
         self, address: str, *, copies: RangeCache | None = None, patience: Patience | None = None
@@ -123,88 +125,74 @@ class RemoteStorage:
         self._fs, self._root = _open_file_system(self._address, self._patience)
         # Or its buffered files would fetch five megabytes beyond each range.
         self._read_options = {"cache_type": "none"} if self._fs.protocol == "hf" else {}
+        self._is_http = "http" in self._fs.protocol
 
     def __str__(self) -> str:
         return self._address
 
     def exists(self, name: str) -> bool:
         """Return whether a file of that name was published."""
-        # Not by fsspec's own `exists`: it takes any failure for a no.
-        try:
-            self._try(
-                name, lambda: self._call("cat_file", name, start=0, end=1, **self._read_options)
-            )
-        except CacheMissingError:
-            return False
-        return True
+        # By a byte of it: fsspec's own `exists` takes any failure for a no.
+        return self._found(name, lambda: self._fetch(name, 0, 1)) is not None
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
-        try:
-            return int(self._try(name, lambda: self._call("info", name))["size"])
-        except CacheMissingError:
-            return None
+        info = self._found(name, lambda: self._call("info", name))
+        return None if info is None else int(info["size"])
 
     def names(self, folder: str) -> list[str]:
         """Return the names of all files below `folder`, sorted."""
-        try:
-            paths = self._try(folder, lambda: self._call("find", folder))
-        except CacheMissingError:
-            return []
+        # Or fsspec takes a folder that a server of HTTP fails to list for an empty one.
+        options = {"on_error": "raise"} if self._is_http else {}
+        paths = self._found(folder, lambda: self._call("find", folder, **options)) or ()
         return sorted(path.removeprefix(f"{self._root}/") for path in paths)
 
     def read(self, name: str) -> bytes:
-        """Return a whole file; no copy is kept, since records may change.
-
-        Raises:
-            CacheMissingError: there is no such file.
-            CacheUnavailableError: the server does not answer, or refuses to.
-        """
+        """Return a whole file; no copy is kept, since records may change."""
         stored: bytes = self._try(name, lambda: self._call("cat_file", name))
-        return stored
-
-    def read_range(
-        self, name: str, start: int, num_bytes: int, check: RangeCheck | None = None
-    ) -> bytes:
-        """Return exactly `num_bytes` from offset `start`, from a sound copy if there is one.
-
-        Raises:
-            CacheMissingError: there is no such file.
-            CacheCorruptError: what came was too short, or `check` did not accept it, every time.
-            CacheUnavailableError: the server does not answer, or refuses to.
-        """
-        # Content decides the key, so a cache that was moved, or built again, finds its copies.
-        key = _key(check.file_sha256, start, num_bytes) if check else ""
-        if check and self._copies:
-            copy = self._copies.get(key)
-            if copy is not None:
-                if check.is_sound(copy):
-                    return copy
-                self._copies.drop(key)
-
-        def fetch() -> bytes:
-            stop = start + num_bytes
-            stored: bytes = self._call(
-                "cat_file", name, start=start, end=stop, **self._read_options
-            )
-            if len(stored) != num_bytes:
-                raise _WrongBytesError(f"gave {len(stored)} bytes for bytes {start} to {stop}")
-            if check and not check.is_sound(stored):
-                raise _WrongBytesError(f"bytes {start} to {stop} are not what was committed")
-            return stored
-
-        stored = self._try(name, fetch)
-        if check and self._copies:
-            self._copies.put(key, stored)
         return stored
 
     def read_into(
         self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
-    ) -> int:
-        """Fill `block` as `read_range` reads, and return how many bytes there were."""
-        stored = self.read_range(name, start, len(block), check)
-        block.data[:] = stored
-        return len(stored)
+    ) -> None:
+        """Fill `block` from a sound copy if there is one, else from the network.
+
+        Raises:
+            CacheMissingError: there is no such file.
+            CacheCorruptError: what came was too short, or `check` did not accept it, every time.
+        """
+        stop = start + len(block)
+
+        def fill(stored: bytes) -> str:
+            """Fill `block` and return what is wrong with `stored`, or nothing."""
+            if len(stored) != len(block):
+                return f"gave {len(stored)} bytes for bytes {start} to {stop}"
+            block.data[:] = stored
+            is_sound = check is None or check.is_sound(block)
+            return "" if is_sound else f"bytes {start} to {stop} are not what was committed"
+
+        def fetch() -> bytes:
+            stored = self._fetch(name, start, stop)
+            if problem := fill(stored):
+                raise _WrongBytesError(problem)
+            return stored
+
+        if check is None or self._copies is None:
+            self._try(name, fetch)
+            return
+        # Content decides the key, so a cache that was moved, or built again, finds its copies.
+        identity = f"{check.file_sha256} {start} {len(block)}"
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        copy = self._copies.get(key)
+        if copy is not None:
+            if not fill(copy):
+                return
+            self._copies.drop(key)
+        self._copies.put(key, self._try(name, fetch))
+
+    def _fetch(self, name: str, start: int, stop: int) -> bytes:
+        stored: bytes = self._call("cat_file", name, start=start, end=stop, **self._read_options)
+        return stored
 
     def _call(self, method: str, name: str, **options: int | str) -> Any:
         """Call a method of the file system within the time limit."""
@@ -218,39 +206,46 @@ class RemoteStorage:
         call = getattr(self._fs, f"_{method}")
         return sync(self._fs.loop, call, path, timeout=timeout_s, **options)
 
+    def _found(self, name: str, request: Callable[[], _Result]) -> _Result | None:
+        """Return what `_try` returns, or None if there is no such file."""
+        try:
+            return self._try(name, request)
+        except CacheMissingError:
+            return None
+
     def _try(self, name: str, request: Callable[[], _Result]) -> _Result:
         """Return what `request` does, sending it again while it fails for a passing reason."""
-        started = time.monotonic()
-        for num_failures in range(1, self._patience.tries + 1):
+        patience, started = self._patience, time.monotonic()
+        for num_failures in range(1, patience.tries + 1):
             try:
                 return request()
-            except (FileNotFoundError, NotADirectoryError):
-                raise CacheMissingError(f"{self}/{name} is missing") from None
             except Exception as e:
                 # Every file system raises errors of its own, and most of what they mean passes.
-                failure = e
-            if isinstance(failure, PermissionError) or getattr(failure, "status", 0) in (401, 403):
+                # That of HTTP calls every file missing whose size it fails to get.
+                failure = e.__cause__ if self._is_http and e.__cause__ else e
+            response = getattr(failure, "response", None)
+            status = getattr(failure, "status", 0) or getattr(response, "status_code", 0)
+            if status == 404 or isinstance(failure, FileNotFoundError | NotADirectoryError):
+                raise CacheMissingError(f"{self}/{name} is missing")
+            if isinstance(failure, PermissionError) or status in (401, 403):
                 raise CacheUnavailableError(
                     f"{self}/{name} may not be read ({_reason(failure)}); check the credentials, "
                     "and that they allow reading and listing"
                 ) from failure
-            if num_failures < self._patience.tries:
-                time.sleep(self._patience.pause_s(num_failures))
-        tried = f"tried {self._patience.tries} times in {time.monotonic() - started:.0f} s"
+            if num_failures < patience.tries:
+                time.sleep(patience.pause_s(num_failures))
+        tried = f"tried {patience.tries} times in {time.monotonic() - started:.0f} s"
         if isinstance(failure, _WrongBytesError):
             raise CacheCorruptError(
                 f"{self}/{name} {failure}, {tried} (a damaged, truncated or exchanged file, or a "
                 "server without range requests). Put the file there again from a sound cache"
             )
+        is_late = isinstance(failure, TimeoutError)
+        reason = f"no answer within {patience.timeout_s:g} s" if is_late else _reason(failure)
         raise CacheUnavailableError(
-            f"{self}/{name} cannot be read: {self._why(failure)}, {tried}. Check the address, the "
-            "network and the server, and run the command again; clipocr train goes on by --resume"
+            f"{self}/{name} cannot be read: {reason}, {tried}. Check the address, the network and "
+            "the server, and run the command again; clipocr train goes on by --resume"
         ) from failure
-
-    def _why(self, failure: Exception) -> str:
-        if isinstance(failure, TimeoutError):
-            return f"no answer within {self._patience.timeout_s:g} s"
-        return _reason(failure)
 
 
 class _WrongBytesError(Exception):
@@ -289,10 +284,6 @@ def _open_file_system(address: str, patience: Patience) -> tuple[Any, str]:
     return file_system, root.rstrip("/")
 
 
-def _key(file_sha256: str, start: int, num_bytes: int) -> str:
-    return hashlib.sha256(f"{file_sha256} {start} {num_bytes}".encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -89,6 +89,51 @@ class ArrayLayout:
         """Return how many chunks of a shard hold rows."""
         rows = min(self.shape[0] - shard_idx * self.shard_rows, self.shard_rows)
         return -(-rows // self.chunk_rows)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index that a file ends in, its checksum included."""
+        return self.chunks_per_shard * _ENTRY_BYTES + _CRC_BYTES
+
+    def chunk_bounds(self, shard_idx: int, index: Bytes, index_at: int) -> list[int] | None:
+        """Return where each chunk of a shard begins, and then where the last one ends.
+
+        Chunks follow one another from the first byte of the file up to the index, because
+        `ArrayWriter` writes them so. An index that says anything else, or whose checksum is wrong,
+        gives None.
+
+        Args:
+            shard_idx: Which file.
+            index: The last `index_bytes` bytes of it.
+            index_at: Where they begin.
+        """
+        bounds = [0]
+        entries = index[:-_CRC_BYTES].view("<u8").reshape(-1, 2)
+        for offset, num_bytes in entries[: self.num_chunks(shard_idx)].tolist():
+            if offset != bounds[-1] or num_bytes <= _CRC_BYTES:
+                return None
+            bounds.append(offset + num_bytes)
+        is_sound = index[-_CRC_BYTES:].view("<u4")[0] == _crc32c(index)
+        return bounds if is_sound and bounds[-1] == index_at else None
+
+    def chunk_is(self, stored: Bytes, record: FileRecord, chunk_idx: int) -> bool:
+        """Return whether the bytes of a chunk, its checksum included, are those of a record."""
+        return f"{_crc32c(stored):08x}" == record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
+
+    def decode_chunk(
+        self, shard_idx: int, chunk_idx: int, stored: Bytes, memory: MemoryPool | None = None
+    ) -> Array:
+        """Return the rows of a sound chunk, padding at the array's end cut off.
+
+        Shape: (rows, *row_shape).
+        """
+        data: Any = stored[:-_CRC_BYTES]
+        if self.compressed:
+            out = memory.take(self.chunk_rows * self.row_bytes) if memory else None
+            data = Zstd().decode(data, out)
+        rows = np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<"))
+        first_row = shard_idx * self.shard_rows + chunk_idx * self.chunk_rows
+        return rows.reshape(self.chunk_rows, *self.row_shape)[: self.shape[0] - first_row]
 
     def metadata(self) -> bytes:
         """Return the array's ``zarr.json``, as Zarr itself writes it."""
@@ -195,7 +240,7 @@ class ArrayReader:
         self.layout = layout
         self._storage = storage
         self._files = files
-        self._index: dict[int, npt.NDArray[np.uint64]] = {}
+        self._bounds: dict[int, list[int]] = {}
 
     def chunk(self, shard_idx: int, chunk_idx: int, *, memory: MemoryPool | None = None) -> Array:
         """Return a chunk, padding rows at the array's end cut off. Shape: (rows, *row_shape).
@@ -211,16 +256,14 @@ class ArrayReader:
         """
         layout = self.layout
         name = layout.shard_name(shard_idx)
-        offset, num_bytes = (int(v) for v in self._shard_index(shard_idx)[chunk_idx])
-        expected = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-        data = self._payload(name, offset, num_bytes, expected, f"chunk {chunk_idx}", memory)
-        if layout.compressed:
-            out = memory.take(layout.chunk_rows * layout.row_bytes) if memory else None
-            data = Zstd().decode(data, out)
-        rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
-        rows = rows.reshape(layout.chunk_rows, *layout.row_shape)
-        first_row = shard_idx * layout.shard_rows + chunk_idx * layout.chunk_rows
-        return rows[: layout.shape[0] - first_row]
+        start, stop = self.chunk_range(shard_idx, chunk_idx)
+        record = self._files[name]
+
+        def is_sound(stored: Bytes) -> bool:
+            return layout.chunk_is(stored, record, chunk_idx)
+
+        stored = self._read(name, start, stop - start, is_sound, f"chunk {chunk_idx}", memory)
+        return layout.decode_chunk(shard_idx, chunk_idx, stored, memory)
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop), reading each chunk they touch once."""
@@ -238,57 +281,46 @@ class ArrayReader:
         """Return the whole array; for arrays that fit in memory."""
         return self.rows(0, self.layout.shape[0])
 
-    def _shard_index(self, shard_idx: int) -> npt.NDArray[np.uint64]:
-        """Return (offset, length) of each chunk of a shard. Shape: (chunks_per_shard, 2)."""
-        if shard_idx not in self._index:
-            name = self.layout.shard_name(shard_idx)
-            num_bytes = self.layout.chunks_per_shard * _ENTRY_BYTES
-            start = self._files[name].num_bytes - num_bytes - _CRC_BYTES
-            index = self._payload(name, start, num_bytes + _CRC_BYTES, None, "the chunk index")
-            self._index[shard_idx] = index.view("<u8").reshape(-1, 2)
-        return self._index[shard_idx]
+    def chunk_range(self, shard_idx: int, chunk_idx: int) -> tuple[int, int]:
+        """Return the bytes [start, stop) of a shard that a chunk takes, its checksum included.
 
-    def _payload(
+        Raises:
+            CacheCorruptError: the shard's index is damaged.
+            CacheMissingError: the file is gone.
+        """
+        if shard_idx not in self._bounds:
+            layout, name = self.layout, self.layout.shard_name(shard_idx)
+            index_at = self._files[name].num_bytes - layout.index_bytes
+
+            def is_sound(index: Bytes) -> bool:
+                return layout.chunk_bounds(shard_idx, index, index_at) is not None
+
+            index = self._read(name, index_at, layout.index_bytes, is_sound, "the chunk index")
+            self._bounds[shard_idx] = layout.chunk_bounds(shard_idx, index, index_at) or []
+        bounds = self._bounds[shard_idx]
+        return bounds[chunk_idx], bounds[chunk_idx + 1]
+
+    def _read(
         self,
         name: str,
         start: int,
         num_bytes: int,
-        expected: str | None,
+        is_sound: Callable[[Bytes], bool],
         what: str,
         memory: MemoryPool | None = None,
     ) -> Bytes:
-        """Return a range without the checksum it ends in, once that is as `expected`.
-
-        Args:
-            name: Of the file.
-            start: Offset of the range.
-            num_bytes: Its length, checksum included.
-            expected: CRC-32C in hex by the commit record; None: what the range itself ends in.
-            what: The range in words, for the error.
-            memory: Where it shall be.
-        """
-
-        def is_sound(stored: bytes | Bytes) -> bool:
-            if len(stored) != num_bytes:
-                return False
-            # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
-            checksum: int = google_crc32c.value(np.frombuffer(stored, np.uint8)[:-_CRC_BYTES])
-            if expected is None:
-                return bytes(stored[-_CRC_BYTES:]) == struct.pack("<I", checksum)
-            return f"{checksum:08x}" == expected
-
-        # The index of an exchanged file may point anywhere, even beyond what a file can hold.
-        if start + num_bytes > self._files[name].num_bytes:
+        """Return a range of a file, once it is sound; errors call it `what`."""
+        if start < 0:
             raise self._corrupt(name, what)
-        check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
         block = memory.take(num_bytes) if memory else np.empty(num_bytes, np.uint8)
+        check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
         try:
-            stored = block[: self._storage.read_into(block, name, start, check)]
+            self._storage.read_into(block, name, start, check)
         except CacheMissingError as e:
             raise CacheMissingError(f"{e}. {MEND}") from None
-        if not is_sound(stored):
+        if not is_sound(block):
             raise self._corrupt(name, what)
-        return stored[:-_CRC_BYTES]
+        return block
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
         # image/view0/block3/c/1/0/0 is a file of unit 1.
@@ -320,8 +352,14 @@ def weigh_array(layout: ArrayLayout, values: Array) -> int:
             chunk[: len(part)] = part
             payload_bytes += len(Zstd(_ZSTD_LEVEL).encode(chunk))
         payload_bytes = round(payload_bytes * num_rows / max(len(values), 1))
-    index_bytes = layout.num_shards * (layout.chunks_per_shard * _ENTRY_BYTES + _CRC_BYTES)
-    return payload_bytes + num_chunks * _CRC_BYTES + index_bytes
+    return payload_bytes + num_chunks * _CRC_BYTES + layout.num_shards * layout.index_bytes
+
+
+def _crc32c(stored: Bytes) -> int:
+    """Return the CRC-32C of all but the last four bytes, which are a checksum themselves."""
+    # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
+    checksum: int = google_crc32c.value(stored[:-_CRC_BYTES])
+    return checksum
 
 
 def encode_strings(strings: Sequence[str]) -> dict[str, Array]:

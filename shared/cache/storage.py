@@ -1,8 +1,8 @@
 """The bytes of a cache: named files below one folder, published durably, read by range.
 
 A file is written under a temporary name, synced, read back and compared, renamed to its final
-name, and its folder synced. So a name that exists is complete, whatever was killed and whenever;
-leftovers live in ``.tmp`` only. (Zarr's own local store renames, but never syncs.)
+name, and its folder synced. So a name that exists is complete, at whatever moment a writer was
+killed; what it leaves is in ``.tmp`` only. (Zarr's own local store renames, but never syncs.)
 
 Reading is a `ReadStorage`: a folder, or what `remote` finds at an address such as
 ``s3://bucket/words.cache``. Only a folder is ever written to.
@@ -17,20 +17,21 @@ import os
 import shutil
 import socket
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 import google_crc32c
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheMissingError
+from ..atomic import make_folder, rename, sync
+from ..errors import MEND, CacheCorruptError, CacheMissingError
 from .memory import Bytes
 
 _TMP = ".tmp"
-_COPY_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ class FileRecord:
     chunk_crc32c: str = ""
     """For a Zarr shard: CRC-32C of each inner chunk's payload, 8 hex digits each, in order.
 
-    Readers compare these, not the sums inside the file: a sound shard under a sibling's name
-    carries its own correct sums, and only the commit record can tell it apart.
+    Readers compare these, not the sums inside the file: a sound shard under another shard's name
+    carries its own correct sums, and only the commit record tells the two apart.
     """
 
 
@@ -53,61 +54,54 @@ class RangeCheck:
 
     file_sha256: str
     """Of the whole file; a copy of the range is kept under it."""
-    is_sound: Callable[[bytes], bool]
+    is_sound: Callable[[Bytes], bool]
 
 
-class ReadStorage(Protocol):
+class ReadStorage(ABC):
     """The reading side of a cache's files; safe to share between threads.
 
-    `name` is always a relative POSIX path, as it stands in commit records.
+    Its text is the place, as messages name it. `name` is always a relative POSIX path, as it
+    stands in commit records.
     """
 
-    def __str__(self) -> str:
-        """Return the place, as messages name it."""
-        ...
-
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Return whether a file of that name was published."""
-        ...
 
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
-        ...
 
+    @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Return the names of all files below `folder`, sorted."""
-        ...
 
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """Return a whole file.
 
         Raises:
             CacheMissingError: there is no such file.
         """
-        ...
 
-    def read_range(
-        self, name: str, start: int, num_bytes: int, check: RangeCheck | None = None
-    ) -> bytes:
-        """Return `num_bytes` from offset `start`; fewer only at the end of the file.
+    @abstractmethod
+    def read_into(
+        self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
+    ) -> None:
+        """Fill `block` with the bytes of a file from offset `start` on.
 
         Args:
+            block: What to fill. Shape: (bytes wanted,).
             name: Of the file.
             start: Offset in bytes.
-            num_bytes: How many are wanted.
-            check: Lets a storage that reads over a network read again what arrived damaged, and
-                keep copies of what arrived sound. The caller checks what it gets all the same.
+            check: By it a storage that reads over a network reads again what arrived damaged, and
+                keeps copies of what arrived sound. A folder does not use it, so the caller checks
+                `block`, too.
 
         Raises:
             CacheMissingError: there is no such file.
+            CacheCorruptError: the file ends before the block does.
         """
-        ...
-
-    def read_into(
-        self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
-    ) -> int:
-        """Fill `block` as `read_range` reads, and return how many bytes there were."""
-        ...
 
 
 def is_address(place: str | Path) -> bool:
@@ -120,11 +114,10 @@ class PendingFile:
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
-        self._root = root
         self._final = root / name
-        self._tmp = root / _TMP / _temporary_name()
-        self._tmp.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._tmp.open("xb")
+        self._partial = root / _TMP / _temporary_name()
+        make_folder(self._partial.parent)
+        self._file = self._partial.open("xb")
         self._sha256 = hashlib.sha256()
         self._crc32c = 0
         self.num_bytes = 0
@@ -147,30 +140,26 @@ class PendingFile:
         Raises:
             CacheCorruptError: the file system returned other bytes than were written.
         """
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        record = FileRecord(num_bytes=self.num_bytes, sha256=self.sha256, chunk_crc32c=chunk_crc32c)
-        # CRC-32C: five times as fast as SHA-256, and no disk errs on purpose.
-        if _crc32c_of(self._tmp) != self._crc32c:
+        sync(self._partial)
+        # CRC-32C: five times as fast as SHA-256, and enough against errors that nobody made.
+        if _crc32c_of(self._partial) != self._crc32c:
             raise CacheCorruptError(
                 f"{self._final} read back differently from what was written; the disk or its "
                 "memory is failing. Run the same command again on another disk"
             )
-        _make_folders(self._root, self._final.parent)
-        os.replace(self._tmp, self._final)
-        _sync_folder(self._final.parent)
-        return record
+        rename(self._partial, self._final)
+        return FileRecord(num_bytes=self.num_bytes, sha256=self.sha256, chunk_crc32c=chunk_crc32c)
 
     def discard(self) -> None:
         """Drop what was written; harmless after `publish`."""
         # On a full disk closing fails too, for what is still in the buffer.
         with contextlib.suppress(OSError):
             self._file.close()
-        self._tmp.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
 
 
-class LocalStorage:
+class LocalStorage(ReadStorage):
     """A cache folder on a file system: a `ReadStorage` that can be written to."""
 
     def __init__(self, root: Path) -> None:
@@ -196,55 +185,31 @@ class LocalStorage:
         return sorted(p.relative_to(self.root).as_posix() for p in base.rglob("*") if p.is_file())
 
     def read(self, name: str) -> bytes:
-        """Return a whole file.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
+        """Return a whole file."""
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
             raise CacheMissingError(f"{self.root / name} is missing") from None
-
-    def read_range(
-        self,
-        name: str,
-        start: int,
-        num_bytes: int,
-        check: RangeCheck | None = None,  # noqa: ARG002  (a disk read is not worth repeating)
-    ) -> bytes:
-        """Return `num_bytes` from offset `start`; fewer only at the end of the file.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
-        with self._opened(name, start) as file:
-            return file.read(num_bytes)
 
     def read_into(
         self,
         block: Bytes,
         name: str,
         start: int,
-        check: RangeCheck | None = None,  # noqa: ARG002  (a disk read is not worth repeating)
-    ) -> int:
-        """Fill `block` as `read_range` reads, and return how many bytes there were.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
-        with self._opened(name, start) as file:
-            return file.readinto(block.data)
-
-    @contextlib.contextmanager
-    def _opened(self, name: str, start: int) -> Iterator[FileIO]:
+        check: RangeCheck | None = None,  # noqa: ARG002  (a disk gives the same bytes again)
+    ) -> None:
+        """Fill `block` with the bytes of a file from offset `start` on."""
         try:
-            file = FileIO(self.root / name)
+            with FileIO(self.root / name) as file:
+                file.seek(start)
+                num_bytes = file.readinto(block.data)
         except FileNotFoundError:
             raise CacheMissingError(f"{self.root / name} is missing") from None
-        with file:
-            file.seek(start)
-            yield file
+        if num_bytes < len(block):
+            raise CacheCorruptError(
+                f"{self.root / name} has fewer than {start + len(block):,} bytes (a truncated or "
+                f"exchanged file). {MEND}"
+            )
 
     def create(self, name: str) -> PendingFile:
         """Begin a file that appears under `name` when it is published."""
@@ -268,26 +233,26 @@ class LocalStorage:
     def keep_first(self, name: str, data: bytes) -> None:
         """Publish a small file unless there is one of that name, whatever it holds.
 
-        It has to be alone in its folder. For it is the folder that appears, by a rename, which
-        never takes the place of one that holds something: a file system need not have hard links.
+        The file has to be alone in its folder, because it is the folder that is renamed: a rename
+        never replaces a folder that holds something, and a file system need not have hard links.
         """
         folder = (self.root / name).parent
         with scratch_folder(self) as scratch:
             scratch.write(f"folder/{Path(name).name}", data)
-            _make_folders(self.root, folder.parent)
+            make_folder(folder.parent)
             try:
                 os.replace(scratch.root / "folder", folder)
             except OSError as e:
                 if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-        _sync_folder(folder.parent)
+        sync(folder.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file for good, if there is one."""
         path = self.root / name
         if path.is_file():
             path.unlink()
-            _sync_folder(path.parent)
+            sync(path.parent)
 
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
@@ -302,7 +267,7 @@ class LocalStorage:
 
 @contextlib.contextmanager
 def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
-    """Lend a folder on the same disk that goes when the block is left, or with the next sweep."""
+    """Lend a folder on the same disk, removed when the block is left or by the next sweep."""
     scratch = storage.root / _TMP / _temporary_name()
     try:
         yield LocalStorage(scratch)
@@ -311,7 +276,7 @@ def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
 
 
 def _temporary_name() -> str:
-    """Return a name that no other has, and that tells whose it is."""
+    """Return a name that no other has, and that says which process of which machine wrote it."""
     return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
 
 
@@ -327,37 +292,13 @@ def _is_alive(pid: int) -> bool:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _crc32c_of(path: Path) -> int:
     checksum = 0
-    for block in _blocks(path):
-        checksum = google_crc32c.extend(checksum, block)
-    return checksum
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_COPY_BYTES):
-            yield block
-
-
-def _make_folders(root: Path, folder: Path) -> None:
-    """Create `folder` below `root`, syncing each new entry in its parent."""
-    missing = [folder, *folder.parents]
-    missing = [p for p in missing if p != root and root in p.parents and not p.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        while block := file.read(_BLOCK_BYTES):
+            checksum = google_crc32c.extend(checksum, block)
+    return checksum

@@ -153,14 +153,7 @@ class _Handler(LoopbackHandler):
             self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return
         headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": self.server.sha}
-        asked = self.headers.get("Range")
-        if asked is None:
-            self.answer(200, data, headers)
-            return
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        part = data[int(first) : int(last) + 1]
-        span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
-        self.answer(206, part, {**headers, "Content-Range": span})
+        self.answer_range(data, headers)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

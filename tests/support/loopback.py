@@ -58,5 +58,17 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def answer_range(self, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Answer with the range of a file that was asked for, or all of it."""
+        headers, asked = headers or {}, self.headers.get("Range")
+        if asked is None:
+            self.answer(200, data, headers)
+            return
+        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        span = f"{first}-{first + len(part) - 1}" if part else "*"
+        headers = headers | {"Content-Range": f"bytes {span}/{len(data)}"}
+        self.answer(206 if part else 416, part, headers)
+
     def log_message(self, *_: object) -> None:
         """Keep quiet."""

@@ -10,17 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hub import Hub
 from object_store import BUCKET, FaultyProxy, s3_server, upload
+from storage_contract import (
+    FILES,
+    HASTY,
+    SHARD,
+    AddressContract,
+    FolderServer,
+    StorageContract,
+    read,
+    write_files,
+)
 
 from clipocr.cli import main
 from clipocr.shared.cache.range_cache import RangeCache
 from clipocr.shared.cache.reader import FeatureCache, read_commits, read_manifest
 from clipocr.shared.cache.remote import Patience, RemoteStorage, open_storage
-from clipocr.shared.cache.storage import LocalStorage
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
     CacheCorruptError,
@@ -37,7 +46,6 @@ from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
 from clipocr.train.models.config import StudentConfig, StudentSize
 
-HASTY = Patience(tries=3, timeout_s=0.4, first_pause_s=0.01)
 CONFIG = TrainConfig(
     student=StudentConfig(
         size=StudentSize(
@@ -66,6 +74,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def address(s3: int, cache_path: Path) -> str:
     return upload(cache_path, s3, "words.cache")
+
+
+@pytest.fixture(scope="module")
+def place(s3: int, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of the files of the contract."""
+    return upload(write_files(tmp_path_factory.mktemp("files")), s3, "files")
 
 
 @pytest.fixture
@@ -131,28 +145,73 @@ def invoke(*args: object) -> Result:
 # ---------------------------------------------------------------------------------- sound servers
 
 
-def test_the_storage_keeps_the_contract_of_a_folder(
-    address: str, proxy: FaultyProxy, cache_path: Path
-) -> None:
-    remote, local = RemoteStorage(address, patience=HASTY), LocalStorage(cache_path)
-    for folder in ("commits", "rows", "none"):
-        assert remote.names(folder) == local.names(folder)
-    name = local.names("image")[0]
-    assert remote.size(name) == local.size(name)
-    assert remote.read(name) == local.read(name)
-    assert remote.read_range(name, 3, 40) == local.read_range(name, 3, 40)
-    blocks = np.zeros((2, 40), np.uint8)
-    assert remote.read_into(blocks[0], name, 3) == local.read_into(blocks[1], name, 3) == 40
-    assert blocks[0].tobytes() == blocks[1].tobytes() == local.read_range(name, 3, 40)
-    assert remote.exists(name)
-    assert remote.size("none") is None
-    proxy.requests.clear()
-    assert not remote.exists("none")
-    with pytest.raises(CacheMissingError, match=r"words\.cache/none is missing"):
-        remote.read("none")
-    # What is not there is not asked for again.
-    objects = [what for what in proxy.requests if what.startswith("GET /bucket/words.cache")]
-    assert len(objects) == len(set(objects)) <= 2
+class TestS3(AddressContract):
+    @pytest.fixture
+    def storage(self, place: str, proxy: FaultyProxy) -> RemoteStorage:
+        assert proxy.requests == []
+        return RemoteStorage(place, patience=HASTY)
+
+    @pytest.fixture
+    def dead(self, place: str, proxy: FaultyProxy) -> RemoteStorage:
+        proxy.stop()
+        return RemoteStorage(place, patience=HASTY)
+
+    def test_what_is_missing_is_not_asked_for_again(
+        self, storage: RemoteStorage, proxy: FaultyProxy
+    ) -> None:
+        assert not storage.exists("none")
+        with pytest.raises(CacheMissingError):
+            storage.read("none")
+        objects = [what for what in proxy.requests if what.startswith("GET /bucket/files/")]
+        assert 1 <= len(objects) == len(set(objects)) <= 2
+
+
+class TestHttp(AddressContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[RemoteStorage]:
+        write_files(tmp_path / "files")
+        with FolderServer.serving(tmp_path) as server:
+            yield RemoteStorage(f"{server.endpoint}/files", patience=HASTY)
+
+    @pytest.fixture
+    def dead(self, tmp_path: Path) -> RemoteStorage:
+        with FolderServer.serving(tmp_path) as server:
+            return RemoteStorage(f"{server.endpoint}/files", patience=HASTY)
+
+
+class TestHub(AddressContract):
+    """In this process, by fsspec's own setting: the hub's library reads its variable on import."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+        with Hub.serving() as hub:
+            hub.repos["datasets/someone/words"] = {f"files/{n}": d for n, d in FILES.items()}
+            monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.endpoint})
+            yield hub
+
+    @pytest.fixture
+    def storage(self, hub: Hub) -> RemoteStorage:
+        assert hub.requests == []
+        return RemoteStorage("hf://datasets/someone/words/files", patience=HASTY)
+
+    @pytest.fixture
+    def dead(self, storage: RemoteStorage, hub: Hub) -> RemoteStorage:
+        hub.stop()
+        return storage
+
+    def test_a_refusal_is_final(self, storage: RemoteStorage, hub: Hub) -> None:
+        hub.fault = lambda what, _: 403 if "/resolve/" in what else 0
+        with pytest.raises(CacheUnavailableError, match=r"may not be read .*check the credentials"):
+            read(storage, SHARD, 0, 9)
+        assert len([what for what in hub.requests if "/resolve/" in what]) == 1
+
+
+class TestMemory(StorageContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> RemoteStorage:
+        write_files(tmp_path)
+        fsspec.filesystem("memory").put(f"{tmp_path}/", "/files/", recursive=True)
+        return RemoteStorage("memory://files", patience=HASTY)
 
 
 @pytest.mark.parametrize("kind", ["s3", "http", "memory", "file"])

@@ -11,39 +11,26 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
+from storage_contract import StorageContract, write_files
 
-from clipocr.shared.cache.storage import LocalStorage, scratch_folder
-from clipocr.shared.errors import CacheCorruptError, CacheMissingError
+from clipocr.shared.cache.storage import LocalStorage, hash_file, scratch_folder
+from clipocr.shared.errors import CacheCorruptError
 
 
-def test_write_read_and_record(tmp_path: Path) -> None:
+class TestFolder(StorageContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> LocalStorage:
+        return LocalStorage(write_files(tmp_path))
+
+
+def test_what_is_written_is_what_its_record_says(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     record = storage.write("a/b/c.bin", b"0123456789")
-    assert record.num_bytes == storage.size("a/b/c.bin") == 10
+    assert (tmp_path / "a/b/c.bin").read_bytes() == b"0123456789"
+    assert record.num_bytes == 10
+    assert record.sha256 == hash_file(tmp_path / "a/b/c.bin")
     assert record.sha256 == hashlib.sha256(b"0123456789").hexdigest()
-    assert storage.read("a/b/c.bin") == b"0123456789"
-    assert storage.read_range("a/b/c.bin", 3, 4) == b"3456"
-    assert storage.read_range("a/b/c.bin", 8, 99) == b"89"
-    block = np.zeros(4, np.uint8)
-    assert storage.read_into(block, "a/b/c.bin", 3) == 4
-    assert block.tobytes() == b"3456"
-    assert storage.read_into(block, "a/b/c.bin", 8) == 2
-    assert block.tobytes() == b"8956"
-    assert storage.names("a") == ["a/b/c.bin"]
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path)
-    assert storage.size("x") is None
-    for read in (
-        lambda: storage.read("x"),
-        lambda: storage.read_range("x", 0, 1),
-        lambda: storage.read_into(np.zeros(1, np.uint8), "x", 0),
-    ):
-        with pytest.raises(CacheMissingError, match=str(tmp_path / "x")):
-            read()
 
 
 def test_what_reads_back_differently_is_not_published(
