@@ -95,6 +95,17 @@ def map_ahead(
             future.cancel()
 
 
+def map_on_processes(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], num_processes: int
+) -> Iterator[_Result]:
+    """Yield `work(item)` in order, from that many processes; of one, from this process."""
+    if num_processes == 1:
+        yield from map(work, items)
+        return
+    with process_pool(num_processes) as pool:
+        yield from map_ahead(pool, work, items, 4 * num_processes)
+
+
 def iterate_ahead(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
     """Yield `items`, computed on a thread of their own up to `depth` ahead."""
     end = object()

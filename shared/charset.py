@@ -14,8 +14,10 @@ import unicodedata
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from .errors import UsageError
+from .options import Options, option
 
 _CHARSETS = {
     "36": string.digits + string.ascii_lowercase,
@@ -36,22 +38,20 @@ class LabelProblem(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelRules:
-    """The charset-independent part of the label filter; decides which samples become rows."""
+class LabelRules(Options):
+    """The charset-independent part of the label filter; decides which samples become rows.
 
-    normalize_unicode: bool = True
-    """NFKD, then drop what is not ASCII. Must be off for non-Latin scripts."""
-    max_label_length: int = 25
-    """Longest label kept, in characters, counted before the charset deletes any."""
+    Labels lose their whitespace and are reduced to ASCII (NFKD, then everything else dropped).
+    Their length counts before the charset deletes any character.
+    """
 
-    def __post_init__(self) -> None:
-        if self.max_label_length < 1:
-            raise UsageError(f"max label length is {self.max_label_length}, expected 1 or more")
+    max_label_length: int = option(25, minimum=1, help="Longest label kept.")
+    keep_unicode: bool = option(False, help="Do not reduce labels to ASCII; for non-Latin scripts.")
 
     def apply(self, raw_label: str) -> str | LabelProblem:
         """Return the label to keep (case and punctuation intact), or why it is not kept."""
         label = "".join(raw_label.split())
-        if self.normalize_unicode:
+        if not self.keep_unicode:
             label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
         if len(label) > self.max_label_length:
             return LabelProblem.TOO_LONG
@@ -59,10 +59,17 @@ class LabelRules:
 
     def loses_letters(self, raw_label: str) -> bool:
         """Whether `apply` drops letters that have no ASCII form: another script's, not accents."""
-        if not self.normalize_unicode or raw_label.isascii():
+        if self.keep_unicode or raw_label.isascii():
             return False
         decomposed = unicodedata.normalize("NFKD", raw_label)
         return any(c.isalpha() and not c.isascii() for c in decomposed)
+
+
+def charset_option(help: str) -> Any:
+    """Declare a field of an `Options` class as the option ``--charset``."""
+    return option(
+        Charset.load("36"), parse=Charset.load, unparse=lambda charset: charset.name, help=help
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -463,17 +463,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def jobs_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--jobs``."""
-    return click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        default=num_cores,
-        show_default="every core",
-        help="Processes to work with.",
-    )(command)
-
-
 def device_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--device``, passed on as ``device_name``."""
     return click.option(

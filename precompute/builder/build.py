@@ -69,13 +69,13 @@ class BuildConfig:
     """``MODEL/WEIGHTS``."""
     activation: str | None = None
     """Only for a weights file that does not say; see `load_teacher`."""
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
+    device: torch.device = torch.device("cpu")
     precision: str | None = None
     """None: what the cache was begun with, else fp16 on CUDA and fp32 on CPU."""
     image_taps: tuple[int, ...] = (3, 6, 9)
     text_taps: tuple[int, ...] = (3, 6, 9)
     charset: Charset
-    labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
+    labels: LabelRules = LabelRules()
     codec: str = "fp16"
     """Of the image taps: one for all, or one for each, by commas; ``auto:F`` chooses them."""
     augment: str = "clean"
@@ -297,8 +297,8 @@ def _option(have: CacheSpec, field: str) -> str:
         "teacher.activation": f"--activation {teacher.activation}",
         "view.augment": f"--augment {have.view.augment}",
         "labels.max_label_length": f"--max-label-length {labels.max_label_length}",
-        "labels.normalize_unicode": "(without --keep-unicode)"
-        if labels.normalize_unicode
+        "labels.keep_unicode": "(without --keep-unicode)"
+        if not labels.keep_unicode
         else "--keep-unicode",
         "codec": f"--codec {have.codec}".replace("auto:", "auto --fidelity "),
         "seed": f"--seed {have.seed}",

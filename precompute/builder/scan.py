@@ -110,7 +110,7 @@ def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: Labe
     listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
     unicode_hint = (
         "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
-        if rules.normalize_unicode and reasons["empty label"]
+        if not rules.keep_unicode and reasons["empty label"]
         else ""
     )
     return (

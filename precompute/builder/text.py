@@ -54,7 +54,7 @@ class TextConfig:
     """``char`` or ``word``."""
     teacher: str | None = None
     """``MODEL/WEIGHTS``; None: as the cache names it, which a weights file cannot be."""
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
+    device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKENS:

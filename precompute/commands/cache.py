@@ -200,9 +200,7 @@ def build_command(
             image_taps=image_taps,
             text_taps=text_taps,
             charset=Charset.load(charset_name),
-            labels=LabelRules(
-                normalize_unicode=not keep_unicode, max_label_length=max_label_length
-            ),
+            labels=LabelRules(keep_unicode=keep_unicode, max_label_length=max_label_length),
             codec=codec,
             augment=augment,
             num_views=num_views,
@@ -407,9 +405,7 @@ def plan_command(
             image_taps=image_taps,
             text_taps=text_taps,
             charsets=tuple(Charset.load(name) for name in charset_names),
-            labels=LabelRules(
-                normalize_unicode=not keep_unicode, max_label_length=max_label_length
-            ),
+            labels=LabelRules(keep_unicode=keep_unicode, max_label_length=max_label_length),
             augment=augment,
             views=views,
             unit_rows=unit_rows,

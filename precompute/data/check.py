@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
 from tqdm import tqdm
 
-from ...shared.ahead import map_ahead, process_pool
-from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.ahead import map_on_processes
+from ...shared.charset import Charset, LabelProblem
 from ...shared.data.images import ImageProblemError, decode_image
 from ...shared.data.word_lmdb import WordLmdb, find_lmdbs, image_key, label_key
 from ...shared.errors import DataError
+from .options import CheckOptions
 
 _CHUNK_SAMPLES = 2048
-_INLINE_SAMPLES = 4096  # starting processes takes longer than decoding these
+_INLINE_SAMPLES = 4096
+"""Up to so many samples one process is faster: starting more takes longer than decoding these."""
 
 
 @dataclass(kw_only=True)
 class LmdbReport:
-    """What one LMDB holds."""
+    """What one LMDB, or a range of its samples, holds."""
 
     path: Path
     num_samples: int = 0
     """What ``num-samples`` says."""
     num_extra: int = 0
-    """Images and labels numbered beyond that; nothing reads them."""
+    """Keys beyond those of that many images and labels; nothing reads them."""
     problem: str | None = None
     """Why the LMDB as a whole cannot be used."""
     num_broken: int = 0
@@ -67,9 +69,18 @@ class LmdbReport:
         return self.problem is None and not self.num_broken
 
 
-def check_lmdbs(
-    roots: Sequence[Path], *, charset: Charset, rules: LabelRules, jobs: int = 1
-) -> list[LmdbReport]:
+@dataclass(frozen=True, kw_only=True)
+class _Range:
+    """Samples `first` to `stop` - 1 of an LMDB: what one process reads at once."""
+
+    report_idx: int
+    path: Path
+    first: int
+    stop: int
+    options: CheckOptions
+
+
+def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport]:
     """Decode every image and filter every label of every LMDB at or below `roots`.
 
     Raises:
@@ -80,38 +91,40 @@ def check_lmdbs(
     ranges = []
     for report_idx, report in enumerate(reports):
         try:
-            last_idx = _survey(report)
+            stop = _compare_with_keys(report) + 1
         except DataError as e:
             report.problem = str(e)
         else:
-            for first in range(1, last_idx + 1, _CHUNK_SAMPLES):
-                ranges.append((report_idx, first, min(first + _CHUNK_SAMPLES, last_idx + 1)))
-
-    num_to_read = sum(end - first for _, first, end in ranges)
-    with tqdm(total=num_to_read, unit="image", desc="check", disable=None) as progress:
-        tasks = [(paths[idx], first, end, charset, rules) for idx, first, end in ranges]
-        parts = _map(tasks, 1 if num_to_read <= _INLINE_SAMPLES else jobs)
-        for (report_idx, first, end), part in zip(ranges, parts, strict=True):
-            reports[report_idx].add(part)
-            progress.update(end - first)
+            for first in range(1, stop, _CHUNK_SAMPLES):
+                ranges.append(
+                    _Range(
+                        report_idx=report_idx,
+                        path=report.path,
+                        first=first,
+                        stop=min(first + _CHUNK_SAMPLES, stop),
+                        options=options,
+                    )
+                )
+    total = sum(some.stop - some.first for some in ranges)
+    num_processes = 1 if total <= _INLINE_SAMPLES else options.num_processes
+    with tqdm(total=total, unit="image", desc="check", disable=None) as progress:
+        parts = map_on_processes(_check_range, ranges, num_processes)
+        for some, part in zip(ranges, parts, strict=True):
+            reports[some.report_idx].add(part)
+            progress.update(some.stop - some.first)
     for report in reports:
         report.broken.sort(key=lambda key_reason: key_reason[0].rpartition("-")[2])
     return reports
 
 
-_Task = tuple[Path, int, int, Charset, LabelRules]
-
-
-def _survey(report: LmdbReport) -> int:
+def _compare_with_keys(report: LmdbReport) -> int:
     """Compare ``num-samples`` with the keys there are; return the last sample worth reading."""
     words = WordLmdb(report.path)
     report.num_samples = num_samples = len(words)
-    last_idx = 0
+    report.num_extra = max(0, words.num_keys - (2 * num_samples + 1))
     try:
         with words.env.begin() as txn:
-            for prefix in (b"image-", b"label-"):
-                last_idx = max(last_idx, _last_index(txn, prefix, num_samples))
-                report.num_extra += _num_beyond(txn, prefix, num_samples)
+            last_idx = max(_last_index(txn, kind, num_samples) for kind in (b"image-", b"label-"))
     except lmdb.Error as e:
         raise DataError(f"{report.path}: reading the keys failed: {e}") from e
     if last_idx < num_samples:
@@ -133,33 +146,13 @@ def _last_index(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _num_beyond(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
-    cursor = txn.cursor()
-    num_beyond = 0
-    if cursor.set_range(prefix + b"%09d:" % num_samples):
-        for key in cursor.iternext(values=False):
-            if not bytes(key).startswith(prefix):
-                break
-            num_beyond += 1
-    return num_beyond
-
-
-def _map(tasks: list[_Task], jobs: int) -> Iterator[LmdbReport]:
-    if jobs == 1:
-        yield from map(_check_range, tasks)
-        return
-    with process_pool(jobs) as pool:
-        yield from map_ahead(pool, _check_range, tasks, 4 * jobs)
-
-
-def _check_range(task: _Task) -> LmdbReport:
-    path, first_idx, end_idx, charset, rules = task
-    report = LmdbReport(path=path)
-    words = WordLmdb(path)
+def _check_range(some: _Range) -> LmdbReport:
+    report = LmdbReport(path=some.path)
+    words = WordLmdb(some.path)
     try:
-        for sample_idx in range(first_idx, end_idx):
+        for sample_idx in range(some.first, some.stop):
             _check_image(words, sample_idx, report)
-            _check_label(words, sample_idx, charset, rules, report)
+            _check_label(words, sample_idx, some.options, report)
     except DataError as e:
         report.problem = str(e)
     report.num_broken = len(report.broken)
@@ -177,19 +170,19 @@ def _check_image(words: WordLmdb, sample_idx: int, report: LmdbReport) -> None:
 
 
 def _check_label(
-    words: WordLmdb, sample_idx: int, charset: Charset, rules: LabelRules, report: LmdbReport
+    words: WordLmdb, sample_idx: int, options: CheckOptions, report: LmdbReport
 ) -> None:
     raw_label = words.label(sample_idx)
     if raw_label is None:
         report.broken.append((label_key(sample_idx).decode(), "missing or not UTF-8"))
         return
     report.num_spaced += any(c.isspace() for c in raw_label)
-    report.num_losing += rules.loses_letters(raw_label)
-    label = rules.apply(raw_label)
+    report.num_losing += options.labels.loses_letters(raw_label)
+    label = options.labels.apply(raw_label)
     if isinstance(label, LabelProblem):
         report.label_problems[label.value] += 1
         return
     report.label_lengths[len(label)] += 1
     report.characters.update(label)
-    if not charset.adapt(label):
-        report.label_problems[f"nothing left in charset {charset.name}"] += 1
+    if not options.charset.adapt(label):
+        report.label_problems[f"nothing left in charset {options.charset.name}"] += 1

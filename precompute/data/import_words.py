@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from ...shared.data.images import decode_image
 from ...shared.data.word_folders import (
-    LABEL_FILE_NAMES,
-    label_files_in,
+    LABEL_FILE_CONTENT,
+    find_label_file,
     read_labels,
     read_word_file,
 )
 from ...shared.data.word_lmdb import WordLmdbWriter
-from ...shared.errors import DataError, UsageError
+from ...shared.errors import DataError
+from .options import ImportOptions
 
 _IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
@@ -40,49 +41,45 @@ class ImportReport:
 
 
 def import_words(
-    source: Path,
-    out: Path,
-    *,
-    label_file: Path | None = None,
-    strict: bool = False,
-    overwrite: bool = False,
-    on_problem: Callable[[str], None],
+    source: Path, out: Path, options: ImportOptions, *, on_problem: Callable[[str], None]
 ) -> ImportReport:
     """Write every usable entry of the label file into the LMDB `out`, in the file's order.
 
-    `on_problem` is told ``file: reason`` of each entry rejected and each image without a label.
-    With `strict`, the first `_STRICT_BATCH` rejections end the import and nothing is written.
+    Args:
+        source: The folder that the label file's names are relative to.
+        out: The LMDB.
+        options: With `strict`, the first `_STRICT_BATCH` rejections end the import and nothing is
+            written.
+        on_problem: Is told ``file: reason`` of each entry rejected and each image without a label.
 
     Raises:
-        DataError: nothing usable, or anything rejected when `strict`.
-        UsageError: `out` exists and is not to be replaced, or no single label file in `source`.
+        DataError: no single label file in `source`, nothing usable, or anything rejected when
+            strict.
+        UsageError: `out` exists and is not to be replaced.
     """
-    label_file = label_file or find_label_file(source)
+    label_file = options.labels or find_label_file(source, remedy="; pass --labels FILE to choose")
     root = source.resolve()
     named: set[str] = set()
     num_rejected = 0
-    with WordLmdbWriter(out, overwrite=overwrite) as writer:
-        entries = read_labels(label_file)
-        for name, label in tqdm(entries, unit="image", desc="import", disable=None):
+    with WordLmdbWriter(out, overwrite=options.overwrite) as writer:
+        for name, label in tqdm(read_labels(label_file), unit="image", desc="import", disable=None):
             try:
                 image = _read_entry(root, name, label, named)
             except DataError as e:
                 on_problem(f"{name or '(no name)'}: {e}")
                 num_rejected += 1
-                if strict and num_rejected == _STRICT_BATCH:
+                if options.strict and num_rejected == _STRICT_BATCH:
                     break
             else:
                 writer.add(image, label)
-        if strict and num_rejected:
+        if options.strict and num_rejected:
             raise DataError(
                 f"{label_file} has entries that cannot be used ({num_rejected} listed); nothing "
                 "was written; mend them, or leave --strict out to import the others"
             )
         if not writer.num_samples:
             raise DataError(
-                f"{label_file} names no usable image in {source}; expected lines of "
-                "'file<TAB>label' or 'file label', or JSON {\"file\": \"label\"}, with files "
-                "relative to that folder"
+                f"{label_file} names no usable image in {source}; expected {LABEL_FILE_CONTENT}"
             )
         num_unlabelled = 0
         for path in _images_below(root):
@@ -91,22 +88,6 @@ def import_words(
                 num_unlabelled += 1
     return ImportReport(
         num_samples=writer.num_samples, num_rejected=num_rejected, num_unlabelled=num_unlabelled
-    )
-
-
-def find_label_file(source: Path) -> Path:
-    """Return the one label file in `source`.
-
-    Raises:
-        UsageError: none, or several.
-    """
-    found = label_files_in(source)
-    if len(found) == 1:
-        return found[0]
-    state = f"several label files: {', '.join(p.name for p in found)}" if found else "no label file"
-    raise UsageError(
-        f"{source} holds {state}; expected one of {', '.join(LABEL_FILE_NAMES)}; "
-        "pass --labels FILE to choose"
     )
 
 

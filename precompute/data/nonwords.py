@@ -17,6 +17,7 @@ from pathlib import Path
 from ...shared.charset import Charset, LabelProblem, LabelRules
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.errors import DataError
+from .options import NonwordOptions
 
 
 def read_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
@@ -29,9 +30,8 @@ def read_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
     """
     labels = []
     for path in find_named_lmdbs([root]).values():
-        lmdb = WordLmdb(path)
-        for sample_idx in range(1, len(lmdb) + 1):
-            kept = rules.apply(lmdb.label(sample_idx) or "")
+        for _, raw_label in WordLmdb(path).labels():
+            kept = rules.apply(raw_label or "")
             adapted = "" if isinstance(kept, LabelProblem) else charset.adapt(kept)
             if adapted:
                 labels.append(adapted)
@@ -43,32 +43,27 @@ def read_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
     return labels
 
 
-def make_nonwords(
-    labels: Sequence[str], *, mode: str, count: int, charset: Charset, seed: int
-) -> list[str]:
-    """Return `count` words made of random labels, each label drawn once at most.
+def make_nonwords(labels: Sequence[str], options: NonwordOptions) -> list[str]:
+    """Return `count` words made of random labels, each label taken once at most.
 
     Args:
-        labels: What to draw from; words that occur often are drawn often.
-        mode: ``shuffle`` puts a label's characters in random order; ``random`` takes its length
-            only, and each character of `charset` is as likely as any other.
-        count: Words to make.
-        charset: Of the random characters.
-        seed: Decides everything.
+        labels: What to choose from; words that occur often are chosen often.
+        options: ``shuffle`` puts a label's characters in random order; ``random`` takes its length
+            only, and each character of the charset is as likely as any other.
 
     Raises:
         DataError: fewer labels than words.
     """
-    if count > len(labels):
+    if options.count > len(labels):
         raise DataError(
-            f"count is {count:,}, but there are {len(labels):,} usable labels; "
+            f"count is {options.count:,}, but there are {len(labels):,} usable labels; "
             f"pass --count {len(labels)} or less"
         )
-    rng = random.Random(seed)
-    drawn = rng.sample(labels, count)
-    if mode == "shuffle":
-        return [_shuffled(label, rng) for label in drawn]
-    return ["".join(rng.choices(charset.characters, k=len(label))) for label in drawn]
+    rng = random.Random(options.drawing.seed)
+    chosen = rng.sample(labels, options.count)
+    if options.mode == "shuffle":
+        return [_shuffled(label, rng) for label in chosen]
+    return ["".join(rng.choices(options.charset.characters, k=len(label))) for label in chosen]
 
 
 def _shuffled(label: str, rng: random.Random) -> str:

@@ -18,40 +18,15 @@ import numpy as np
 from fontTools.ttLib import TTFont  # a hard dependency of matplotlib
 from tqdm import tqdm
 
-from ...shared.ahead import map_ahead, process_pool
+from ...shared.ahead import map_on_processes
 from ...shared.data.word_lmdb import WordLmdbWriter
-from ...shared.errors import DataError, UsageError
-from ..inspect.draw import STYLES, draw_word, open_font
+from ...shared.errors import DataError
+from .draw_word import draw_word, open_font
+from .options import DrawingOptions
+from .styles import STYLES
 
-CASES = ("mixed", "lower", "upper", "as-is")
 _MAX_WORD_LENGTH = 64
 _CHUNK_SAMPLES = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderOptions:
-    """What is the same for every sample of one LMDB."""
-
-    seed: int = 0
-    style: str = "mjsynth"
-    case: str = "mixed"
-    """``mixed`` draws lower case, Capitalised and UPPER CASE equally often, as MJSynth does."""
-    min_height_px: int = 31
-    """MJSynth's crops are 31 pixels high, both ends of the range included."""
-    max_height_px: int = 31
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}, expected 0 or more")
-        if self.style not in STYLES:
-            raise UsageError(f"style is {self.style!r}, expected one of {', '.join(STYLES)}")
-        if self.case not in CASES:
-            raise UsageError(f"case is {self.case!r}, expected one of {', '.join(CASES)}")
-        if not 8 <= self.min_height_px <= self.max_height_px <= 128:
-            raise UsageError(
-                f"heights are {self.min_height_px} to {self.max_height_px} px, expected "
-                "8 <= min <= max <= 128"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +106,7 @@ def render_words(
     *,
     count: int,
     fonts: Sequence[Font],
-    options: RenderOptions,
-    jobs: int = 1,
-    overwrite: bool = False,
+    drawing: DrawingOptions,
 ) -> None:
     """Write `count` samples into the LMDB `out`, using each word about equally often.
 
@@ -141,16 +114,15 @@ def render_words(
         DataError: a word that no font can draw.
         UsageError: `out` exists and is not to be replaced.
     """
-    fonts = _fonts_for(words, fonts, options.case)
-    order = _word_order(words, count, options.seed)
+    fonts = _fonts_for(words, fonts, drawing.case)
+    order = _word_order(words, count, drawing.seed)
     chunks = iter(lambda: list(islice(order, _CHUNK_SAMPLES)), [])
-    render = partial(_render_chunk, fonts=fonts, options=options)
+    render = partial(_render_chunk, fonts=fonts, drawing=drawing)
     with (
-        WordLmdbWriter(out, overwrite=overwrite) as writer,
+        WordLmdbWriter(out, overwrite=drawing.overwrite) as writer,
         tqdm(total=count, unit="image", desc="render", disable=None) as progress,
     ):
-        samples = map(render, chunks) if jobs == 1 else _on_processes(render, chunks, jobs)
-        for chunk in samples:
+        for chunk in map_on_processes(render, chunks, drawing.num_processes):
             writer.add_all(chunk)
             progress.update(len(chunk))
 
@@ -191,29 +163,21 @@ def _word_order(words: Sequence[str], count: int, seed: int) -> Iterator[tuple[i
             yield first_idx + offset, words[word_idx]
 
 
-def _on_processes(
-    render: partial[list[tuple[bytes, str]]], chunks: Iterator[list[tuple[int, str]]], jobs: int
-) -> Iterator[list[tuple[bytes, str]]]:
-    """Map in order with a few chunks in flight; `Executor.map` would hold all of them at once."""
-    with process_pool(jobs) as pool:
-        yield from map_ahead(pool, render, chunks, 4 * jobs)
-
-
 def _render_chunk(
-    chunk: list[tuple[int, str]], *, fonts: Sequence[Font], options: RenderOptions
+    chunk: list[tuple[int, str]], *, fonts: Sequence[Font], drawing: DrawingOptions
 ) -> list[tuple[bytes, str]]:
-    return [render_sample(idx, word, fonts=fonts, options=options) for idx, word in chunk]
+    return [render_sample(idx, word, fonts=fonts, drawing=drawing) for idx, word in chunk]
 
 
 def render_sample(
-    sample_idx: int, word: str, *, fonts: Sequence[Font], options: RenderOptions
+    sample_idx: int, word: str, *, fonts: Sequence[Font], drawing: DrawingOptions
 ) -> tuple[bytes, str]:
     """Return (JPEG, label) of one sample; at least one of `fonts` must be able to draw `word`."""
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([options.seed, sample_idx])))
-    style = STYLES[options.style]
-    forms = _cased(word, options.case)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([drawing.seed, sample_idx])))
+    forms = _cased(word, drawing.case)
     label = forms[rng.integers(len(forms))]
     shuffled = (fonts[font_idx] for font_idx in rng.permutation(len(fonts)))
     font = next(font for font in shuffled if font.characters.issuperset(label))
-    height_px = int(rng.integers(options.min_height_px, options.max_height_px + 1))
+    height_px = int(rng.integers(drawing.min_height_px, drawing.max_height_px + 1))
+    style = STYLES[drawing.style]
     return draw_word(label, font.path, height_px=height_px, style=style, rng=rng), label

@@ -56,7 +56,7 @@ class AlignConfig:
     """For LMDBs: labels are not reduced to ASCII."""
     seed: int = 0
     """Decides which words."""
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
+    device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
         if self.num_words < 2:
@@ -274,7 +274,7 @@ def _draw_words(
 
 def _words_of_lmdbs(config: AlignConfig) -> Iterator[AlignedWord]:
     assert isinstance(config.source, Path), config.source
-    rules = LabelRules(normalize_unicode=not config.keep_unicode)
+    rules = LabelRules(keep_unicode=config.keep_unicode)
     lmdbs = {name: WordLmdb(path) for name, path in find_named_lmdbs([config.source]).items()}
     for name, sample_idx in _draw_samples(config, {k: len(lmdb) for k, lmdb in lmdbs.items()}):
         label = rules.apply(lmdbs[name].label(sample_idx) or "")

@@ -37,7 +37,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
     fidelity = [unit.fidelity for unit in units if unit.fidelity]
     random = " (RANDOM weights: for trying the pipeline only)" if teacher.is_random else ""
     tap_shape = f"{teacher.num_image_tokens} tokens of {teacher.image_width}"
-    unicode = "NFKD to ASCII" if spec.labels.normalize_unicode else "Unicode kept"
+    unicode = "Unicode kept" if spec.labels.keep_unicode else "NFKD to ASCII"
     facts = [
         ("cache id", cache.manifest.cache_id),
         ("state", "sealed" if cache.is_sealed else "half built"),

@@ -59,12 +59,12 @@ class PlanConfig:
     time."""
     fidelity: float | None = None
     """Plan for codec ``auto:F`` too; as slow as a few thousand images are."""
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  (devices are immutable)
+    device: torch.device = torch.device("cpu")
     precision: str | None = None
     image_taps: tuple[int, ...] = (3, 6, 9)
     text_taps: tuple[int, ...] = (3, 6, 9)
     charsets: tuple[Charset, ...]
-    labels: LabelRules = LabelRules()  # noqa: RUF009  (frozen)
+    labels: LabelRules = LabelRules()
     augment: str = "clean"
     """Of the plan for one view; several are always ``randaugment``."""
     views: tuple[int, ...] = (1, 2, 5)

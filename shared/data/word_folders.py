@@ -16,6 +16,10 @@ from ..errors import DataError
 from .images import ImageProblemError
 
 LABEL_FILE_NAMES = ("gt.tsv", "gt.txt", "labels.tsv", "labels.txt", "labels.json")
+LABEL_FILE_CONTENT = (
+    "lines of 'file<TAB>label' or 'file label', or JSON {\"file\": \"label\"}, with files "
+    "relative to the folder"
+)
 
 _MAX_IMAGE_BYTES = 1 << 26
 
@@ -29,22 +33,15 @@ class WordFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        label_files = label_files_in(path)
-        if len(label_files) != 1:
-            raise DataError(
-                f"{path} holds {', '.join(p.name for p in label_files) or 'no label file'}; "
-                f"expected one of {', '.join(LABEL_FILE_NAMES)}"
-            )
+        label_file = find_label_file(path)
         self._root = path.resolve()
         self._labels: dict[str, str] = {}
-        for name, label in read_labels(label_files[0]):
+        for name, label in read_labels(label_file):
             # As `data import` has it: of a file named twice, the first label counts.
             self._labels.setdefault(os.path.normpath(name), label)
         if not any((self._root / name).is_file() for name in self._labels):
             raise DataError(
-                f"{label_files[0]} names no file that is there; expected lines of "
-                "'file<TAB>label' or 'file label', or JSON {\"file\": \"label\"}, with files "
-                "relative to its folder"
+                f"{label_file} names no file that is there; expected {LABEL_FILE_CONTENT}"
             )
 
     def __len__(self) -> int:
@@ -70,9 +67,20 @@ class WordFolder:
         return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def label_files_in(folder: Path) -> list[Path]:
-    """Return the label files in `folder`, by their names."""
-    return [folder / name for name in LABEL_FILE_NAMES if (folder / name).is_file()]
+def find_label_file(folder: Path, *, remedy: str = "") -> Path:
+    """Return the one label file in a folder, found by its name.
+
+    Raises:
+        DataError: none, or several; the message ends with `remedy`.
+    """
+    found = [folder / name for name in LABEL_FILE_NAMES if (folder / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(path.name for path in found)
+    state = f"several label files: {listed}" if found else "no label file"
+    raise DataError(
+        f"{folder} holds {state}; expected one of {', '.join(LABEL_FILE_NAMES)}{remedy}"
+    )
 
 
 def read_labels(label_file: Path) -> list[tuple[str, str]]:

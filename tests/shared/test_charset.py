@@ -30,12 +30,12 @@ def test_label_rules_follow_the_official_order(raw: str, expected: str | LabelPr
 
 
 def test_labels_in_other_scripts_survive_without_normalisation() -> None:
-    assert LabelRules(normalize_unicode=False).apply(" 東 京 ") == "東京"
+    assert LabelRules(keep_unicode=True).apply(" 東 京 ") == "東京"
 
 
 def test_max_label_length_counts_characters_and_is_at_least_one() -> None:
     assert LabelRules(max_label_length=2).apply("abc") is LabelProblem.TOO_LONG
-    with pytest.raises(UsageError, match="expected 1 or more"):
+    with pytest.raises(UsageError, match="expected a whole number from 1"):
         LabelRules(max_label_length=0)
 
 

@@ -96,7 +96,7 @@ def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: in
     source: WordSource = WordLmdb(path) if is_lmdb else WordFolder(path)
     # Folding to ASCII would empty every label of a charset that is not.
     rules = LabelRules(
-        normalize_unicode=charset.characters.isascii(), max_label_length=max_label_length
+        keep_unicode=not charset.characters.isascii(), max_label_length=max_label_length
     )
     pictures = []
     for key, raw in source.labels():

@@ -95,7 +95,7 @@ class TrainPlace:
     """Most bytes of such copies; 0 keeps none."""
     out: Path
     device: torch.device
-    processes: Processes = Processes()  # noqa: RUF009  (frozen)
+    processes: Processes = Processes()
     """This process among those of the run."""
     val_data: tuple[Path, ...] = ()
     """Roots of validation LMDBs; without any there is no best.pt."""

@@ -280,7 +280,7 @@ def test_processes_share_the_work_and_make_the_same_bytes(
         ({"chunk_rows": 16}, "chunk_rows is 8, wanted 16", "--chunk-rows 8"),
         ({"labels": LabelRules(max_label_length=20)}, "max_label_length is 25, wanted 20",
          "--max-label-length 25"),
-        ({"labels": LabelRules(normalize_unicode=False)}, "normalize_unicode is True",
+        ({"labels": LabelRules(keep_unicode=True)}, "keep_unicode is False",
          r"\(without --keep-unicode\)"),
         ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'",
          "--augment clean"),
@@ -347,7 +347,7 @@ def test_labels_longer_than_the_text_encoder_are_refused_before_anything_is_writ
 def test_labels_that_their_charset_makes_too_long_are_left_out(tmp_path: Path) -> None:
     write_words(tmp_path / "data" / "set", ["ß" * 3 + "A" * 22, "STRAßE"])
     upper = Charset(name="upper", characters="ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    labels = LabelRules(normalize_unicode=False)
+    labels = LabelRules(keep_unicode=True)
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=upper, labels=labels))
     assert FeatureCache.open(tmp_path / "cache").text_table("char-upper").strings == ["STRASSE"]
 

@@ -47,7 +47,7 @@ def test_labels_are_filtered_in_the_official_order(tmp_path: Path) -> None:
     assert result.labels == ["abc", "Unicode", "x" * 25, "!?"]
     rejected = zip(result.rejected_lmdb_index, result.rejected_reason, strict=True)
     assert [(int(i), int(r)) for i, r in rejected] == [(1, 3), (2, 3), (5, 2), (6, 2)]
-    assert scan(tmp_path, normalize_unicode=False).labels[1:3] == ["Ünïcode", "日本"]
+    assert scan(tmp_path, keep_unicode=True).labels[1:3] == ["Ünïcode", "日本"]
 
 
 def test_missing_keys_are_rejected_by_index(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_set_without_a_usable_sample_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=reasons):
         scan(tmp_path)
     with pytest.raises(DataError, match=r"\(label too long: 2\); look at them with: clipocr data"):
-        scan(tmp_path, normalize_unicode=False, max_label_length=1)
+        scan(tmp_path, keep_unicode=True, max_label_length=1)
 
 
 def test_two_roots_may_not_share_a_name(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_words_of_more_tokens_than_the_label_has_positions_are_left_out(tmp_path
     labels = ["日本", "龘龘龘龘", "ab"]
     write_words(tmp_path / "data" / "set", labels)
     charset = Charset(name="mixed", characters="日本龘ab")
-    rules = LabelRules(normalize_unicode=False, max_label_length=4)
+    rules = LabelRules(keep_unicode=True, max_label_length=4)
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=charset, labels=rules))
     add_text_table(TextConfig(cache=tmp_path / "cache", charset=charset, tokens="word"))
     cache = FeatureCache.open(tmp_path / "cache")

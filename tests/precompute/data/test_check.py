@@ -12,11 +12,12 @@ from PIL import Image
 from clipocr.cli import main
 from clipocr.precompute.data import check
 from clipocr.precompute.data.check import check_lmdbs
+from clipocr.precompute.data.options import CheckOptions
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.errors import DataError
 
-RULES = LabelRules()
 CHARSET = Charset.load("36")
+OPTIONS = CheckOptions(jobs=1)
 
 
 def png(*, noise: bool = False) -> bytes:
@@ -40,8 +41,8 @@ def make_lmdb(path, samples: dict, num_samples: bytes | None):
     return path
 
 
-def check_one(path, charset: Charset = CHARSET, rules: LabelRules = RULES):
-    (report,) = check_lmdbs([path], charset=charset, rules=rules)
+def check_one(path, **options: object):
+    (report,) = check_lmdbs([path], CheckOptions(**options))
     return report
 
 
@@ -80,7 +81,7 @@ def test_labels_are_counted_by_reason_length_and_character(tmp_path) -> None:
 def test_other_scripts_are_outside_only_if_kept(tmp_path) -> None:
     path = make_lmdb(tmp_path / "x", {1: (png(), "東a".encode())}, b"1")
     assert check_one(path).outside(CHARSET) == {}
-    kept = check_one(path, rules=LabelRules(normalize_unicode=False))
+    kept = check_one(path, labels=LabelRules(keep_unicode=True))
     assert kept.outside(CHARSET) == {"東": 1}
     assert kept.label_lengths == {2: 1}
 
@@ -93,7 +94,7 @@ def test_labels_that_are_changed_are_counted(tmp_path) -> None:
     report = check_one(path)
     assert (report.num_losing, report.num_spaced) == (2, 2)
     assert report.label_problems == {"empty label": 1}  # The third is 2020 now.
-    assert check_one(path, rules=LabelRules(normalize_unicode=False)).num_losing == 0
+    assert check_one(path, labels=LabelRules(keep_unicode=True)).num_losing == 0
     result = CliRunner().invoke(main, ["data", "check", str(path)])
     assert "losing letters      2, reduced to ASCII; or --keep-unicode" in result.stdout
     assert "with whitespace     2, which is dropped" in result.stdout
@@ -149,7 +150,7 @@ def test_unusable_lmdbs_are_reported_beside_the_others(tmp_path) -> None:
     make_lmdb(tmp_path / "c", {1: (png(), b"a")}, b"-4")
     make_lmdb(tmp_path / "d", dict.fromkeys(range(1, 99), (b"x" * 4000, b"a")), b"98")
     os.truncate(tmp_path / "d" / "data.mdb", 50_000)
-    reports = check_lmdbs([tmp_path], charset=CHARSET, rules=RULES)
+    reports = check_lmdbs([tmp_path], OPTIONS)
     assert [report.path.name for report in reports] == ["a", "b", "c", "d"]
     assert [report.is_sound for report in reports] == [False, True, False, False]
     problems = [reports[i].problem for i in (0, 2, 3)]
@@ -159,18 +160,18 @@ def test_unusable_lmdbs_are_reported_beside_the_others(tmp_path) -> None:
 
 def test_a_path_named_twice_is_checked_once(tmp_path) -> None:
     path = make_lmdb(tmp_path / "x", {1: (png(), b"a")}, b"1")
-    reports = check_lmdbs([path, tmp_path, path], charset=CHARSET, rules=RULES)
+    reports = check_lmdbs([path, tmp_path, path], OPTIONS)
     assert [report.path for report in reports] == [path]
     with pytest.raises(DataError, match="not a folder"):
-        check_lmdbs([path, tmp_path / "nowhere"], charset=CHARSET, rules=RULES)
+        check_lmdbs([path, tmp_path / "nowhere"], OPTIONS)
 
 
 def test_processes_find_what_one_process_finds(tmp_path, monkeypatch) -> None:
     samples = {i: (png() if i % 7 else b"junk", b"ab" * (i % 5)) for i in range(1, 101)}
     make_lmdb(tmp_path / "x", samples, b"100")
     make_lmdb(tmp_path / "y", {1: (b"", b"z")}, b"1")
-    alone = check_lmdbs([tmp_path], charset=CHARSET, rules=RULES)
+    alone = check_lmdbs([tmp_path], OPTIONS)
     assert [len(report.broken) for report in alone] == [14, 1]
     monkeypatch.setattr(check, "_CHUNK_SAMPLES", 30)
     monkeypatch.setattr(check, "_INLINE_SAMPLES", 0)
-    assert check_lmdbs([tmp_path], charset=CHARSET, rules=RULES, jobs=2) == alone
+    assert check_lmdbs([tmp_path], CheckOptions(jobs=2)) == alone

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipocr.precompute.data.import_words import find_label_file, import_words
-from clipocr.shared.data.word_folders import read_labels
+from clipocr.precompute.data.import_words import import_words
+from clipocr.precompute.data.options import ImportOptions
+from clipocr.shared.data.word_folders import find_label_file, read_labels
 from clipocr.shared.errors import DataError, UsageError
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path):
 
 def run(source, out, **options):
     problems = []
-    report = import_words(source, out, on_problem=problems.append, **options)
+    report = import_words(source, out, ImportOptions(**options), on_problem=problems.append)
     return report, problems
 
 
@@ -95,21 +96,21 @@ def test_unreadable_label_files_are_refused(tmp_path, name: str, content, messag
         read_labels(tmp_path / name)
 
 
-def test_label_file_must_be_one(folder) -> None:
+def test_label_file_must_be_one(folder, tmp_path) -> None:
     assert find_label_file(folder) == folder / "gt.tsv"
     (folder / "labels.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"several label files: gt.tsv, labels.json; .*--labels"):
-        find_label_file(folder)
+    with pytest.raises(DataError, match=r"several label files: gt.tsv, labels.json; .*--labels"):
+        run(folder, tmp_path / "out")
     (folder / "labels.json").unlink()
     (folder / "gt.tsv").unlink()
-    with pytest.raises(UsageError, match=r"no label file; expected one of gt.tsv, .*--labels"):
-        find_label_file(folder)
+    with pytest.raises(DataError, match=r"no label file; expected one of gt.tsv, .*--labels"):
+        run(folder, tmp_path / "out")
 
 
 def test_label_file_may_lie_elsewhere(folder, tmp_path) -> None:
     labels = tmp_path / "mine.json"
     labels.write_text(json.dumps({"spare.png": "drei"}))
-    report, problems = run(folder, tmp_path / "out", label_file=labels)
+    report, problems = run(folder, tmp_path / "out", labels=labels)
     assert report.num_samples == 1
     assert problems == ["a.png: image without a label", "sub/b c.jpg: image without a label"]
 
@@ -159,9 +160,9 @@ def test_label_with_half_a_character_is_reported(folder, tmp_path) -> None:
 def test_strict_stops_at_the_first_batch_and_writes_nothing(folder, tmp_path) -> None:
     lines = ["a.png\tx", *(f"missing{i}.png\tx" for i in range(50))]
     (folder / "gt.tsv").write_text("\n".join(lines))
-    problems = []
+    problems, options = [], ImportOptions(strict=True)
     with pytest.raises(DataError, match=r"\(20 listed\); nothing was written"):
-        import_words(folder, tmp_path / "out", strict=True, on_problem=problems.append)
+        import_words(folder, tmp_path / "out", options, on_problem=problems.append)
     assert problems == [f"missing{i}.png: no such file" for i in range(20)]
     assert os.listdir(tmp_path) == ["src"]
 

@@ -11,6 +11,7 @@ from samples import WORDS, write_words
 
 from clipocr.cli import main
 from clipocr.precompute.data.nonwords import make_nonwords, read_labels
+from clipocr.precompute.data.options import NonwordOptions
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import DataError
@@ -18,9 +19,14 @@ from clipocr.shared.errors import DataError
 CHARSET = Charset.load("36")
 
 
+def nonwords(labels: list[str], *, mode: str, count: int, seed: int = 0) -> list[str]:
+    options = NonwordOptions.from_values({"mode": mode, "count": count, "seed": seed})
+    return make_nonwords(labels, options)
+
+
 def test_a_shuffle_keeps_the_characters_and_changes_the_word() -> None:
     labels = [f"{word}{i}" for word in ("listen", "no", "aab") for i in range(10)]
-    shuffled = make_nonwords(labels, mode="shuffle", count=30, charset=CHARSET, seed=1)
+    shuffled = nonwords(labels, mode="shuffle", count=30, seed=1)
     assert Counter(map(_sorted, shuffled)) == Counter(map(_sorted, labels))
     assert not set(shuffled) & set(labels)
 
@@ -30,13 +36,13 @@ def _sorted(word: str) -> str:
 
 
 def test_a_word_that_has_no_other_order_stays() -> None:
-    words = make_nonwords(["a", "oo", "ab"], mode="shuffle", count=3, charset=CHARSET, seed=0)
+    words = nonwords(["a", "oo", "ab"], mode="shuffle", count=3)
     assert sorted(words) == ["a", "ba", "oo"]
 
 
 def test_random_words_have_lengths_of_labels_and_every_character_equally_often() -> None:
     labels = ["e" * (1 + i % 9) for i in range(9000)]
-    words = make_nonwords(labels, mode="random", count=9000, charset=CHARSET, seed=0)
+    words = nonwords(labels, mode="random", count=9000)
     assert Counter(map(len, words)) == dict.fromkeys(range(1, 10), 1000)
     counts = Counter("".join(words))
     assert sorted(counts) == sorted(CHARSET.characters)
@@ -46,10 +52,10 @@ def test_random_words_have_lengths_of_labels_and_every_character_equally_often()
 
 def test_every_label_is_drawn_once_at_most() -> None:
     labels = [f"{i:04}" for i in range(200)]
-    words = make_nonwords(labels, mode="shuffle", count=150, charset=CHARSET, seed=0)
+    words = nonwords(labels, mode="shuffle", count=150)
     assert not Counter(map(_sorted, words)) - Counter(map(_sorted, labels))
     with pytest.raises(DataError, match="201, but there are 200 usable labels; pass --count 200"):
-        make_nonwords(labels, mode="random", count=201, charset=CHARSET, seed=0)
+        nonwords(labels, mode="random", count=201)
 
 
 def test_labels_pass_the_rules_and_the_charset(tmp_path: Path) -> None:

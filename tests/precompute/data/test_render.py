@@ -9,15 +9,16 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from clipocr.precompute.data.draw_word import draw_word
+from clipocr.precompute.data.options import DrawingOptions
 from clipocr.precompute.data.render import (
     Font,
-    RenderOptions,
     load_fonts,
     load_words,
     render_sample,
     render_words,
 )
-from clipocr.precompute.inspect.draw import STYLES, draw_word
+from clipocr.precompute.data.styles import STYLES
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import DataError, UsageError
 
@@ -46,17 +47,10 @@ def square_font(path, characters: str) -> None:
     builder.save(path)
 
 
-def rendered(tmp_path, count: int, words=WORDS, jobs: int = 1, **options) -> list:
+def rendered(tmp_path, count: int, words=WORDS, jobs: int = 1, **drawing) -> list:
     out = tmp_path / "out.lmdb"
-    render_words(
-        words,
-        out,
-        count=count,
-        fonts=FONTS,
-        options=RenderOptions(**options),
-        jobs=jobs,
-        overwrite=True,
-    )
+    drawing = DrawingOptions(**drawing, jobs=jobs, overwrite=True)
+    render_words(words, out, count=count, fonts=FONTS, drawing=drawing)
     return [(image, label) for _, image, label in WordLmdb(out)]
 
 
@@ -89,8 +83,8 @@ def test_the_label_is_what_is_drawn(tmp_path) -> None:
 
 def test_mixed_case_draws_three_forms_about_equally_often() -> None:
     font = [Font(path=FONTS[0].path, characters=frozenset("fFiIgG"))]
-    options = RenderOptions(style="plain")
-    drawn = Counter(render_sample(i, "fIg", fonts=font, options=options)[1] for i in range(150))
+    drawing = DrawingOptions(style="plain")
+    drawn = Counter(render_sample(i, "fIg", fonts=font, drawing=drawing)[1] for i in range(150))
     assert set(drawn) == {"fig", "Fig", "FIG"}
     assert min(drawn.values()) > 30  # 50 expected, standard deviation 5.8
 
@@ -132,9 +126,9 @@ def test_default_height_and_contrast_are_those_of_mjsynth(tmp_path) -> None:
 @pytest.mark.parametrize("word", ["i", ".", "|", "W" * 60, "g_j", "fi ne"])
 def test_odd_shapes_render_in_every_style(word: str) -> None:
     for style in STYLES:
-        options = RenderOptions(style=style, case="as-is", seed=1)
+        drawing = DrawingOptions(style=style, case="as-is", seed=1)
         for idx in range(5):
-            image, label = render_sample(idx, word, fonts=FONTS, options=options)
+            image, label = render_sample(idx, word, fonts=FONTS, drawing=drawing)
             assert label == word
             assert Image.open(io.BytesIO(image)).size >= (15, 31)
 
@@ -165,15 +159,15 @@ def test_a_font_is_used_only_for_words_it_has_glyphs_for(tmp_path) -> None:
     square_font(tmp_path / "abc.ttf", "abc")
     square_font(tmp_path / "xyz.ttf", "xyz")
     fonts, _ = load_fonts(tmp_path)
-    options = RenderOptions(case="lower")
+    drawing = DrawingOptions(case="lower")
     drawn = {}
     for word in ("abc", "xyz"):
         only = [font for font in fonts if font.characters.issuperset(word)]
         assert len(only) == 1
-        drawn[word] = render_sample(0, word, fonts=fonts, options=options)
+        drawn[word] = render_sample(0, word, fonts=fonts, drawing=drawing)
     assert [label for _, label in drawn.values()] == ["abc", "xyz"]
     with pytest.raises(DataError, match=r"no font can draw the word 'cax': abc.ttf .* lacks 'x'"):
-        render_words(["abc", "cax"], tmp_path / "out", count=1, fonts=fonts, options=options)
+        render_words(["abc", "cax"], tmp_path / "out", count=1, fonts=fonts, drawing=drawing)
     assert not (tmp_path / "out").exists()
 
 
@@ -181,7 +175,7 @@ def test_every_case_of_a_word_must_be_drawable(tmp_path) -> None:
     square_font(tmp_path / "abc.ttf", "abc")
     fonts, _ = load_fonts(tmp_path)
     with pytest.raises(DataError, match="no font can draw the word 'ABC'"):
-        render_words(["abc"], tmp_path / "out", count=1, fonts=fonts, options=RenderOptions())
+        render_words(["abc"], tmp_path / "out", count=1, fonts=fonts, drawing=DrawingOptions())
 
 
 def test_word_files_hold_one_word_a_line(tmp_path) -> None:
@@ -212,9 +206,9 @@ def test_files_that_are_no_word_lists_are_refused(tmp_path, content, message: st
         ({"style": "fancy"}, "expected one of mjsynth, color, plain"),
         ({"case": "title"}, "expected one of mixed, lower, upper, as-is"),
         ({"min_height_px": 40, "max_height_px": 31}, "heights are 40 to 31 px"),
-        ({"min_height_px": 1}, "8 <= min"),
+        ({"min_height_px": 1}, "min_height_px is 1, expected a whole number from 8 to 128"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        RenderOptions(**options)
+        DrawingOptions(**options)

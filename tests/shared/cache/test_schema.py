@@ -73,7 +73,7 @@ CHANGES = list(changed(SPEC))
 
 def test_no_field_is_forgotten() -> None:
     names = {name for name, *_ in CHANGES}
-    assert {"teacher.weights_sha256", "view.resize", "labels.normalize_unicode"} <= names
+    assert {"teacher.weights_sha256", "view.resize", "labels.keep_unicode"} <= names
     assert {"sources[ST].digest", "seed", "format_version", "teacher.positions"} <= names
     assert len(CHANGES) == 12 + 4 + 2 + 2 * 3 + 6
 

@@ -1,0 +1,110 @@
+"""What the commands ``clipocr data ...`` are asked for. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...shared.charset import Charset, LabelRules, charset_option
+from ...shared.errors import UsageError
+from ...shared.options import FILE, FOLDER, Options, num_cores, option
+from .styles import STYLES
+
+CASES = ("mixed", "lower", "upper", "as-is")
+
+
+def _jobs_option() -> Any:
+    return option(None, minimum=1, default_text="every core", help="Processes to work with.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(Options):
+    """How a folder of pictures becomes an LMDB."""
+
+    labels: Path | None = option(
+        None,
+        type=FILE,
+        default_text="found in SRC: gt.tsv, gt.txt, labels.tsv, labels.txt or labels.json",
+        help="Label file: lines of 'file<TAB>label' or 'file label', "
+        'or JSON {"file": "label"}.',
+    )
+    strict: bool = option(False, help="Write nothing if any entry cannot be used.")
+    overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(Options):
+    """How words are drawn, the same for every sample of an LMDB."""
+
+    style: str = option(
+        "mjsynth",
+        choices=tuple(STYLES),
+        help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
+    )
+    case: str = option(
+        "mixed",
+        choices=CASES,
+        help="mixed: lower case, Capitalised and UPPER CASE equally often, as in MJSynth.",
+    )
+    fonts: Path | None = option(
+        None,
+        type=FOLDER,
+        default_text="the text fonts that come with matplotlib",
+        help="Folder with .ttf and .otf fonts, at any depth.",
+    )
+    # MJSynth's crops are 31 pixels high.
+    min_height_px: int = option(31, minimum=8, maximum=128, help="Lowest crop.")
+    max_height_px: int = option(31, minimum=8, maximum=128, help="Highest crop.")
+    seed: int = option(0, minimum=0, help="Of all chance.")
+    jobs: int | None = _jobs_option()
+    overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_height_px > self.max_height_px:
+            raise UsageError(
+                f"heights are {self.min_height_px} to {self.max_height_px} px, expected min <= max"
+            )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that draw."""
+        return self.jobs or num_cores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions(Options):
+    """What `clipocr data render` is asked for."""
+
+    words: Path = option(type=FILE, help="UTF-8 text file, one word a line.")
+    count: int = option(minimum=1, maximum=999_999_999, help="Samples to render.")
+    drawing: DrawingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonwordOptions(Options):
+    """What `clipocr data nonwords` is asked for."""
+
+    mode: str = option(
+        choices=("shuffle", "random"),
+        help="shuffle: a label's characters in random order; random: as many characters by chance.",
+    )
+    count: int = option(1000, minimum=1, help="Words to make.")
+    charset: Charset = charset_option("36, 62, 94 or a text file; labels are reduced to it first.")
+    labels: LabelRules
+    drawing: DrawingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Options):
+    """What `clipocr data check` is asked for."""
+
+    charset: Charset = charset_option("36, 62, 94 or a text file.")
+    labels: LabelRules = LabelRules()
+    jobs: int | None = _jobs_option()
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that read."""
+        return self.jobs or num_cores()
