@@ -23,7 +23,7 @@ from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from clipocr.train.deploy.export.check import Run, given_views
 from clipocr.train.deploy.export.export import SUFFIXES, export
 from clipocr.train.deploy.export.torchscript_format import open_torchscript
-from clipocr.train.loop.checkpoint import find_checkpoint, load_student
+from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser
 
 BATCH_SIZES = (1, 32)
 NUM_TURNS = 15
@@ -42,7 +42,7 @@ OPEN = {"onnx": open_onnx, "torchscript": open_torchscript}
 def main(run: Path, pictures: Path) -> None:
     torch.set_num_threads(1)
     views = given_views(pictures)
-    student = load_student(run, torch.device("cpu"))
+    student = load_recogniser(run, torch.device("cpu"))
 
     def in_pytorch(batch: np.ndarray) -> np.ndarray:
         images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)

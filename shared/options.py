@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -177,12 +178,7 @@ class Options:
         Raises:
             UsageError: a name is unknown, or a value is not possible.
         """
-        unknown = sorted(set(values) - set(cls.names()))
-        if unknown:
-            raise UsageError(
-                f"unknown setting {', '.join(map(repr, unknown))}; "
-                f"expected some of {', '.join(sorted(cls.names()))}"
-            )
+        require_known(values, cls.names())
         fields = {
             some.field: _parsed(some, values[some.name])
             for some in _fields(cls)
@@ -202,6 +198,20 @@ class Options:
         for field, _ in _nested(type(self)):
             values |= getattr(self, field).to_values()
         return values
+
+
+def require_known(values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check that values have no other names than these.
+
+    Raises:
+        UsageError: one has.
+    """
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise UsageError(
+            f"unknown setting {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(sorted(names))}"
+        )
 
 
 def takes(config: type[Options], *, only: tuple[str, ...] | None = None) -> Callable[..., Any]:
@@ -317,7 +327,7 @@ def _fits(some: _Field, value: Any) -> bool:
         and (about.maximum is None or value <= about.maximum)
         and (about.above is None or value > about.above)
         and (about.below is None or value < about.below)
-        and not (some.item is float and value != value)
+        and not (some.item is float and not math.isfinite(value))
     )
 
 
@@ -408,7 +418,9 @@ def _click_option(some: _Field) -> Callable[..., Any]:
     else:
         attributes["type"] = _List(kind) if some.is_tuple else kind
     attributes["required"] = some.is_required
-    if about.default_text is not None:
+    if attributes.get("multiple") and not some.default:
+        pass  # None is given, which the help need not say.
+    elif about.default_text is not None:
         attributes["show_default"] = about.default_text
     elif not some.is_required and some.default is not None:
         plain = _plain(some, some.default)
@@ -471,23 +483,6 @@ def device_option(command: Callable[..., None]) -> Callable[..., None]:
         default="auto",
         show_default="CUDA if there is one, else the CPU",
         help="auto, cpu, cuda or cuda:N.",
-    )(command)
-
-
-def copies_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--cache-dir`` and ``--cache-bytes``, for what is read from an address."""
-    command = click.option(
-        "--cache-bytes",
-        type=click.IntRange(min=0),
-        default=20_000_000_000,
-        show_default=True,
-        help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
-    )(command)
-    return click.option(
-        "--cache-dir",
-        type=NEW_PATH,
-        show_default="~/.cache/clipocr",
-        help="Where copies of what is read from an address are kept.",
     )(command)
 
 

@@ -14,23 +14,24 @@ from samples import TINY_TEACHER, tiny_build
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.teacher.clip import load_teacher
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.charset import Charset
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.meter import Meter
+from clipocr.train.loop.log import Meter
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 
 CONFIG = TrainConfig(
-    student=StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
+    method=ClipOcr(
+        student=StudentConfig(
+            size=StudentSize(
+                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+            )
+        ),
+        image_taps=(1, 2, 3),
+        text_taps=(1, 2, 3),
     ),
-    charset=Charset.load("36"),
-    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
     epochs=20,
     batch_size=12,
     learning_rate=2e-3,
@@ -95,8 +96,7 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
     place = TrainPlace(
         cache=cache_of_codec,
         out=tmp_path / "cached",
-        device=torch.device("cpu"),
-        val_charset=Charset.load("36"),
+        device="cpu",
     )
     config, num_steps = replace(CONFIG, epochs=epochs), 6 * epochs
     assert train(config, place).num_steps == num_steps
@@ -122,8 +122,8 @@ def test_targets_differ_from_the_official_batch_length_by_rounding_alone(
     """
     at_once, by_batch = online(FULL_CONTEXT), online(None)
     for a, b in zip(at_once.epoch(0), by_batch.epoch(0), strict=True):
-        assert all(torch.equal(a.image_taps[tap], b.image_taps[tap]) for tap in (1, 2, 3))
-        for left, right in [*((a.text_taps[t], b.text_taps[t]) for t in (1, 2, 3)), (a.eot, b.eot)]:
+        assert all(torch.equal(a.images[name], b.images[name]) for name in a.images)
+        for left, right in [(a.text[name], b.text[name]) for name in a.text]:
             torch.testing.assert_close(left, right, rtol=2**-10, atol=1e-4)
             assert (left != right).float().mean() < 0.01
 
@@ -146,8 +146,7 @@ def test_the_losses_of_a_lossy_codec_are_those_of_the_exact_one(
         place = TrainPlace(
             cache=path,
             out=tmp_path / name,
-            device=torch.device("cpu"),
-            val_charset=Charset.load("36"),
+            device="cpu",
         )
         train(replace(CONFIG, epochs=1), place)
     exact, lossy = torch.stack(steps[:6]), torch.stack(steps[6:])

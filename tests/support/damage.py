@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from loading import loader_of, needing
 from samples import WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute.builder.build import BuildConfig, build_cache
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheError
 from clipocr.train.data.batch import Batch
-from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop.preflight import choose_num_views, choose_units
+
+BLOCKS = ("block1", "block2", "block3")
 
 Damage = dict[str, bytes | None]
 """File -> what it holds instead; None: it is gone."""
@@ -55,30 +55,13 @@ class World:
 def batches_of(path: Path) -> Iterator[Batch]:
     """Yield what a trainer reads: an epoch of each view."""
     cache = FeatureCache.open(path)
-    spec = cache.require_text(Charset.load("36"), 25)
-    units = choose_units(cache, 1.0)
-    num_views = choose_num_views(cache, units, None)
-    loader = CacheLoader(
-        cache,
-        cache.text_table(spec.name),
-        image_taps=(1, 2, 3),
-        text_taps=(1, 2, 3),
-        max_label_length=25,
-        batch_size=16,
-        seed=0,
-        device=torch.device("cpu"),
-        units=units,
-        num_views=num_views,
-    )
-    for epoch in range(num_views):
+    loader = loader_of(cache, needing(BLOCKS, (*BLOCKS, "eot")), batch_size=16)
+    for epoch in range(cache.num_views):
         yield from loader.epoch(epoch)
 
 
 def is_same(a: Batch, b: Batch) -> bool:
-    tensors = [
-        [batch.views, *batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
-        for batch in (a, b)
-    ]
+    tensors = [[batch.views, *batch.images.values(), *batch.text.values()] for batch in (a, b)]
     pairs = zip(*tensors, strict=True)
     return a.labels == b.labels and all(torch.equal(left, right) for left, right in pairs)
 

@@ -58,10 +58,10 @@ class OnlineLoader:
             np.stack([stretch(decode_image(lmdb.image(index))) for lmdb, index, _ in samples])
         )
         labels = [label for _, _, label in samples]
-        image = {}
+        images = {}
         for tap, features in self.teacher.image_taps(views).items():
             codec = self.cache.tap_codec(tap)
-            image[tap] = codec.decode(codec.encode(features))
+            images[f"block{tap}"] = codec.decode(codec.encode(features))
         # Official system.py 276-277: as long as the longest label of the batch, padded with id 0.
         num_positions = max(map(len, labels)) + 1
         context = self.context or num_positions + 1
@@ -74,9 +74,10 @@ class OnlineLoader:
             views=views,
             labels=labels,
             num_positions=num_positions,
-            image_taps=image,
-            text_taps={tap: f[:, 1 : num_positions + 1].half() for tap, f in text.items()},
-            eot=eot.half(),
+            images=images,
+            text={f"block{tap}": f[:, 1 : num_positions + 1].half() for tap, f in text.items()}
+            | {"eot": eot.half()},
+            device=views.device,
         )
 
 

@@ -9,7 +9,6 @@ checkpoint, the test sets and the charset that count.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
+from ...shared.cache.storage import hash_file
+from ...shared.charset import Charset
+from ...shared.device import choose_device, choose_precision
 from ...shared.errors import TrainingError
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.options import EvalOptions
@@ -28,10 +30,9 @@ from ..evaluation.test_sets import TestSet, open_test_sets
 from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.curves import draw_curves
-from ..loop.preflight import open_cache, require_targets
+from ..loop.preflight import check_cache, open_cache
 from ..loop.record import RUN_NAME, read_record, require_same_run
 from ..loop.run import train
-from ..loop.settings import train_config
 from ..reading.readers import load_reader
 from .comparison import write_comparison
 from .table import AblationTable
@@ -72,14 +73,16 @@ def ablate(
         DataError: the test data cannot be used.
         StopRequestedError: a signal ended it; the same call goes on.
     """
-    cache = open_cache(place)
+    cache, device = open_cache(place), choose_device(place.device)
     # Everything first: what is wrong in the last row must not wait for the first run's end.
     runs, test_sets = {}, {}
     for variant in table.variants:
         for seed in table.seeds:
             settings = {**table.settings, **variant.settings, "seed": seed}
-            config = runs[variant.run_name(seed)] = train_config(settings, place.device)
-            require_targets(config, cache)
+            config = TrainConfig.from_values(settings)
+            precision, _ = choose_precision(config.precision, device)
+            config = runs[variant.run_name(seed)] = replace(config, precision=precision)
+            check_cache(config, cache)
             reads = (config.charset, config.max_label_length)
             if reads not in test_sets:
                 test_sets[reads] = open_test_sets(test_roots, *reads)
@@ -89,14 +92,18 @@ def ablate(
         for number, name in enumerate(mine, start=1):
             tqdm.write(f"run {number} of {len(mine)}: {name}", file=sys.stderr)
             config = runs[name]
-            run_place = replace(place, out=place.out / name, val_charset=config.charset)
+            run_place = replace(place, out=place.out / name)
             try:
                 _train_if_unfinished(config, run_place, cache)
             except TrainingError as e:
                 failed[name] = f"{e}. To try it again remove {run_place.out}"
                 continue
-            reads = (config.charset, config.max_label_length)
-            _evaluate_if_needed(run_place, test_sets[reads])
+            _evaluate_if_needed(
+                run_place.out,
+                test_sets[config.charset, config.max_label_length],
+                config.charset,
+                place.device,
+            )
     finally:
         results = {name: _read_results(place.out / name) for name in runs}
         write_comparison(table, results, place.out, cache.spec.teacher)
@@ -115,7 +122,7 @@ def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureC
             place.out,
             had={k: record[k] for k in ("config", "validation")} | {"cache": record["cache"]["id"]},
             wanted={
-                "config": config.to_json(),
+                "config": config.to_values(),
                 "validation": [str(root) for root in place.val_data],
                 "cache": cache.manifest.cache_id,
             },
@@ -126,18 +133,20 @@ def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureC
     draw_curves(place.out)
 
 
-def _evaluate_if_needed(place: TrainPlace, test_sets: Sequence[TestSet]) -> None:
-    checkpoint = find_checkpoint(place.out)
+def _evaluate_if_needed(
+    run: Path, test_sets: Sequence[TestSet], charset: Charset, device: str
+) -> None:
+    checkpoint = find_checkpoint(run)
     # What the results are of: another checkpoint, label, picture size or charset changes it.
     of = {
-        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "charset": place.val_charset.characters,
+        "checkpoint": hash_file(checkpoint),
+        "charset": charset.characters,
         "sets": {test_set.name: test_set.digest() for test_set in test_sets},
     }
-    path = place.out / _RESULTS_NAME
+    path = run / _RESULTS_NAME
     if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
         return
-    reader = load_reader(checkpoint, device=str(place.device), batch_size=EvalOptions.batch_size)
+    reader = load_reader(checkpoint, device=device, batch_size=EvalOptions.batch_size)
     write_json(path, evaluate_sets(reader, test_sets).to_json() | {"of": of})
 
 

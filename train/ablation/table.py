@@ -38,7 +38,7 @@ class AblationTable:
     columns: tuple[str, ...]
     """Leading columns."""
     settings: Mapping[str, Any]
-    """Of every run, by the names of `train_config`."""
+    """Of every run, by the names of options of ``clipocr train``."""
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
 

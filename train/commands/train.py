@@ -4,285 +4,120 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from ...shared.options import (
-    CACHE,
-    FOLDER,
-    NEW_PATH,
-    PATH,
-    copies_options,
-    device_option,
-    parse_taps,
-)
+from ...shared.errors import UsageError
+from ...shared.options import FOLDER, PATH, Options, option, takes
 from ...shared.terminal import counted, warn_of_random_teacher
+from ..loop.config import Presets, TrainConfig, TrainPlace, method_of_runs
+from ..methods import DEFAULT_METHOD, method_names
+from ..methods.base import Method
 
 if TYPE_CHECKING:
     from ..loop.run import TrainSummary
 
 
-def _setting(*names: str, **attributes: Any) -> Callable[..., Any]:
-    """Declare an option that `train_config` knows by the same name."""
-    return click.option(*names, **{"show_default": True, **attributes})
+class _TrainCommand(click.Command):
+    """``clipocr train``, whose options depend on ``--method``.
 
-
-def _parse_stages(
-    ctx: click.Context, option: click.Parameter, value: str
-) -> tuple[int, ...] | None:
-    """Read stage numbers as `parse_taps` reads blocks, or ``none``."""
-    return () if value == "none" else parse_taps(ctx, option, value)
-
-
-def _parse_settings(
-    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """Read NAME=VALUE; what is no TOML value is a text."""
-    import tomllib
-
-    settings = {}
-    for assignment in values:
-        name, separator, value = assignment.partition("=")
-        if not separator:
-            raise click.BadParameter(f"{assignment!r} is not NAME=VALUE")
-        try:
-            settings[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[name] = value
-    return settings
-
-
-def _parse_seeds(
-    ctx: click.Context, option: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    try:
-        return parse_taps(ctx, option, value)
-    except click.BadParameter:
-        raise click.BadParameter(f"{value!r} is not a list of seeds such as 0,1,2") from None
-
-
-def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
-    """Read I/N, I counted from 1; return (I - 1, N)."""
-    index, _, count = value.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, such as 1/4")
-    return int(index) - 1, int(count)
-
-
-@click.command()
-@click.option(
-    "--cache",
-    "cache_path",
-    type=CACHE,
-    required=True,
-    help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.",
-)
-@click.option("--out", type=NEW_PATH, required=True, help="Folder of the run.")
-@copies_options
-@_setting(
-    "--recipe",
-    type=click.Choice(["paper", "small-gpu"]),
-    default="paper",
-    help="Defaults of the settings below: the paper's, or the same in parts, for 4 to 6 GB.",
-)
-@_setting(
-    "--student",
-    type=click.Choice(["tiny", "small", "base"]),
-    default="small",
-    help="Size of the student; small is the paper's.",
-)
-@_setting("--charset", default="36", help="36, 62, 94 or a text file.")
-@_setting("--max-label-length", type=int, default=25, help="Longest label learned.")
-@_setting("--image-taps", callback=parse_taps, default="3,6,9", help="Image blocks to follow.")
-@_setting("--text-taps", callback=parse_taps, default="3,6,9", help="Text blocks to follow.")
-@_setting(
-    "--image-stages",
-    callback=_parse_stages,
-    default="1,2,3",
-    help="Encoder stages that follow them; none: no image distillation (table 1).",
-)
-@_setting(
-    "--text-stages",
-    callback=_parse_stages,
-    default="1,2,3",
-    help="Decoder layers that follow them, the last tap first; none: no text (tables 1, 12).",
-)
-@_setting(
-    "--word/--no-word",
-    default=True,
-    help="Whether the class token follows the teacher's EOT embedding.",
-)
-@_setting(
-    "--tokens",
-    type=click.Choice(["char", "word"]),
-    default="char",
-    help="Text features to follow: of characters, or of the label whole (table 7).",
-)
-@_setting(
-    "--mask-pads/--keep-pads",
-    default=False,
-    help="Whether label positions after EOS stay out of the text terms; officially they are in.",
-)
-@_setting(
-    "--loss",
-    type=click.Choice(["lcl", "l1", "cosine", "kl"]),
-    default="lcl",
-    help="What compares features (table 3).",
-)
-@_setting("--intra-weight", type=float, default=5.0, help="lambda_1 of LCL (tables 2, 5).")
-@_setting("--inter-weight", type=float, default=0.1, help="lambda_2 of LCL (tables 2, 6).")
-@_setting("--temperature", type=float, default=0.03, help="tau of LCL (table 4).")
-@_setting(
-    "--scope",
-    type=click.Choice(["batch", "sample"]),
-    default="batch",
-    help="Rows that LCL relates: of the whole batch, as officially, or of each sample, as printed.",
-)
-@_setting(
-    "--gather",
-    type=click.Choice(["none", "inter", "all"]),
-    default="inter",
-    help="LCL terms that see rows of other processes: inter officially; all is the loss of one.",
-)
-@_setting("--epochs", type=click.IntRange(min=1), default=5, help="Passes over the cache.")
-@_setting(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=320,
-    help="Samples per optimizer step, of all processes together.",
-)
-@_setting(
-    "--accumulate",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Parts to cut each batch into, to need less memory; LCL relates the rows of a part.",
-)
-@_setting(
-    "--learning-rate",
-    type=float,
-    default=1.2374e-3,
-    help="Peak of the OneCycle schedule; the default is the paper's for batches of 320.",
-)
-@_setting("--warmup-fraction", type=float, default=0.075, help="Share of the steps before it.")
-@_setting("--weight-decay", type=float, default=0.0, help="On matrices only.")
-@_setting("--grad-clip-norm", type=float, default=20.0, help="Largest norm of the gradient.")
-@_setting(
-    "--max-skipped-steps",
-    type=click.IntRange(min=0),
-    default=25,
-    help="Steps in a row that may be skipped because their gradient is not finite.",
-)
-@_setting("--fraction", type=float, default=1.0, help="Share of the cache to train on.")
-@_setting(
-    "--views",
-    type=click.IntRange(min=1),
-    show_default="all the cache has",
-    help="Views to train on; epoch e sees view e mod K.",
-)
-@_setting(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default="auto",
-    help="Arithmetic of the student; auto is mixed precision where the device has it.",
-)
-@_setting(
-    "--compile/--no-compile",
-    default=False,
-    help="Whether torch.compile fuses the encoder; takes minutes at the start.",
-)
-@_setting("--seed", type=int, default=0, help="Of weights, order, dropout.")
-@click.option(
-    "--val-data",
-    "val_roots",
-    metavar="ROOT",
-    type=FOLDER,
-    multiple=True,
-    help="Folder with validation LMDBs; best.pt is chosen by them.",
-)
-@click.option(
-    "--checkpoint-every-steps",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Steps between writes of last.pt, besides the end of each epoch.",
-)
-@click.option(
-    "--init",
-    type=PATH,
-    show_default="random weights",
-    help="Begin with the student of a run or checkpoint (fine-tuning); another charset may be.",
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
-@device_option
-def train(
-    cache_path: str | Path,
-    out: Path,
-    cache_dir: Path | None,
-    cache_bytes: int,
-    val_roots: tuple[Path, ...],
-    checkpoint_every_steps: int,
-    init: Path | None,
-    resume: bool,
-    device_name: str,
-    **settings: Any,
-) -> None:
-    """Train a student from a cache. CLIP is not loaded, not even imported.
-
-    Ctrl-C and SIGTERM write a checkpoint first; --resume goes on as if nothing had happened.
-    Several GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
-
-    \b
-    Example:
-      clipocr train --cache mjst.cache --out run --val-data data/val
+    As it stands it has those of the default method. A command line that names another one is read
+    by a command with the options of that one.
     """
-    from ...shared.device import choose_device, choose_precision
-    from ..loop.config import TrainPlace
-    from ..loop.processes import Processes
-    from ..loop.run import train as train_run
-    from ..loop.settings import asked_precision, train_config
-    from ..loop.stopping import StopRequestedError
 
-    processes = Processes.from_environment()
-    device = choose_device(device_name)
-    if device.type == "cuda" and processes.world_size > 1:
-        if device.index is not None:
-            raise click.UsageError(
-                f"--device {device_name} would put all {processes.world_size} processes on one "
-                "GPU; pass --device cuda"
-            )
-        device = choose_device(f"cuda:{processes.local_rank}")
-    given = {name: value for name, value in settings.items() if _is_given(name)}
-    config = train_config(given, device)
-    place = TrainPlace(
-        cache=cache_path,
-        cache_dir=cache_dir,
-        max_cache_bytes=cache_bytes,
-        out=out,
-        device=device,
-        processes=processes,
-        val_data=val_roots,
-        val_charset=config.charset,
-        command=tuple(sys.argv),
-        checkpoint_every_steps=checkpoint_every_steps,
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the command line by the options of the method that it names."""
+        name = _named_method(args)
+        try:
+            command = _train_command(method_of_runs(name))
+        except UsageError as e:
+            raise click.BadParameter(str(e), param_hint="--method") from e
+        return click.Command.make_context(command, info_name, args, parent, **extra)
+
+
+def _named_method(args: list[str]) -> str:
+    """Return the method that a command line names, whatever else it says."""
+    finder = click.Command(
+        "train",
+        params=[click.Option(["--method"], default=DEFAULT_METHOD)],
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        add_help_option=False,
     )
-    if processes.is_first:
-        _, reason = choose_precision(asked_precision(given), device)
-        click.echo(f"Training on {device} in {config.precision} ({reason}).", err=True)
+    context = finder.make_context("train", list(args), resilient_parsing=True)
+    return str(context.params["method"] or DEFAULT_METHOD)
+
+
+def _train_command(method: type[Method]) -> click.Command:
+    """Return ``clipocr train`` with the options of a method."""
+    decorators: list[Callable[..., Any]] = [
+        takes(TrainPlace),
+        click.option(
+            "--init",
+            type=PATH,
+            show_default="random weights",
+            help="Begin with the recogniser of a run or checkpoint (fine-tuning); another charset "
+            "may be.",
+        ),
+        click.option(
+            "--resume", is_flag=True, help="Go on with the run in --out where it stopped."
+        ),
+        takes(Presets),
+        takes(TrainConfig),
+        takes(method),
+    ]
+    command: Callable[..., Any] = _train
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    about = (
+        f"{_HELP}\n\n\b\nMethods, by --method:\n  {', '.join(method_names())}\n\n"
+        f"{method.name}: {method.summary}.\nThe options from --{_first_option(method)} on are its."
+    )
+    return click.command("train", cls=_TrainCommand, help=about)(command)
+
+
+def _first_option(method: type[Method]) -> str:
+    return next(iter(method.names()), "help").replace("_", "-")
+
+
+_HELP = """Train a recogniser from a cache. CLIP is not loaded, not even imported.
+
+Ctrl-C and SIGTERM write a checkpoint first; --resume goes on as if nothing had happened. Several
+GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
+
+\b
+Example:
+  clipocr train --cache mjst.cache --out run --val-data data/val"""
+
+
+def _train(given: Mapping[str, Any], init: Path | None, resume: bool) -> None:
+    from ..loop.processes import Processes, StopRequestedError
+    from ..loop.run import train as train_run
+
+    of_place = {name: given[name] for name in TrainPlace.names() if name in given}
+    of_run = {name: value for name, value in given.items() if name not in of_place}
+    config = TrainConfig.from_values(of_run)
+    place = TrainPlace.from_values(of_place, command=tuple(sys.argv))
     try:
         summary = train_run(config, place, resume=resume, init=init)
     except StopRequestedError as e:
-        click.echo(f"Stopped; {out / 'last.pt'} holds the run, go on with --resume.", err=True)
+        click.echo(
+            f"Stopped; {place.out / 'last.pt'} holds the run, go on with --resume.", err=True
+        )
         raise SystemExit(128 + e.signal_number) from None
-    if processes.is_first:
-        _report_training(out, summary)
+    if Processes.from_environment().is_first:
+        _report_training(place.out, summary)
 
 
-def _is_given(name: str) -> bool:
-    """Whether an option stood on the command line; a recipe gives way only to those."""
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+train = _train_command(method_of_runs(DEFAULT_METHOD))
 
 
 def _report_training(out: Path, summary: TrainSummary) -> None:
@@ -312,20 +147,46 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
     )
 
 
+def _parse_settings(
+    _ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """Read NAME=VALUE; what is no TOML value is a text."""
+    import tomllib
+
+    settings = {}
+    for assignment in values:
+        name, separator, value = assignment.partition("=")
+        if not separator:
+            raise click.BadParameter(f"{assignment!r} is not NAME=VALUE")
+        try:
+            settings[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name] = value
+    return settings
+
+
+def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
+    """Read I/N, I counted from 1; return (I - 1, N)."""
+    index, _, count = value.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, such as 1/4")
+    return int(index) - 1, int(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs(Options):
+    """What ``clipocr ablate`` does with a table."""
+
+    data: tuple[Path, ...] = option(
+        help="Folder with test LMDBs, at any depth.", metavar="ROOT", type=FOLDER
+    )
+    seeds: tuple[int, ...] | None = option(None, help="Such as 0,1,2.", default_text="the table's")
+
+
 @click.command()
 @click.argument("table_name", metavar="TABLE")
-@click.option("--cache", "cache_path", type=CACHE, required=True, help="Feature cache of all runs.")
-@copies_options
-@click.option("--out", type=NEW_PATH, required=True, help="Folder of the runs and of the table.")
-@click.option(
-    "--data",
-    "roots",
-    metavar="ROOT",
-    type=FOLDER,
-    multiple=True,
-    required=True,
-    help="Folder with test LMDBs, at any depth.",
-)
+@takes(TrainPlace)
+@takes(_Runs)
 @click.option(
     "--set",
     "overrides",
@@ -335,9 +196,6 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
     help="A setting of every run, as in the table: student=tiny, epochs=3, image_taps=[1,2,3].",
 )
 @click.option(
-    "--seeds", type=str, show_default="the table's", callback=_parse_seeds, help="Such as 0,1,2."
-)
-@click.option(
     "--only",
     metavar="I/N",
     default="1/1",
@@ -345,27 +203,11 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
     show_default=True,
     help="Train the I-th of N shares of the runs, as with one process per GPU.",
 )
-@click.option(
-    "--val-data",
-    "val_roots",
-    metavar="ROOT",
-    type=FOLDER,
-    multiple=True,
-    help="Validation LMDBs; each run is then judged by its best.pt.",
-)
-@device_option
 def ablate(
     table_name: str,
-    cache_path: str | Path,
-    cache_dir: Path | None,
-    cache_bytes: int,
-    out: Path,
-    roots: tuple[Path, ...],
+    given: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    seeds: tuple[int, ...] | None,
     only: tuple[int, int],
-    val_roots: tuple[Path, ...],
-    device_name: str,
 ) -> None:
     """Train and evaluate a table of runs over one cache.
 
@@ -378,40 +220,32 @@ def ablate(
       clipocr ablate table1 --cache mjst.cache --out table1 --data data/test
       clipocr ablate table2 --cache words.cache --out t2 --data data/test --set student=tiny
     """
-    from dataclasses import replace
-
-    from ...shared.charset import Charset
-    from ...shared.device import choose_device
     from ..ablation.runs import ablate as ablate_table
     from ..ablation.table import load_table
-    from ..loop.config import TrainPlace
-    from ..loop.processes import Processes
-    from ..loop.stopping import StopRequestedError
+    from ..loop.processes import Processes, StopRequestedError
 
     if Processes.from_environment().world_size > 1:
         raise click.UsageError("ablate is one process per GPU, each with its share: --only I/N")
+    runs, of_place = (
+        {name: given[name] for name in kind.names() if name in given}
+        for kind in (_Runs, TrainPlace)
+    )
+    asked = _Runs.from_values(runs)
+    place = TrainPlace.from_values(of_place, command=tuple(sys.argv))
     table = load_table(table_name)
-    table = replace(table, settings={**table.settings, **overrides}, seeds=seeds or table.seeds)
-    place = TrainPlace(
-        cache=cache_path,
-        cache_dir=cache_dir,
-        max_cache_bytes=cache_bytes,
-        out=out,
-        device=choose_device(device_name),
-        val_data=val_roots,
-        val_charset=Charset.load("36"),
-        command=tuple(sys.argv),
+    table = replace(
+        table, settings={**table.settings, **overrides}, seeds=asked.seeds or table.seeds
     )
     try:
-        result = ablate_table(table, place, roots, only=only)
+        result = ablate_table(table, place, asked.data, only=only)
     except StopRequestedError as e:
         click.echo("Stopped; the same command goes on from here.", err=True)
         raise SystemExit(128 + e.signal_number) from None
-    click.echo((out / "table.md").read_text(encoding="utf-8"))
+    click.echo((place.out / "table.md").read_text(encoding="utf-8"))
     for name, reason in result.failed.items():
         click.echo(f"{name} failed: {reason}", err=True)
     click.echo(
-        f"Wrote {out / 'table.md'}, .csv and .png: {result.num_finished} of "
+        f"Wrote {place.out / 'table.md'}, .csv and .png: {result.num_finished} of "
         f"{counted(result.num_runs, 'run')} finished."
     )
     if result.failed:

@@ -1,6 +1,6 @@
-"""What the loader hands to a method: views, and everything the teacher said of them.
+"""What the loader hands to a method: views, labels, and the teacher's features of them.
 
-Shapes: B batch, L label positions, T teacher image tokens, D teacher width.
+Shapes: B batch, L label positions, T teacher image tokens, D teacher width, E joint width.
 """
 
 from __future__ import annotations
@@ -10,22 +10,38 @@ from dataclasses import dataclass
 
 import torch
 
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ..models.tokenizer import LabelTokenizer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch on the training device, targets decoded to floating point."""
+    """One batch on the training device, features decoded to floating point."""
 
-    views: torch.Tensor
-    """uint8 RGB. Shape: (B, 32, 128, 3)."""
     labels: list[str]
     """B training labels, already adapted to the run's charset."""
     num_positions: int
     """L: characters of the longest label of all processes' parts of the batch, and EOS."""
-    image_taps: Mapping[int, torch.Tensor]
-    """Teacher's image residual stream after each tapped block. Shape: (B, T, D) each."""
-    text_taps: Mapping[int, torch.Tensor]
-    """Teacher's text residual stream after each tapped block, SOT dropped: position j belongs to
-    character j (with word tokens to BPE token j), then EOT, then padding. Shape: (B, L, D) each.
-    """
-    eot: torch.Tensor
-    """Teacher's projected EOT embedding. Shape: (B, D)."""
+    views: torch.Tensor | None
+    """uint8 RGB; None: the method reads no pixels. Shape: (B, 32, 128, 3)."""
+    images: Mapping[str, torch.Tensor]
+    """Image arrays by name. Shape: (B, T, D) each."""
+    text: Mapping[str, torch.Tensor]
+    """Text arrays by name. One with a row per position has SOT dropped: position j belongs to
+    character j (with word tokens to BPE token j), then EOT, then padding; Shape: (B, L, D). One
+    with a row per label, such as ``eot``: Shape: (B, E)."""
+    device: torch.device
+    """Where all of it is."""
+
+    def normalized_views(self) -> torch.Tensor:
+        """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128)."""
+        assert self.views is not None, "a method that reads pixels says so in its needs"
+        return normalize(self.views, STUDENT_MEAN, STUDENT_STD)
+
+    def token_ids(self, tokenizer: LabelTokenizer) -> torch.Tensor:
+        """Return the labels as BOS, characters, EOS, padding. Shape: (B, L + 1)."""
+        token_ids = tokenizer.encode(self.labels, self.num_positions)
+        if self.device.type == "cuda":
+            # Pinned: a copy of pageable memory would wait for all the work that is under way.
+            return token_ids.pin_memory().to(self.device, non_blocking=True)
+        return token_ids.to(self.device)

@@ -1,10 +1,13 @@
 """Batches from a feature cache, in the order of `EpochOrder`, read as whole chunks.
 
-Reading single rows of a sharded array is 50 to 200 times slower than reading whole chunks, so
-nothing here ever does: a chunk is read when the first of a batch's lanes reaches it, on threads
-some chunks ahead, and let go when the last lane has left it. Memory holds one chunk per lane that
-this process serves, and a few more; what one leaves the next is read into. Rows go from there into
-the batch at once.
+Only whole chunks are read, because reading single rows of a sharded array is 50 to 200 times
+slower. A chunk is read when the first of a batch's lanes reaches it, on threads some chunks ahead,
+and let go when the last lane has left it; the next chunk is read into its memory. So memory holds
+one chunk per lane that this process serves, and a few more. Rows are copied from there into the
+batch.
+
+An epoch over labels reads no chunk: its "chunks" are parts of the list of labels, whose features
+are all in memory.
 
 Shapes: B rows of a global batch, b those of this process, C chunks, N rows, L label positions.
 """
@@ -17,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -28,14 +31,18 @@ import torch
 from ...shared.ahead import iterate_ahead, map_ahead
 from ...shared.cache.codecs.codecs import unfilter_pixels
 from ...shared.cache.memory import MemoryPool
-from ...shared.cache.reader import FeatureCache, TextTable
+from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
+from ..methods.base import Needs
 from .batch import Batch
+from .labels import TrainingLabels
 from .order import NUM_LANES, EpochOrder, lanes_of
 
 T = TypeVar("T")
 _Arrays = Mapping[str, torch.Tensor]
+
+_PIXELS = "pixels"
 
 _READ_THREADS = 2
 _CHUNKS_AHEAD = 8
@@ -46,11 +53,11 @@ _BATCHES_AHEAD = 2
 class _Chunk:
     """A chunk and what of it is usable."""
 
-    unit_idx: int
-    chunk_idx: int
+    place: tuple[int, int] | None
+    """(unit, chunk of the unit) to read; None: a part of the labels, of which nothing is read."""
     rows: npt.NDArray[np.intp] | None
     """Its usable rows; None: all of them."""
-    text_ids: npt.NDArray[np.int32]
+    label_ids: npt.NDArray[np.int32]
     """Of the usable rows."""
 
     def places_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -73,12 +80,23 @@ class _Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostBatch:
-    """A batch in (on a GPU: pinned) memory, image taps and pixels still encoded."""
+class EncodedBatch:
+    """A batch whose image arrays and pixels are as the cache stores them."""
 
     labels: list[str]
     num_positions: int
-    arrays: _Arrays
+    images: _Arrays
+    """Image arrays, pixels among them, by name."""
+    text: _Arrays
+    """Text arrays by name."""
+
+    def to(self, device: torch.device) -> EncodedBatch:
+        """Begin to copy the arrays to a device."""
+        return replace(
+            self,
+            images={k: t.to(device, non_blocking=True) for k, t in self.images.items()},
+            text={k: t.to(device, non_blocking=True) for k, t in self.text.items()},
+        )
 
 
 class CacheLoader:
@@ -87,10 +105,9 @@ class CacheLoader:
     def __init__(
         self,
         cache: FeatureCache,
-        text: TextTable,
+        labels: TrainingLabels,
+        needs: Needs,
         *,
-        image_taps: Sequence[int],
-        text_taps: Sequence[int],
         max_label_length: int,
         batch_size: int,
         seed: int,
@@ -104,20 +121,19 @@ class CacheLoader:
 
         Args:
             cache: Sealed or half built; whatever units are committed are used.
-            text: Its text table under the run's charset.
-            image_taps: Image blocks to read; taps that no one asks for are not read.
-            text_taps: Text blocks to read.
+            labels: Those of its rows under the run's charset, with their text features.
+            needs: What is read of it; nothing else is.
             max_label_length: Rows with longer labels are left out.
             batch_size: B, of all processes together.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
-            units: Committed units to draw from; see `targets.choose_units`.
+            units: Committed units to draw from; of an epoch over labels the units whose labels.
             num_views: K; epoch e reads view e mod K.
             rank: Which process this is; it serves the lanes that leave `rank` modulo `world_size`.
             world_size: Number of processes that share each batch.
 
         Raises:
-            CacheMismatchError: the cache lacks a tap.
+            CacheMismatchError: the cache lacks an array.
             CacheMissingError: the cache lacks a unit.
             UsageError: no row is usable, or there are more processes than lanes or rows in a batch.
         """
@@ -126,30 +142,33 @@ class CacheLoader:
                 f"{world_size} processes cannot share batches of {batch_size} rows from "
                 f"{NUM_LANES} lanes; start fewer, or raise --batch-size"
             )
-        self._cache, self._text, self._device = cache, text, device
-        self._text_taps = tuple(text_taps)
+        self._cache, self._labels, self._device = cache, labels, device
         self._memory = MemoryPool()
-        arrays = ("pixels", *(f"block{tap}" for tap in image_taps))
+        arrays = (_PIXELS, *needs.images) if needs.pixels else needs.images
         self._readers = [
-            {key: cache.view_reader(view_idx, key) for key in arrays}
+            {name: cache.view_reader(view_idx, name) for name in arrays}
             for view_idx in range(num_views)
         ]
         self._row_types = {
-            key: np.empty((0, *reader.layout.row_shape), reader.layout.dtype)
-            for key, reader in self._readers[0].items()
+            name: np.empty((0, *reader.layout.row_shape), reader.layout.dtype)
+            for name, reader in self._readers[0].items()
         }
-        self._codecs = {tap: cache.tap_codec(tap) for tap in image_taps}
+        self._codecs = {
+            name: cache.tap_codec(int(name.removeprefix("block"))) for name in needs.images
+        }
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
-        self._lengths = np.fromiter(map(len, text.strings), np.int64, len(text.strings))
-        self._chunks = self._usable_chunks(units, max_label_length)
-        self._chunk_sizes = np.asarray([len(c.text_ids) for c in self._chunks], np.int64)
+        self._lengths = np.fromiter(map(len, labels.strings), np.int64, len(labels.strings))
+        of_rows = needs.epoch == "rows"
+        usable = self._chunks_of_rows if of_rows else self._chunks_of_labels
+        self._chunks = usable(units, max_label_length)
+        self._chunk_sizes = np.asarray([len(c.label_ids) for c in self._chunks], np.int64)
         self.num_rows = int(self._chunk_sizes.sum())
-        """Rows that an epoch draws from."""
+        """Rows, or labels, that an epoch draws from."""
         if not self.num_rows:
             raise UsageError(
                 f"{cache.storage}: no row has a label of at most {max_label_length} characters of "
-                f"charset {text.spec.charset_name}"
+                f"charset {labels.charset_name}"
             )
 
     @property
@@ -159,25 +178,24 @@ class CacheLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_batch` on; what came before is not read."""
-        with contextlib.closing(self.host_batches(epoch, first_batch)) as batches:
-            for batch, arrays in self._on_device(batches):
-                yield self._decode(batch, arrays)
+        with contextlib.closing(self.encoded_batches(epoch, first_batch)) as batches:
+            for batch in self._on_device(batches):
+                yield self._decode(batch)
 
-    def host_batches(self, epoch: int, first_batch: int = 0) -> Generator[HostBatch]:
-        """Yield what `epoch` does, before it goes to the device."""
+    def encoded_batches(self, epoch: int, first_batch: int = 0) -> Generator[EncodedBatch]:
+        """Yield what `epoch` does, in (on the way to a GPU: pinned) memory."""
         readers = self._readers[epoch % len(self._readers)]
         gathered = iterate_ahead(self._gather(epoch, first_batch, readers), _BATCHES_AHEAD)
         # With zip, the thread behind `gathered` ends with this generator, however that is left.
         for _, batch in zip(range(first_batch, self.batches_per_epoch), gathered, strict=False):
             yield batch
 
-    def _usable_chunks(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
+    def _chunks_of_rows(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
         chunk_rows = self._cache.spec.chunk_rows
         chunks = []
         for unit_idx in units:
             first_row, _ = self._cache.spec.unit_range(unit_idx)
-            ids = self._text.of_label[self._cache.rows(unit_idx)["label"]].copy()
-            ids[(ids >= 0) & (self._lengths[ids] > max_label_length)] = -1
+            ids = self._usable_labels(unit_idx, max_label_length)
             for view_idx in range(len(self._readers)):
                 for bad_row in self._cache.unit(view_idx, unit_idx).bad_rows:
                     ids[bad_row - first_row] = -1
@@ -186,13 +204,28 @@ class CacheLoader:
                 is_usable = part >= 0
                 chunks.append(
                     _Chunk(
-                        unit_idx=unit_idx,
-                        chunk_idx=chunk_idx,
+                        place=(unit_idx, chunk_idx),
                         rows=None if is_usable.all() else np.flatnonzero(is_usable),
-                        text_ids=part[is_usable],
+                        label_ids=part[is_usable],
                     )
                 )
         return chunks
+
+    def _chunks_of_labels(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
+        used = [self._usable_labels(unit_idx, max_label_length) for unit_idx in units]
+        ids = np.unique(np.concatenate(used))
+        ids = ids[ids >= 0]
+        size = self._cache.spec.chunk_rows
+        return [
+            _Chunk(place=None, rows=None, label_ids=ids[start : start + size])
+            for start in range(0, len(ids), size)
+        ]
+
+    def _usable_labels(self, unit_idx: int, max_label_length: int) -> npt.NDArray[np.int32]:
+        """Return the label of each row of a unit, -1 where it cannot be learned."""
+        ids = self._labels.of_label[self._cache.rows(unit_idx)["label"]].copy()
+        ids[(ids >= 0) & (self._lengths[ids] > max_label_length)] = -1
+        return ids
 
     def _steps(self, epoch: int, first_batch: int) -> Iterator[_Step]:
         """Plan the batches of an epoch. Arithmetic; nothing is read."""
@@ -208,8 +241,8 @@ class CacheLoader:
             step, longest, left = _Step(), 0, set()
             for lane, chunk, part in _runs(lanes_of(places), chunks, rows):
                 # The longest of all processes, so that the loss is the same for any number of them.
-                text_ids = self._chunks[chunk].text_ids[part]
-                longest = max(longest, int(self._lengths[text_ids].max()))
+                label_ids = self._chunks[chunk].label_ids[part]
+                longest = max(longest, int(self._lengths[label_ids].max()))
                 if lane % self._world_size != self._rank:
                     continue
                 step.parts.append((chunk, part))
@@ -228,7 +261,7 @@ class CacheLoader:
 
     def _gather(
         self, epoch: int, first_batch: int, readers: Mapping[str, ArrayReader]
-    ) -> Iterator[HostBatch]:
+    ) -> Iterator[EncodedBatch]:
         """Read what the steps of an epoch open, some chunks ahead, and put batches together."""
         steps, ahead = itertools.tee(self._steps(epoch, first_batch))
         to_read = (chunk for step in ahead for chunk in step.to_open)
@@ -244,35 +277,41 @@ class CacheLoader:
 
     def _read(self, readers: Mapping[str, ArrayReader], chunk: int) -> dict[str, Array]:
         """Return a chunk of each array."""
-        at = self._chunks[chunk]
-        return {
-            key: reader.chunk(at.unit_idx, at.chunk_idx, memory=self._memory)
-            for key, reader in readers.items()
-        }
+        place = self._chunks[chunk].place
+        if place is None:
+            return {}
+        return {name: reader.chunk(*place, memory=self._memory) for name, reader in readers.items()}
 
-    def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> HostBatch:
+    def _put_together(self, step: _Step, opened: Mapping[int, Mapping[str, Array]]) -> EncodedBatch:
         chunks = [self._chunks[chunk] for chunk, _ in step.parts]
-        parts = [chunk.text_ids[rows] for chunk, (_, rows) in zip(chunks, step.parts, strict=True)]
-        text_ids = np.concatenate([np.empty(0, np.int32), *parts])
-        arrays = {key: self._empty(len(text_ids), like) for key, like in self._row_types.items()}
-        images, start = {key: rows.numpy() for key, rows in arrays.items()}, 0
+        parts = [chunk.label_ids[rows] for chunk, (_, rows) in zip(chunks, step.parts, strict=True)]
+        label_ids = np.concatenate([np.empty(0, np.int32), *parts])
+        images = {name: self._empty(len(label_ids), like) for name, like in self._row_types.items()}
+        views, start = {name: rows.numpy() for name, rows in images.items()}, 0
         for chunk, (chunk_idx, rows) in zip(chunks, step.parts, strict=True):
             where, stop = chunk.places_of(rows), start + len(rows)
-            for key, values in opened[chunk_idx].items():
-                _gather_rows(values, where, images[key][start:stop])
+            for name, values in opened[chunk_idx].items():
+                _gather_rows(values, where, views[name][start:stop])
             start = stop
-        nodes = self._text.nodes[text_ids, : step.num_positions]
-        for key, table, at in (
-            *((f"text{tap}", self._text.taps[tap], nodes) for tap in self._text_taps),
-            ("eot", self._text.eot, text_ids),
-        ):
-            arrays[key] = self._empty(len(text_ids), table[at[:0]])
-            _gather_rows(table, at, arrays[key].numpy())
-        return HostBatch(
-            labels=[self._text.strings[i] for i in text_ids.tolist()],
+        return EncodedBatch(
+            labels=[self._labels.strings[i] for i in label_ids.tolist()],
             num_positions=step.num_positions,
-            arrays=arrays,
+            images=images,
+            text=self._text_of(label_ids, step.num_positions),
         )
+
+    def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
+        """Return the text arrays of some labels."""
+        labels = self._labels
+        found = [(name, table, label_ids) for name, table in labels.by_label.items()]
+        if labels.rows_of_positions is not None:
+            rows = labels.rows_of_positions[label_ids, :num_positions]
+            found += [(name, table, rows) for name, table in labels.by_position.items()]
+        arrays = {}
+        for name, table, where in found:
+            arrays[name] = self._empty(len(label_ids), table[where[:0]])
+            _gather_rows(table, where, arrays[name].numpy())
+        return arrays
 
     def _empty(self, num_rows: int, like: Array) -> torch.Tensor:
         """Return room for rows; pinned on the way to a GPU, for the copy there to need no wait."""
@@ -282,41 +321,38 @@ class CacheLoader:
         block = self._memory.take(like.itemsize * math.prod(shape))
         return torch.from_numpy(block.view(like.dtype).reshape(shape))
 
-    def _on_device(self, batches: Iterator[HostBatch]) -> Iterator[tuple[HostBatch, _Arrays]]:
+    def _on_device(self, batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
         """Yield batches with their arrays on the device; a GPU gets the next one meanwhile."""
         if self._device.type != "cuda":
-            yield from ((batch, batch.arrays) for batch in batches)
+            yield from batches
             return
         beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        copied = _one_ahead(_copy(batch, self._device, beside) for batch in batches)
-        for batch, arrays, done in copied:
+        for batch, done in _one_ahead(_copy(batch, self._device, beside) for batch in batches):
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(done)
-            for tensor in arrays.values():
+            for tensor in (*batch.images.values(), *batch.text.values()):
                 # Allocated beside: not to be used again there before the step is through with it.
                 tensor.record_stream(stream)
-            yield batch, arrays
+            yield batch
 
-    def _decode(self, batch: HostBatch, arrays: _Arrays) -> Batch:
+    def _decode(self, batch: EncodedBatch) -> Batch:
+        pixels = batch.images.get(_PIXELS)
         return Batch(
-            views=unfilter_pixels(arrays["pixels"]),
             labels=batch.labels,
             num_positions=batch.num_positions,
-            image_taps={
-                tap: codec.decode(arrays[f"block{tap}"]) for tap, codec in self._codecs.items()
-            },
-            text_taps={tap: arrays[f"text{tap}"] for tap in self._text_taps},
-            eot=arrays["eot"],
+            views=None if pixels is None else unfilter_pixels(pixels),
+            images={name: codec.decode(batch.images[name]) for name, codec in self._codecs.items()},
+            text=batch.text,
+            device=self._device,
         )
 
 
 def _copy(
-    batch: HostBatch, device: torch.device, stream: torch.cuda.Stream
-) -> tuple[HostBatch, _Arrays, torch.cuda.Event]:
+    batch: EncodedBatch, device: torch.device, stream: torch.cuda.Stream
+) -> tuple[EncodedBatch, torch.cuda.Event]:
     """Begin to copy a batch to a GPU on a stream; the event happens when it is there."""
     with torch.cuda.stream(stream):
-        arrays = {k: t.to(device, non_blocking=True) for k, t in batch.arrays.items()}
-        return batch, arrays, stream.record_event()
+        return batch.to(device), stream.record_event()
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:

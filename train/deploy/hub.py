@@ -21,7 +21,7 @@ from typing import Any
 
 from ...shared.atomic import replacing
 from ...shared.errors import DataError, HubError, UsageError
-from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_student, find_checkpoint
+from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_recogniser, find_checkpoint
 from ..loop.record import RUN_NAME, read_record
 from .export.description import teacher_without_folder
 from .export.export import load_described
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 # What names no folder of the machine that trained: not commands, not where cache and sets lie.
 _SHARED_OF_RECORD = (
-    *("config", "versions", "processes", "units", "num_views", "student_parameters", "steps"),
+    *("config", "versions", "processes", "units", "num_views", "num_parameters", "steps"),
     *("history", "best_accuracy"),
 )
 _SHARED_OF_CACHE = ("id", "teacher", "teacher_is_random", "sources")
@@ -114,7 +114,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> list[str]:
         raise HubError(
             f"{repo} holds no {MODEL_NAME}; expected a repository made by: clipocr push RUN {repo}"
         )
-    build_student(read_safetensors(model), model)  # Refused before anything is written.
+    build_recogniser(read_safetensors(model), model)  # Refused before anything is written.
     out.mkdir(parents=True, exist_ok=True)
     pulled = [name for name in _PULLED if (snapshot / name).is_file()]
     for name in pulled:

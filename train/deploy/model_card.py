@@ -92,10 +92,11 @@ def _header(repo: str, results: Sequence[tuple[str, Mapping[str, float]]], licen
 
 
 def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
-    student, charset = description["student"], description["charset"]
+    charset, settings = description["charset"], description["settings"]
     facts = {
         "teacher": description["teacher"] or "not recorded",
-        "student": f"width {student['width']}, {student['encoder_layers']} encoder layers",
+        "method": description["method"],
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "charset": f"{charset['name']}: {len(charset['characters'])} characters",
         "longest label": f"{description['max_label_length']} characters",
         "input": "RGB, stretched to 32x128 by Pillow's bicubic filter, mean and std 0.5",
@@ -105,7 +106,7 @@ def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> 
     if record is not None:
         config, sources = record["config"], record["cache"].get("sources", [])
         facts |= {
-            "parameters": f"{record['student_parameters']:,}",
+            "parameters": f"{record['num_parameters']:,}",
             "training data": ", ".join(sources) or "not recorded",
             "training": f"{record['steps']:,} steps of {config['batch_size']}, "
             f"seed {config['seed']}, {config['precision']}",

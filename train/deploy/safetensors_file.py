@@ -1,4 +1,7 @@
-"""A student in one safetensors file: weights, and in the header all that rebuilds it. No pickle."""
+"""A recogniser in one safetensors file: weights, and in the header all that rebuilds it.
+
+Such a file holds no pickle.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import CheckpointError
-from ..models.student import Student
+from ..models.recogniser import Recogniser
 
 MODEL_NAME = "model.safetensors"
 """The name the Hugging Face hub knows."""
 
+_JSON = ("settings", "charset", "max_label_length")
+"""What a checkpoint and a description both hold, besides strings."""
 
-def write_safetensors(path: Path, student: Student, description: Mapping[str, Any]) -> None:
-    """Write a student's weights, its description as the header's metadata."""
+
+def write_safetensors(path: Path, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
+    """Write a recogniser's weights, its description as the header's metadata."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in recogniser.state_dict().items()}
     save_file(weights, path, metadata=as_strings(description))
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds of a student to use: student, teacher.
+    """Return what a checkpoint holds of a recogniser to use.
 
     Raises:
-        CheckpointError: damaged, or not a student of this program.
+        CheckpointError: damaged, or not a recogniser of this program.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -37,21 +43,17 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
     try:
-        config, charset = json.loads(metadata["student"]), json.loads(metadata["charset"])
-        max_label_length = json.loads(metadata["max_label_length"])
-        teacher = metadata["teacher"]
+        made_by = {name: json.loads(metadata[name]) for name in _JSON}
+        method, teacher = metadata["method"], metadata["teacher"]
     except (KeyError, ValueError) as e:
         raise CheckpointError(
-            f"{path} is not a clipocr student ({e.__class__.__name__}: {e}); expected a file of "
+            f"{path} is not a clipocr recogniser ({e.__class__.__name__}: {e}); expected a file of "
             "clipocr export --format safetensors"
         ) from None
     return {
-        "student": {
-            "config": config,
-            "charset": charset,
-            "max_label_length": max_label_length,
-            "weights": weights,
-        },
+        **made_by,
+        "method": method,
+        "recogniser": weights,
         "teacher": None if teacher == "null" else teacher,
         "training": None,
     }

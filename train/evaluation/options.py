@@ -35,14 +35,14 @@ class EvalOptions(TestSetOptions):
         "or a text file.",
     )
     batch_size: int = batch_size_option(512)
-    json: Path | None = option(  # noqa: RUF009
+    json: Path | None = option(
         None,
         help="Where the figures of one RUN are written, or the comparison of several; what was "
         "read in each picture goes to a .predictions.jsonl beside them.",
         default_text="eval.json in the run's folder",
         type=NEW_PATH,
     )
-    report: Path | None = option(  # noqa: RUF009
+    report: Path | None = option(
         None,
         help="Also write DIR/index.html, one page that opens from disk: tables, accuracy by length "
         "and character, confusions, calibration, errors with their pictures, the decoder's "

@@ -1,8 +1,10 @@
-"""Checkpoints: a student with what is needed to rebuild it, and apart from it the training state.
+"""Checkpoints: a recogniser with what is needed to rebuild it, and the training state beside it.
 
-    student    weights, its config, its charset            always
-    teacher    name of the CLIP behind the cache           always
-    training   step, heads, optimizer, scheduler, ...      only in last.pt
+    method, settings            the method's name, and the values of its settings
+    charset, max_label_length   what the recogniser's tokenizer is made of
+    recogniser                  its weights; None of a method that has none
+    teacher                     name of the CLIP behind the cache
+    training                    step, the trainee's other weights, optimizer, ...; only in last.pt
 
 They load with ``weights_only=True``, are written under a temporary name and then renamed, and never
 contain CLIP. A ``model.safetensors`` is read as one without training state.
@@ -21,19 +23,25 @@ from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.errors import CheckpointError, UsageError
 from ..deploy.safetensors_file import MODEL_NAME, read_safetensors
-from ..models.config import StudentConfig
-from ..models.student import Student
+from ..methods import find_method
+from ..methods.base import Method
+from ..models.recogniser import Recogniser
 from ..models.tokenizer import LabelTokenizer
 
 BEST_NAME = "best.pt"
 LAST_NAME = "last.pt"
 
 _FORMAT = "clipocr-checkpoint-2"
+_KEYS = {
+    *("method", "settings", "charset", "max_label_length", "recogniser", "teacher", "training"),
+}
 
 
 def save_checkpoint(
     path: Path,
-    student: Student,
+    method: Method,
+    tokenizer: LabelTokenizer,
+    recogniser: Recogniser | None,
     training: Mapping[str, Any] | None = None,
     *,
     teacher: str | None = None,
@@ -42,18 +50,19 @@ def save_checkpoint(
 
     Args:
         path: Of the file.
-        student: What it is of.
-        training: All that resuming needs; None for a student to use.
-        teacher: ``MODEL/WEIGHTS`` of the cache the student was trained from.
+        method: What makes the recogniser.
+        tokenizer: What it was made with.
+        recogniser: Whose weights to keep; None of a method that has none.
+        training: All that resuming needs; None for a recogniser to use.
+        teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
     """
     checkpoint = {
         "format": _FORMAT,
-        "student": {
-            "config": student.config.to_values(),
-            "charset": asdict(student.tokenizer.charset),
-            "max_label_length": student.tokenizer.max_label_length,
-            "weights": student.state_dict(),
-        },
+        "method": method.name,
+        "settings": method.to_values(),
+        "charset": asdict(tokenizer.charset),
+        "max_label_length": tokenizer.max_label_length,
+        "recogniser": None if recogniser is None else recogniser.state_dict(),
         "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
@@ -100,7 +109,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a clipocr checkpoint; expected a best.pt or last.pt of clipocr train"
         )
-    if missing := {"student", "teacher", "training"} - checkpoint.keys():
+    if missing := _KEYS - checkpoint.keys():
         raise CheckpointError(
             f"{path} lacks {', '.join(sorted(missing))}: another version of clipocr wrote it; "
             "train again, or use the version that run.json beside it names"
@@ -108,35 +117,50 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_student(run_or_checkpoint: Path, device: torch.device) -> Student:
-    """Return the trained student of a run folder or checkpoint, in eval mode.
+def load_recogniser(run_or_checkpoint: Path, device: torch.device) -> Recogniser:
+    """Return the trained recogniser of a run folder or checkpoint, in eval mode.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or its weights are of another student.
+        CheckpointError: there is none, it is damaged, or its weights are of another recogniser.
     """
     path = find_checkpoint(run_or_checkpoint)
-    return build_student(load_checkpoint(path), path).to(device)
+    return build_recogniser(load_checkpoint(path), path).to(device)
 
 
-def build_student(checkpoint: Mapping[str, Any], path: Path) -> Student:
-    """Return the student of a checkpoint's content, in eval mode, on the CPU.
+def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
+    """Return the recogniser of a checkpoint's content, in eval mode, on the CPU.
 
     Raises:
-        CheckpointError: its weights are of another student; names `path`.
+        CheckpointError: it has none, its weights are of another one, or its method is not
+            installed; names `path`.
     """
-    saved = checkpoint["student"]
+    if checkpoint["recogniser"] is None:
+        raise CheckpointError(
+            f"{path} holds nothing that reads images: its method, {checkpoint['method']}, only "
+            "pre-trains. Expected a checkpoint of a method that has a recogniser"
+        )
     try:
-        tokenizer = LabelTokenizer(Charset(**saved["charset"]), saved["max_label_length"])
-        student = Student(StudentConfig.from_values(saved["config"]), tokenizer)
-        student.load_state_dict(saved["weights"])
-    except (KeyError, TypeError, RuntimeError, UsageError) as e:
+        method = find_method(checkpoint["method"]).from_values(checkpoint["settings"])
+    except UsageError as e:
+        raise CheckpointError(
+            f"{path}: {e}. Install the package that brings the method, or use the version of "
+            "clipocr that wrote the checkpoint"
+        ) from e
+    try:
+        charset = Charset(**checkpoint["charset"])
+        tokenizer = LabelTokenizer(charset, checkpoint["max_label_length"])
+        recogniser = method.recogniser(tokenizer)
+        if recogniser is None:
+            raise TypeError(f"method {method.name} has no recogniser")
+        recogniser.load_state_dict(checkpoint["recogniser"])
+    except (TypeError, RuntimeError) as e:
         # PyTorch names every parameter that is missing, unexpected or of another shape.
         raise CheckpointError(
-            f"{path}: the weights do not fit the charset, label length and sizes that it states "
+            f"{path}: the weights do not fit the charset, label length and settings that it states "
             f"({' '.join(str(e).split())[:400]}); it was changed, or written by another version of "
-            "clipocr. Charset and label length of a student are fixed when it is trained"
+            "clipocr. Charset and label length of a recogniser are fixed when it is trained"
         ) from e
-    return student.eval()
+    return recogniser.eval()
 
 
 def _first_line(error: Exception) -> str:

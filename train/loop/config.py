@@ -1,106 +1,189 @@
-"""What a run was asked for: what decides its weights, and where it reads and writes."""
+"""What a run is asked for: what decides its weights, and where it reads and writes.
+
+Both classes are the options of ``clipocr train``, and the first one's values are what ablation
+tables set, and what ``run.json`` and checkpoints hold. Nothing here imports torch, because
+``clipocr train --help`` reads it.
+"""
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
-
-from ...shared.charset import Charset
-from ...shared.device import PRECISIONS
+from ...shared.charset import Charset, LabelRules
 from ...shared.errors import UsageError
-from ..methods.clip_ocr.method import ClipOcrConfig
-from ..models.config import StudentConfig
-from .processes import Processes
+from ...shared.options import CACHE, FOLDER, Options, option, require_known
+from ..methods import DEFAULT_METHOD, find_method
+from ..methods.base import Method
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "small-gpu": {"accumulate": 8, "precision": "fp16"},
+}
+"""Values under one name. ``paper``: the defaults. ``small-gpu``: the same batches of 320 in parts
+of 40, in half precision, for 4 to 6 GB; losses that relate rows then relate those of a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What decides the weights of a run; stored in run.json and in last.pt."""
+class Presets(Options):
+    """The two options that decide what others there are, and what their defaults are."""
 
-    student: StudentConfig = field(default_factory=StudentConfig)
-    charset: Charset
-    max_label_length: int = 25
-    """Longest label the student can write, in characters."""
-    method: ClipOcrConfig = field(default_factory=ClipOcrConfig)
-    epochs: int = 5
-    batch_size: int = 320
-    """Samples per optimizer step, of all processes together."""
-    accumulate: int = 1
-    """Parts each batch is cut into, one after another, to need less memory. The losses that relate
-    rows of a batch then see those of a part only."""
-    learning_rate: float = 1.2374e-3
-    """Peak of the OneCycle schedule. The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""
-    warmup_fraction: float = 0.075
-    """Share of all steps in which the learning rate rises."""
-    weight_decay: float = 0.0
-    """AdamW's, on the matrices of linear and convolution layers only."""
-    grad_clip_norm: float = 20.0
-    """Largest norm of the whole gradient."""
-    max_skipped_steps: int = 25
-    """Steps in a row that may be skipped because their gradient is not finite."""
-    precision: str = "fp32"
-    """``fp32``, ``bf16`` or ``fp16`` matrix products."""
-    compile: bool = False
-    """Whether `torch.compile` fuses the encoder: minutes at the start, faster steps."""
-    seed: int = 0
-    fraction: float = 1.0
-    """Share of the cache's units to train on."""
-    num_views: int | None = None
-    """K: epoch e trains on view e mod K. None: every view the cache has."""
+    method: str = option(DEFAULT_METHOD, help="What is trained; see its options below.")
+    recipe: str = option(
+        "paper",
+        choices=tuple(RECIPES),
+        help="Defaults of the options below: the paper's, or the same in parts, for 4 to 6 GB.",
+    )
+
+
+def _parse_charset(value: Any) -> Charset:
+    """Read 36, 62, 94 or a file's name, or what `asdict` made of a charset."""
+    if isinstance(value, Mapping):
+        return Charset(**value)
+    return Charset.load(str(value))  # TOML reads 36 as a number.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Options):
+    """What decides the weights of a run."""
+
+    method: Method = field(default_factory=lambda: find_method(DEFAULT_METHOD)())
+    charset: Charset = option(
+        Charset.load("36"),
+        help="36, 62, 94 or a text file.",
+        parse=_parse_charset,
+        unparse=asdict,
+        default_text="36",
+    )
+    max_label_length: int = option(
+        LabelRules.max_label_length, help="Longest label learned.", minimum=1
+    )
+    epochs: int = option(5, help="Passes over the cache.", minimum=1)
+    batch_size: int = option(
+        320, help="Samples per optimizer step, of all processes together.", minimum=1
+    )
+    accumulate: int = option(
+        1,
+        help="Parts to cut each batch into, to need less memory; losses that relate rows relate "
+        "those of a part.",
+        minimum=1,
+    )
+    learning_rate: float = option(
+        1.2374e-3,
+        help="Peak of the OneCycle schedule; the default is the paper's for batches of 320.",
+        above=0,
+    )
+    """The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""
+    warmup_fraction: float = option(
+        0.075, help="Share of the steps before the peak.", above=0, below=1
+    )
+    weight_decay: float = option(0.0, help="Of AdamW, on matrices only.", minimum=0)
+    """On the weights of linear and convolution layers."""
+    grad_clip_norm: float = option(20.0, help="Largest norm of the whole gradient.", above=0)
+    max_skipped_steps: int = option(
+        25,
+        help="Steps in a row that may be skipped because their gradient is not finite.",
+        minimum=0,
+    )
+    fraction: float = option(1.0, help="Share of the cache to train on.", above=0, maximum=1)
+    """Of its units."""
+    views: int | None = option(
+        None,
+        help="Views to train on; epoch e sees view e mod K.",
+        default_text="all the cache has",
+        minimum=1,
+    )
+    """K."""
+    precision: str = option(
+        "auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="Arithmetic of the student; auto is mixed precision where the device has it.",
+    )
+    """``auto`` becomes one of the others when a run begins, and stays it when the run goes on."""
+    compile: bool = option(
+        False, help="Let torch.compile fuse what it can; takes minutes at the start."
+    )
+    seed: int = option(0, help="Of weights, order, dropout.")
 
     def __post_init__(self) -> None:
-        for name in ("max_label_length", "epochs", "batch_size", "accumulate", "num_views"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        super().__post_init__()
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts"
             )
-        if self.max_skipped_steps < 0:
-            raise UsageError(f"max_skipped_steps is {self.max_skipped_steps}, expected 0 or more")
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
-            )
-        if not 0 < self.fraction <= 1:
-            raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")
-        if not 0 < self.warmup_fraction < 1:
-            raise UsageError(f"warmup fraction is {self.warmup_fraction}, expected between 0 and 1")
-        for name in ("learning_rate", "grad_clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"weight_decay is {self.weight_decay}, expected 0 or more")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the config as JSON would give it back, so that stored and present ones compare."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], **others: Any) -> Self:
+        """Return the config that flat values mean, those of the method they name among them.
+
+        ``recipe`` gives values that all others override. What nothing names has its default.
+        """
+        presets = Presets.from_values({n: values[n] for n in Presets.names() if n in values})
+        method = method_of_runs(presets.method)
+        require_known(values, (*Presets.names(), *cls.names(), *method.names()))
+        values = {**RECIPES[presets.recipe], **values}
+        of_method, of_run = (
+            {name: values[name] for name in kind.names() if name in values}
+            for kind in (method, cls)
+        )
+        return super().from_values(of_run, method=method.from_values(of_method), **others)
+
+    def to_values(self) -> dict[str, Any]:
+        """Return all values by name, flat: `from_values` inverted."""
+        return {"method": self.method.name, **super().to_values()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPlace:
+class TrainPlace(Options):
     """Where a run reads and writes; none of it changes the weights."""
 
-    cache: str | Path
-    """Folder, or an address such as ``s3://bucket/words.cache``."""
-    cache_dir: Path | None = None
-    """Where copies of what is read from an address are kept; None: the user's cache folder."""
-    max_cache_bytes: int = 0
-    """Most bytes of such copies; 0 keeps none."""
-    out: Path
-    device: torch.device
-    processes: Processes = Processes()
-    """This process among those of the run."""
-    val_data: tuple[Path, ...] = ()
-    """Roots of validation LMDBs; without any there is no best.pt."""
-    val_charset: Charset
+    cache: str | Path = option(
+        help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.", type=CACHE
+    )
+    out: Path = option(help="Folder of the run.")
+    cache_dir: Path | None = option(
+        None,
+        help="Where copies of what is read from an address are kept.",
+        default_text="~/.cache/clipocr",
+    )
+    cache_bytes: int = option(
+        20_000_000_000,
+        help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
+        minimum=0,
+    )
+    val_data: tuple[Path, ...] = option(
+        (),
+        help="Folder with validation LMDBs; best.pt is chosen by them.",
+        metavar="ROOT",
+        type=FOLDER,
+    )
+    checkpoint_every_steps: int = option(
+        1000,
+        help="Steps between writes of last.pt, besides the end of each epoch.",
+        minimum=1,
+    )
+    device: str = option(
+        "auto",
+        help="auto, cpu, cuda or cuda:N.",
+        default_text="CUDA if there is one, else the CPU",
+    )
     command: tuple[str, ...] = ()
     """The command line, for run.json."""
-    checkpoint_every_steps: int = 1000
-    """Steps between writes of last.pt, besides the end of every epoch."""
+
+
+def method_of_runs(name: Any) -> type[Method]:
+    """Return the method of that name, whose options stand beside those that every run has.
+
+    Raises:
+        UsageError: there is none, or one of its options is called like one of a run.
+    """
+    method = find_method(name)
+    of_runs = {name for kind in (Presets, TrainConfig, TrainPlace) for name in kind.names()}
+    if twice := of_runs & set(method.names()):
+        raise UsageError(
+            f"method {method.name} has an option {', '.join(sorted(twice))}, which every run has; "
+            "expected another name for it"
+        )
+    return method

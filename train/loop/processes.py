@@ -1,19 +1,24 @@
-"""The processes that train one student together, as torchrun starts them.
+"""The processes that train together, as torchrun starts them, and the signals that stop them.
 
-Everything here is a no-op in a process that is alone, so that the loop reads the same.
+In a process that is alone every method of `Processes` does nothing, so the loop has no case for it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from ...shared.device import choose_device
+from ...shared.errors import UsageError
 
 _Thing = TypeVar("_Thing")
 
@@ -46,6 +51,22 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    def choose_device(self, name: str) -> torch.device:
+        """Return the device of that name; of a machine's GPUs each process has its own.
+
+        Raises:
+            UsageError: no such device here, or one GPU for several processes.
+        """
+        device = choose_device(name)
+        if device.type != "cuda" or self.world_size == 1:
+            return device
+        if device.index is not None:
+            raise UsageError(
+                f"--device {name} would put all {self.world_size} processes on one GPU; pass "
+                "--device cuda"
+            )
+        return choose_device(f"cuda:{self.local_rank}")
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -90,3 +111,39 @@ class Processes:
         things: list[_Thing | None] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things  # type: ignore[return-value]
+
+
+class StopRequestedError(Exception):
+    """SIGINT or SIGTERM arrived, and the run has been saved; `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of them.
+
+    A second ctrl-C does kill. A second SIGTERM does not: under Slurm and torchrun both the
+    scheduler and the agent send one.
+    """
+    stop: list[int] = []
+
+    def request(signal_number: int, _: FrameType | None) -> None:
+        stop.append(signal_number)
+        if signal_number == signal.SIGINT:
+            signal.signal(signal_number, previous[signal_number])
+
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in previous:
+            signal.signal(number, request)
+    except ValueError:
+        previous = {}  # Not the main thread: signals go elsewhere anyway.
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...shared.atomic import replacing
 from ...shared.cache.reader import FeatureCache
@@ -13,11 +13,20 @@ from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
 from .config import TrainConfig, TrainPlace
 
+if TYPE_CHECKING:
+    import torch
+
 RUN_NAME = "run.json"
 
 
 def write_record(
-    place: TrainPlace, config: TrainConfig, cache: FeatureCache, state: Mapping[str, Any]
+    place: TrainPlace,
+    config: TrainConfig,
+    cache: FeatureCache,
+    *,
+    device: torch.device,
+    num_processes: int,
+    **state: Any,
 ) -> None:
     """Write the record of a run so that it is always a whole one, the old or the new.
 
@@ -25,11 +34,13 @@ def write_record(
         place: Where the run is.
         config: What decides its weights.
         cache: What it reads.
-        state: What else is to be known of it.
+        device: Of the first process.
+        num_processes: Of the run.
+        state: What else is to be known of it, by name.
     """
     spec = cache.spec
     record = {
-        "config": config.to_json(),
+        "config": config.to_values(),
         "cache": {
             "path": str(place.cache),
             "id": cache.manifest.cache_id,
@@ -39,8 +50,8 @@ def write_record(
         },
         "validation": [str(root) for root in place.val_data],
         "versions": versions_with("torch", "numpy"),
-        "device": str(place.device),
-        "processes": place.processes.world_size,
+        "device": str(device),
+        "processes": num_processes,
         **state,
     }
     with replacing(place.out / RUN_NAME) as partial:

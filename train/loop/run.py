@@ -1,10 +1,10 @@
-"""`clipocr train`: one run, from a cache to a student.
+"""`clipocr train`: one run, from a cache to a recogniser.
 
-    cache ──► loader ──► student ──► method's losses ──► AdamW, OneCycle ──► checkpoints
-                                                             └─► validation, TensorBoard, run.json
+    cache ──► loader ──► method's trainee ──► loss ──► AdamW, OneCycle ──► checkpoints
+                                                            └─► validation, TensorBoard, run.json
 
-The loop knows no method's name: a method is heads with a forward that returns named loss terms.
-Under torchrun every process trains on its part of each batch, and the first one writes.
+A method is a module whose forward returns named loss terms; the loop knows no more of it. Under
+torchrun every process trains on its part of each batch, and the first one writes.
 Recipe: CLIP-OCR's (``reference``: ``strhub/models/base.py`` 88-97, ``configs/main.yaml``).
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,38 +23,36 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ...shared.cache.reader import FeatureCache
 from ...shared.cache.schema import MANIFEST_NAME
 from ...shared.cache.storage import hash_file
-from ...shared.device import allow_fast_products
+from ...shared.device import allow_fast_products, autocast, choose_precision
 from ...shared.errors import CacheError, CheckpointError, UsageError
 from ...shared.hashing import mix
 from ..data.batch import Batch
 from ..data.loader import CacheLoader
-from ..models.student import Student
+from ..models.recogniser import Recogniser
 from ..models.tokenizer import LabelTokenizer
 from .checkpoint import (
     BEST_NAME,
     LAST_NAME,
     find_checkpoint,
     load_checkpoint,
-    load_student,
+    load_recogniser,
     save_checkpoint,
 )
-from .clock import Clock
 from .config import TrainConfig, TrainPlace
-from .logbook import Logbook
-from .meter import Meter
-from .objective import Objective
+from .log import Clock, Logbook, Meter
 from .optimizer import one_cycle, parameter_groups
-from .preflight import choose_num_views, choose_units, open_cache, require_targets
+from .preflight import Preflight, check_cache, open_cache
+from .processes import Processes, StopRequestedError, stop_signals
 from .record import RUN_NAME, read_record, require_same_run, write_record
-from .stopping import StopRequestedError, stop_signals
 
 if TYPE_CHECKING:
     from ..evaluation.test_sets import TestSet
 
 _LOG_EVERY_STEPS = 10
+_RECOGNISER = "recogniser."
+"""What the names of the recogniser's weights begin with among those of the trainee."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,52 +81,37 @@ class TrainSummary:
 def train(
     config: TrainConfig, place: TrainPlace, *, resume: bool = False, init: Path | None = None
 ) -> TrainSummary:
-    """Train a student from a cache, or go on where an interrupted run stopped.
+    """Train from a cache, or go on where an interrupted run stopped.
 
     Args:
         config: What decides the weights.
         place: Where the run reads and writes.
         resume: Whether to go on with the run that is there.
-        init: Run folder or checkpoint whose student this one begins with; None: random weights.
+        init: Run folder or checkpoint whose recogniser this one begins with; None: random weights.
 
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
-        UsageError: the run folder is in use by another run.
+        UsageError: the run folder is in use by another run, or an option is not possible here.
         TrainingError: too many steps in a row were not finite.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
     if resume and init is not None:
         raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
-    cache = open_cache(place)
-    text_spec = require_targets(config, cache)
-    method = config.method
-    with place.processes.joined(place.device):
-        run = _Run(config, place, cache)
-        run.take_state(resume=resume)
-        if init is not None:
-            run.begin_with(init)
-        elif not run.is_resumed:
-            run.student.load_pretrained()
-        loader = CacheLoader(
-            cache,
-            cache.text_table(text_spec.name, method.needed_text_taps),
-            image_taps=method.needed_image_taps,
-            text_taps=method.needed_text_taps,
-            max_label_length=config.max_label_length,
-            batch_size=config.batch_size // config.accumulate,
-            seed=config.seed,
-            device=place.device,
-            units=run.units,
-            num_views=run.num_views,
-            rank=place.processes.rank,
-            world_size=place.processes.world_size,
-        )
+    processes = Processes.from_environment()
+    device = processes.choose_device(place.device)
+    precision, reason = choose_precision(config.precision, device)
+    config = replace(config, precision=precision)
+    preflight = check_cache(config, open_cache(place))
+    if processes.is_first:
+        tqdm.write(f"Training on {device} in {precision} ({reason}).", file=sys.stderr)
+    with processes.joined(device):
+        run = _Run(config, place, preflight, processes, device, resume=resume, init=init)
         try:
-            return run.train(loader)
+            return run.train()
         except CacheError:
             # Reading failed between two steps, so the state is whole. Saving is work of all
             # processes together, and the others do not know of it.
-            if run.step and place.processes.world_size == 1:
+            if run.step and processes.world_size == 1:
                 run.save()
             raise
 
@@ -136,86 +119,116 @@ def train(
 class _Run:
     """The state of one run, and the steps that change it."""
 
-    def __init__(self, config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
-        self.config, self.place, self.cache = config, place, cache
-        self.processes = place.processes
+    def __init__(
+        self,
+        config: TrainConfig,
+        place: TrainPlace,
+        preflight: Preflight,
+        processes: Processes,
+        device: torch.device,
+        *,
+        resume: bool,
+        init: Path | None,
+    ) -> None:
+        """Make the run: at its first step, or where the one in the folder stopped."""
+        self.config, self.place, self.device = config, place, device
+        self.cache, self.processes = preflight.cache, processes
+        self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
-        tokenizer = LabelTokenizer(config.charset, config.max_label_length)
-        self.student = Student(config.student, tokenizer).to(place.device)
-        self.method = config.method.build(self.student, cache.spec.teacher).to(place.device)
-        self.parameters = [*self.student.parameters(), *self.method.parameters()]
+        self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups([self.student, self.method], config.weight_decay),
+            parameter_groups(self.trainee, config.weight_decay),
             lr=config.learning_rate,
             fused=True,
         )
         # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
         # it needs no look at the gradient from here. Only fp16 needs its scale.
         self.scaler = torch.amp.GradScaler(
-            place.device.type, init_scale=2.0**16 if config.precision == "fp16" else 1.0
+            device.type, init_scale=2.0**16 if config.precision == "fp16" else 1.0
         )
-        allow_fast_products(config.precision)
-        if config.compile:
-            self.student.encoder.compile()
-        self.units = choose_units(cache, config.fraction)
-        self.num_views = choose_num_views(cache, self.units, config.num_views)
+        names = (*self.trainee.term_names, "total", "grad_norm")
+        self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.test_sets = self._open_validation()
         self.step = 0
-        self.is_resumed = False
-        """Whether the state is one that an earlier run saved."""
+        self.units, self.num_views = preflight.units, preflight.num_views
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
-        names = (*self.method.term_names, "total", "grad_norm")
-        self.meter = Meter(names, place.device, self.processes, config.max_skipped_steps)
-        self._commands: list[list[str]] = []
-        self._init: dict[str, str] | None = None
+        self.begun_with: dict[str, str] | None = None
         """Which checkpoint the run began with; None: random weights."""
+        self.commands: list[list[str]] = []
+
+        has_begun = _has_begun(place.out, resume=resume)
+        if has_begun and (place.out / RUN_NAME).exists():
+            self.commands = read_record(place.out)["commands"]
+        if has_begun and (place.out / LAST_NAME).exists():
+            self._restore(place.out / LAST_NAME)
+        elif init is not None:
+            self._begin_with(init)
+        elif self.trainee.recogniser is not None:
+            self.trainee.recogniser.load_pretrained()
+        # Every process must have looked for a run here before the first one begins to write.
+        processes.wait()
+        allow_fast_products(config.precision)
+        if config.compile:
+            self._compile()
+        self.loader = CacheLoader(
+            self.cache,
+            preflight.read_labels(config),
+            preflight.needs,
+            max_label_length=config.max_label_length,
+            batch_size=config.batch_size // config.accumulate,
+            seed=config.seed,
+            device=device,
+            units=self.units,
+            num_views=self.num_views,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
-    def take_state(self, *, resume: bool) -> None:
-        """Take up the state in the run folder when resuming; else make sure that there is none."""
-        out = self.place.out
-        last, record = out / LAST_NAME, out / RUN_NAME
-        if (out / MANIFEST_NAME).exists():
-            raise UsageError(f"{out} is a feature cache; choose another --out for the run")
-        if not resume:
-            if last.exists() or record.exists():
-                raise UsageError(
-                    f"{out} holds a run already; go on with it by --resume, or choose another --out"
-                )
-        elif not last.exists() and not record.exists():
-            raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
-        else:
-            if record.exists():
-                self._commands = read_record(out)["commands"]
-            if last.exists():
-                self._restore(last)
-                self.is_resumed = True
-        # Nobody may find what the first process is about to write.
-        self.processes.wait()
-
-    def begin_with(self, init: Path) -> None:
-        """Take up the student of another run, as far as it fits."""
+    def _begin_with(self, init: Path) -> None:
+        """Take up the recogniser of another run, as far as it fits."""
         path = find_checkpoint(init)
-        new = self.student.take_from(load_student(path, torch.device("cpu")))
-        self._init = {"checkpoint": str(path), "sha256": hash_file(path)}
+        recogniser = self._require_recogniser("--init")
+        new = recogniser.take_from(load_recogniser(path, torch.device("cpu")))
+        self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
         if self.processes.is_first:
             but = f"; anew: {new}" if new else ""
             tqdm.write(f"Beginning with {path}{but}.", file=sys.stderr)
+
+    def _require_recogniser(self, option: str) -> Recogniser:
+        """Return the recogniser that an option is for."""
+        if self.trainee.recogniser is None:
+            raise UsageError(
+                f"method {self.config.method.name} has nothing that reads images; leave {option} "
+                "out"
+            )
+        return self.trainee.recogniser
 
     def _open_validation(self) -> list[TestSet]:
         """Open the validation sets before the first step, not after hours of training."""
         if not self.place.val_data:
             return []
+        self._require_recogniser("--val-data")
         # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
         from ..evaluation.test_sets import open_test_sets
 
-        longest = self.config.max_label_length
-        return open_test_sets(self.place.val_data, self.place.val_charset, longest)
+        return open_test_sets(
+            self.place.val_data, self.config.charset, self.config.max_label_length
+        )
+
+    def _compile(self) -> None:
+        parts = self.trainee.compilable()
+        if not parts:
+            raise UsageError(
+                f"method {self.config.method.name} has nothing to compile; leave --compile out"
+            )
+        for part in parts:
+            part.compile()
 
     def save(self) -> None:
-        """Write last.pt: the student and all that resuming needs. For all processes together.
+        """Write last.pt: the recogniser and all that resuming needs. For all processes together.
 
         Random numbers are functions of the step, and the order of rows is one of the epoch, so
         neither has a state.
@@ -223,29 +236,45 @@ class _Run:
         sums = self.meter.state()
         if not self.processes.is_first:
             return
-        save_checkpoint(
-            self.place.out / LAST_NAME,
-            self.student,
+        self._write_checkpoint(
+            LAST_NAME,
             {
-                "config": self.config.to_json(),
+                "config": self.config.to_values(),
                 "cache_id": self.cache.manifest.cache_id,
                 "units": list(self.units),
                 "num_views": self.num_views,
                 "validation": self._validation(),
                 "step": self.step,
-                "method": self.method.state_dict(),
+                # Beside the recogniser, whose weights the checkpoint holds by itself.
+                "trainee": {
+                    name: value
+                    for name, value in self.trainee.state_dict().items()
+                    if not name.startswith(_RECOGNISER)
+                },
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "history": self.history,
                 "epoch_sums": sums,
                 "best_accuracy": self.best_accuracy,
-                "init": self._init,
+                "init": self.begun_with,
             },
+        )
+
+    def _write_checkpoint(self, name: str, training: Mapping[str, Any] | None = None) -> None:
+        save_checkpoint(
+            self.place.out / name,
+            self.config.method,
+            self.tokenizer,
+            self.trainee.recogniser,
+            training,
             teacher=self.cache.spec.teacher.name,
         )
 
     def _validation(self) -> dict[str, int]:
-        """Return how many samples of each validation set count; best.pt hangs on them."""
+        """Return how many samples of each validation set count.
+
+        Scores in best.pt are comparable only on the same validation samples.
+        """
         return {test_set.name: len(test_set.pictures) for test_set in self.test_sets}
 
     def _restore(self, path: Path) -> None:
@@ -259,16 +288,17 @@ class _Run:
                 "validation samples": training["validation"],
             },
             wanted={
-                "config": self.config.to_json(),
+                "config": self.config.to_values(),
                 "cache": self.cache.manifest.cache_id,
                 "validation samples": self._validation(),
             },
         )
-        self.student.load_state_dict(checkpoint["student"]["weights"])
-        self.method.load_state_dict(training["method"])
+        of_recogniser = checkpoint["recogniser"] or {}
+        self.trainee.load_state_dict(
+            {f"{_RECOGNISER}{name}": value for name, value in of_recogniser.items()}
+            | training["trainee"]
+        )
         self.optimizer.load_state_dict(training["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # Runs that began on a CPU once had it off.
         self.scaler.load_state_dict(training["scaler"])
         # The cache may have grown since; this run goes on with the rows it began with.
         self.units, self.num_views = training["units"], training["num_views"]
@@ -276,20 +306,21 @@ class _Run:
         self.history = training["history"]
         self.meter.restore(training["epoch_sums"])
         self.best_accuracy = training["best_accuracy"]
-        self._init = training.get("init")  # Not in checkpoints of before there was one.
+        self.begun_with = training["init"]
 
     # -- training ----------------------------------------------------------------------------
 
-    def train(self, loader: CacheLoader) -> TrainSummary:
+    def train(self) -> TrainSummary:
         """Take every step that is left."""
-        steps_per_epoch = -(-loader.batches_per_epoch // self.config.accumulate)
-        num_steps = steps_per_epoch * self.config.epochs
-        objective = self._objective()
+        config, loader = self.config, self.loader
+        steps_per_epoch = -(-loader.batches_per_epoch // config.accumulate)
+        num_steps = steps_per_epoch * config.epochs
+        trainee = self._shared_by_processes()
         clock = Clock()
         if self.processes.is_first:
             self.place.out.mkdir(parents=True, exist_ok=True)
-        self._commands.append(list(self.place.command))
-        if self._init is not None and self.step == 0:
+        self.commands.append(list(self.place.command))
+        if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
@@ -304,37 +335,36 @@ class _Run:
                 bar = tqdm(
                     total=steps_per_epoch,
                     initial=first_step,
-                    desc=f"epoch {epoch + 1}/{self.config.epochs}",
+                    desc=f"epoch {epoch + 1}/{config.epochs}",
                     unit="step",
                     disable=not self.processes.is_first,
                 )
-                first_batch = first_step * self.config.accumulate
+                first_batch = first_step * config.accumulate
                 batches = clock.waiting(loader.epoch(epoch, first_batch))
                 with bar, contextlib.closing(batches):
                     for step in range(first_step, steps_per_epoch):
-                        num_left = loader.batches_per_epoch - step * self.config.accumulate
-                        parts = min(self.config.accumulate, num_left)
-                        self._take_step(objective, batches, parts, num_steps)
+                        num_left = loader.batches_per_epoch - step * config.accumulate
+                        parts = min(config.accumulate, num_left)
+                        self._take_step(trainee, batches, parts, num_steps)
                         is_last = step + 1 == steps_per_epoch
                         self._after_step(logbook, bar, clock, stop, is_last)
                 clock.pause()
         return self._summary(clock)
 
-    def _objective(self) -> nn.Module:
-        objective = Objective(self.student, self.method, self.config.precision)
+    def _shared_by_processes(self) -> nn.Module:
         if self.processes.world_size == 1:
-            return objective
-        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            return self.trainee
+        return DistributedDataParallel(self.trainee, gradient_as_bucket_view=True)
 
     def _logbook(self) -> Logbook:
         return Logbook(self.place.out if self.processes.is_first else None, self.step)
 
     def _take_step(
-        self, objective: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
+        self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
     ) -> None:
         """Take one optimizer step on the next `num_parts` batches."""
         config = self.config
-        self.student.train()
+        self.trainee.train()
         learning_rate = one_cycle(
             self.step, num_steps, config.learning_rate, config.warmup_fraction
         )
@@ -347,16 +377,17 @@ class _Run:
             # Dropout is a function of seed, step, part and process: nothing of it to be saved.
             key = mix(config.seed, 2, self.step, part, self.processes.rank)
             torch.manual_seed(int(key[0]) >> 1)
-            waits = part + 1 < num_parts and isinstance(objective, DistributedDataParallel)
-            with objective.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                terms = objective(batch)
-                stacked = torch.stack([terms[name] for name in self.method.term_names])
+            waits = part + 1 < num_parts and isinstance(trainee, DistributedDataParallel)
+            with trainee.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(self.device, config.precision):
+                    terms = trainee(batch)
+                stacked = torch.stack([terms[name] for name in self.trainee.term_names])
                 loss = stacked.sum() / num_parts
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             stacked = stacked.detach() / num_parts
             values = stacked if values is None else values + stacked
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), config.grad_clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update(None if config.precision == "fp16" else 1.0)
         self.step += 1
@@ -374,8 +405,8 @@ class _Run:
         # One process alone stops at once. Several have to agree: on GPUs, where that waits for the
         # device, when they log.
         asked = bool(stop)
-        if is_logged or self.processes.world_size == 1 or self.place.device.type == "cpu":
-            asked = self.processes.any(asked, self.place.device)
+        if is_logged or self.processes.world_size == 1 or self.device.type == "cpu":
+            asked = self.processes.any(asked, self.device)
             if asked:
                 self.save()
                 # torchrun ends every process as soon as one of them is gone.
@@ -426,22 +457,18 @@ class _Run:
         from ..evaluation.options import EvalOptions
         from ..reading.readers import Reader
 
-        self.student.eval()
+        recogniser = self._require_recogniser("--val-data").eval()
         rank, world_size = self.processes.rank, self.processes.world_size
         own = [test_set.share(rank, world_size) for test_set in self.test_sets]
         reader = Reader(
-            self.student, batch_size=EvalOptions.batch_size, precision=self.config.precision
+            recogniser, batch_size=EvalOptions.batch_size, precision=self.config.precision
         )
         counts = evaluate_sets(reader, own).counts
         figures = sum(self.processes.gather(counts), WordCounts()).figures
         if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
             self.best_accuracy = figures.accuracy
             if self.processes.is_first:
-                save_checkpoint(
-                    self.place.out / BEST_NAME,
-                    self.student,
-                    teacher=self.cache.spec.teacher.name,
-                )
+                self._write_checkpoint(BEST_NAME)
         return {"val/accuracy": figures.accuracy, "val/1-NED": figures.one_minus_ned}
 
     # -- the record --------------------------------------------------------------------------
@@ -461,19 +488,40 @@ class _Run:
         )
 
     def _write_record(self) -> None:
-        if self.processes.is_first:
-            write_record(
-                self.place,
-                self.config,
-                self.cache,
-                {
-                    "commands": self._commands,
-                    "init": self._init,
-                    "units": list(self.units),
-                    "num_views": self.num_views,
-                    "student_parameters": sum(p.numel() for p in self.student.parameters()),
-                    "steps": self.step,
-                    "history": self.history,
-                    "best_accuracy": self.best_accuracy,
-                },
-            )
+        if not self.processes.is_first:
+            return
+        kept = self.trainee.recogniser or self.trainee
+        write_record(
+            self.place,
+            self.config,
+            self.cache,
+            device=self.device,
+            num_processes=self.processes.world_size,
+            commands=self.commands,
+            init=self.begun_with,
+            units=list(self.units),
+            num_views=self.num_views,
+            num_parameters=sum(p.numel() for p in kept.parameters()),
+            steps=self.step,
+            history=self.history,
+            best_accuracy=self.best_accuracy,
+        )
+
+
+def _has_begun(out: Path, *, resume: bool) -> bool:
+    """Return whether a folder holds the run to go on with.
+
+    Raises:
+        CheckpointError: it holds none, and one is to be resumed.
+        UsageError: it holds one, and none is to be resumed, or it is a cache.
+    """
+    has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
+    if (out / MANIFEST_NAME).exists():
+        raise UsageError(f"{out} is a feature cache; choose another --out for the run")
+    if has_begun and not resume:
+        raise UsageError(
+            f"{out} holds a run already; go on with it by --resume, or choose another --out"
+        )
+    if resume and not has_begun:
+        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
+    return has_begun

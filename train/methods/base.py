@@ -1,7 +1,7 @@
 """What a method is: its settings, and three things it says.
 
     needs        what the loader must yield; nothing else is read
-    objective    batch -> named loss terms, with all that is trained
+    trainee      all that is trained: batch -> named loss terms
     recogniser   what reads images afterwards
 
 Nothing here imports torch, because ``clipocr train --help`` reads the settings of a method.
@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ...shared.options import Options
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..data.batch import Batch
     from ..models.recogniser import Recogniser
     from ..models.tokenizer import LabelTokenizer
+    from .trainee import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,16 @@ class Needs:
     text: TextNeeds | None = None
     """None: labels only, which every cache has."""
     epoch: Literal["rows", "labels"] = "rows"
-    """What an epoch goes through once: the pictures, or the unique labels of the text table."""
+    """What an epoch goes through once: the pictures, or the unique labels of those pictures."""
+
+    def __post_init__(self) -> None:
+        if self.epoch == "labels" and (self.pixels or self.images):
+            raise ValueError("an epoch over labels has no pictures: pixels=False, images=()")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Of what a cache yields, without the batch."""
+    """Of what a method needs of a cache, without the batch."""
 
     images: Mapping[str, tuple[int, ...]]
     """By array name, (T, D): teacher tokens, width."""
@@ -74,20 +76,11 @@ class Method(Options):
         """Return what reads images, untrained; None of a method that only pre-trains."""
         raise NotImplementedError
 
-    def objective(self, tokenizer: LabelTokenizer, shapes: Shapes) -> Objective:
-        """Return all that is trained, as one module whose forward yields the loss terms."""
+    def trainee(self, tokenizer: LabelTokenizer, shapes: Shapes) -> Trainee:
+        """Return all that is trained, as one module whose forward yields the loss terms.
+
+        Args:
+            tokenizer: Charset and longest label of the run.
+            shapes: Of every array that `needs` names.
+        """
         raise NotImplementedError
-
-
-if TYPE_CHECKING:
-
-    class Objective(nn.Module):
-        """All that a run trains, as one module whose gradients processes share."""
-
-        recogniser: Recogniser | None
-        """What is left when training ends; None: nothing that reads images."""
-        term_names: tuple[str, ...]
-        """Names of the terms, in the order of `forward`."""
-
-        def forward(self, batch: Batch) -> dict[str, Tensor]:
-            """Return the loss terms of a batch, float32 scalars; the loss is their sum."""

@@ -25,7 +25,7 @@ from ...shared.device import allow_fast_products, autocast, choose_device
 from ...shared.errors import UsageError
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ...shared.terminal import counted
-from ..loop.checkpoint import build_student, find_checkpoint, load_checkpoint
+from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
 from ..models.recogniser import Recogniser
 from .options import ReadingOptions
 from .pictures import ImageSource, load_picture
@@ -278,7 +278,7 @@ def load_reader(
     checkpoint = find_checkpoint(Path(run))
     saved = load_checkpoint(checkpoint)
     return Reader(
-        build_student(saved, checkpoint).to(choose_device(device)),
+        build_recogniser(saved, checkpoint).to(choose_device(device)),
         batch_size=batch_size,
         precision=precision,
         checkpoint=checkpoint,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from loading import loader_of, needing
 from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.cli import main
@@ -20,7 +21,6 @@ from clipocr.precompute.teacher.tokens import WordTokenizer, build_trie
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
-from clipocr.train.data.loader import CacheLoader
 
 SOT, EOT = 49406, 49407
 
@@ -205,13 +205,10 @@ def test_word_features_are_what_the_official_code_would_align(
 def test_batches_hold_the_words_position_by_position(word_cache: Path) -> None:
     cache = FeatureCache.open(word_cache)
     table = cache.text_table("word-36")
-    loader = CacheLoader(
-        cache, table, image_taps=(1,), text_taps=(2,), max_label_length=25, batch_size=8,
-        seed=0, device=torch.device("cpu"), units=cache.units(), num_views=1,
-    )  # fmt: skip
+    loader = loader_of(cache, needing(("block1",), ("block2",), "word"), batch_size=8)
     batch = next(loader.epoch(0))
-    assert batch.text_taps[2].shape[1] == max(map(len, batch.labels)) + 1
-    for label, features in zip(batch.labels, batch.text_taps[2], strict=True):
+    assert batch.text["block2"].shape[1] == max(map(len, batch.labels)) + 1
+    for label, features in zip(batch.labels, batch.text["block2"], strict=True):
         nodes = table.nodes[table.strings.index(label), : len(features)]
         np.testing.assert_array_equal(features, table.taps[2][nodes])
 

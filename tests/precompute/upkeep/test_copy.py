@@ -8,7 +8,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from samples import files_of, tiny_build
 
@@ -17,7 +16,6 @@ from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.storage import PendingFile
-from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -26,7 +24,7 @@ from clipocr.shared.errors import (
 )
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 
 
@@ -42,19 +40,17 @@ def copy(source: str | Path, out: Path, **changes: object) -> FeatureCache:
 
 
 def train_on(cache: Path, out: Path, taps: tuple[int, ...]) -> None:
+    student = StudentConfig(
+        size=StudentSize(
+            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        )
+    )
     config = TrainConfig(
-        student=StudentConfig(
-            size=StudentSize(
-                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-            )
-        ),
-        charset=Charset.load("36"),
-        method=ClipOcrConfig(image_taps=taps, text_taps=(1, 2, 3)),
+        method=ClipOcr(student=student, image_taps=taps, text_taps=(1, 2, 3)),
         epochs=1,
         batch_size=16,
     )
-    charset = Charset.load("36")
-    train(config, TrainPlace(cache=cache, out=out, device=torch.device("cpu"), val_charset=charset))
+    train(config, TrainPlace(cache=cache, out=out, device="cpu"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "address"])

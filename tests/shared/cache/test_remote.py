@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from hub import Hub
+from loading import loader_of, needing
 from object_store import BUCKET, FaultyProxy, s3_server, upload
 from storage_contract import (
     FILES,
@@ -38,22 +39,22 @@ from clipocr.shared.errors import (
     UsageError,
 )
 from clipocr.train.data.batch import Batch
-from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.preflight import choose_units
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 
 CONFIG = TrainConfig(
-    student=StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
+    method=ClipOcr(
+        student=StudentConfig(
+            size=StudentSize(
+                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+            )
+        ),
+        image_taps=(1, 2, 3),
+        text_taps=(1, 2, 3),
     ),
-    charset=Charset.load("36"),
-    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
     epochs=1,
     batch_size=16,
 )
@@ -101,21 +102,10 @@ def epoch(cache: FeatureCache, number: int = 0) -> list[bytes]:
     """Return everything in the batches of an epoch."""
 
     def content(batch: Batch) -> bytes:
-        tensors = [batch.views, *batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
+        tensors = [batch.views, *batch.images.values(), *batch.text.values()]
         return b"".join([repr(batch.labels).encode(), *(t.numpy().tobytes() for t in tensors)])
 
-    loader = CacheLoader(
-        cache,
-        cache.text_table("char-36"),
-        image_taps=(1, 3),
-        text_taps=(2,),
-        max_label_length=25,
-        batch_size=12,
-        seed=0,
-        device=torch.device("cpu"),
-        units=choose_units(cache, 1.0),
-        num_views=1,
-    )
+    loader = loader_of(cache, needing(("block1", "block3"), ("block2", "eot")), num_views=1)
     return [content(batch) for batch in loader.epoch(number)]
 
 
@@ -123,15 +113,14 @@ def run_at(place: str | Path, out: Path, **changes: object) -> Path:
     settings: dict[str, object] = {
         "cache": place,
         "out": out,
-        "device": torch.device("cpu"),
-        "val_charset": Charset.load("36"),
+        "device": "cpu",
     }
     train(CONFIG, TrainPlace(**(settings | changes)))
     return out
 
 
 def weights(run: Path) -> list[bytes]:
-    tensors = load_checkpoint(run / "last.pt")["student"]["weights"]
+    tensors = load_checkpoint(run / "last.pt")["recogniser"]
     return [name.encode() + tensor.numpy().tobytes() for name, tensor in tensors.items()]
 
 

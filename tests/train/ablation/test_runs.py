@@ -24,7 +24,7 @@ from clipocr.train.ablation.runs import ablate
 from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.config import TrainPlace
-from clipocr.train.loop.stopping import StopRequestedError
+from clipocr.train.loop.processes import StopRequestedError
 
 MINIATURE = {
     "student": "tiny",
@@ -61,9 +61,7 @@ def miniature(name: str, seeds: tuple[int, ...] = (0,)) -> AblationTable:
 
 
 def place(cache: Path, out: Path) -> TrainPlace:
-    return TrainPlace(
-        cache=cache, out=out, device=torch.device("cpu"), val_charset=Charset.load("36")
-    )
+    return TrainPlace(cache=cache, out=out, device="cpu")
 
 
 def first_losses(out: Path, table: AblationTable) -> dict[str, tuple[tuple[str, float], ...]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import loader_of, needing
 from samples import tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
@@ -16,20 +17,13 @@ from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageEr
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop.preflight import choose_num_views, choose_units
+from clipocr.train.methods.base import Needs
+
+NEEDS = needing(("block1", "block3"), ("block2", "eot"))
 
 
-def loader(cache: FeatureCache, **changes: object) -> CacheLoader:
-    settings: dict[str, object] = {
-        "image_taps": (1, 3),
-        "text_taps": (2,),
-        "max_label_length": 25,
-        "batch_size": 12,
-        "seed": 0,
-        "device": torch.device("cpu"),
-        "units": choose_units(cache, 1.0),
-        "num_views": 1,
-    }
-    return CacheLoader(cache, cache.text_table("char-36"), **(settings | changes))
+def loader(cache: FeatureCache, needs: Needs = NEEDS, **changes: object) -> CacheLoader:
+    return loader_of(cache, needs, **changes)
 
 
 def fingerprints(batches: list[Batch]) -> list[bytes]:
@@ -53,22 +47,22 @@ def test_an_epoch_is_every_usable_row_once(cache: FeatureCache) -> None:
     assert labels == sorted(expected)
 
 
-def test_targets_belong_to_their_rows(cache: FeatureCache) -> None:
+def test_features_belong_to_their_rows(cache: FeatureCache) -> None:
     views = unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all().copy()))
     row_of = {view.numpy().tobytes(): row for row, view in enumerate(views)}
     block = {tap: cache.view_reader(0, f"block{tap}").all() for tap in (1, 3)}
     text = cache.text_table("char-36")
     for batch in loader(cache).epoch(3):
         num_positions = max(map(len, batch.labels)) + 1
-        assert batch.text_taps[2].shape == (12, num_positions, 32)
+        assert batch.text["block2"].shape == (12, num_positions, 32)
         for i, (view, label) in enumerate(zip(batch.views, batch.labels, strict=True)):
             row = row_of[view.numpy().tobytes()]
             for tap in (1, 3):
-                assert torch.equal(batch.image_taps[tap][i], torch.tensor(block[tap][row]))
+                assert torch.equal(batch.images[f"block{tap}"][i], torch.tensor(block[tap][row]))
             text_id = text.strings.index(label)
             nodes = text.nodes[text_id, :num_positions]
-            assert torch.equal(batch.text_taps[2][i], torch.tensor(text.taps[2][nodes]))
-            assert torch.equal(batch.eot[i], torch.tensor(text.eot[text_id]))
+            assert torch.equal(batch.text["block2"][i], torch.tensor(text.taps[2][nodes]))
+            assert torch.equal(batch.text["eot"][i], torch.tensor(text.eot[text_id]))
 
 
 def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
@@ -114,9 +108,7 @@ def test_processes_share_the_batches_of_one(cache: FeatureCache, world_size: int
     for batch, *shares in zip(whole, *parts, strict=True):
         assert sorted(fingerprints(shares)) == sorted(fingerprints([batch]))
         assert {share.num_positions for share in shares} == {batch.num_positions}
-        assert {t.shape[1] for share in shares for t in share.text_taps.values()} == {
-            batch.num_positions
-        }
+        assert {share.text["block2"].shape[1] for share in shares} == {batch.num_positions}
     # 72 rows in batches of 20: no process has more than its share, rounded up.
     assert max(len(batch.labels) for share in parts for batch in share) <= -(-20 // world_size) + 1
 
@@ -185,7 +177,7 @@ def test_fewer_rows_than_a_batch_make_one_batch(cache: FeatureCache) -> None:
 
 def test_a_cache_without_the_tap_is_refused(cache: FeatureCache) -> None:
     with pytest.raises(CacheMismatchError, match="no image array 'block9'"):
-        loader(cache, image_taps=(9,))
+        loader(cache, needing(("block9",)))
 
 
 def test_a_damaged_unit_stops_the_epoch_by_name(data_root: Path, tmp_path: Path) -> None:
@@ -215,18 +207,7 @@ def test_labels_the_charset_cannot_write_are_left_out(tmp_path: Path) -> None:
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=digits))
     cache = FeatureCache.open(tmp_path / "cache")
     assert cache.spec.num_rows == 4
-    rows = CacheLoader(
-        cache,
-        cache.text_table("char-digits"),
-        image_taps=(),
-        text_taps=(),
-        max_label_length=25,
-        batch_size=2,
-        seed=0,
-        device=torch.device("cpu"),
-        units=choose_units(cache, 1.0),
-        num_views=1,
-    )
+    rows = loader_of(cache, needing(), digits, batch_size=2)
     assert [batch.labels for batch in rows.epoch(0)] == [["333"]]
 
 
@@ -241,16 +222,16 @@ def test_leaving_an_epoch_early_leaves_no_thread(cache: FeatureCache) -> None:
 def test_batches_that_are_kept_stay_as_they_are(cache: FeatureCache) -> None:
     rows = loader(cache, batch_size=9)
     kept = list(rows.epoch(0))
-    copies = [(batch.image_taps[3].clone(), batch.eot.clone()) for batch in kept]
+    copies = [(batch.images["block3"].clone(), batch.text["eot"].clone()) for batch in kept]
     for epoch in (1, 2):
         list(rows.epoch(epoch))
     for batch, (tap, eot) in zip(kept, copies, strict=True):
-        assert torch.equal(batch.image_taps[3], tap)
-        assert torch.equal(batch.eot, eot)
+        assert torch.equal(batch.images["block3"], tap)
+        assert torch.equal(batch.text["eot"], eot)
 
 
 def test_batches_that_are_let_go_leave_their_memory_to_later_ones(cache: FeatureCache) -> None:
     rows = loader(cache, batch_size=4)
-    places = {batch.eot.data_ptr() for epoch in range(3) for batch in rows.epoch(epoch)}
+    places = {batch.text["eot"].data_ptr() for epoch in range(3) for batch in rows.epoch(epoch)}
     # One with the caller, one being put together, those that wait between, one of the last epoch.
     assert len(places) <= 6

@@ -86,7 +86,10 @@ def test_the_digest_is_of_samples_labels_and_sizes(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({}, r"no LMDB .* no image folder .* at or below .*clipocr data import"),
-        ({"gt.txt": "a.png a", "labels.txt": "a.png a"}, "holds several label files: gt.txt, labels.txt; expected one"),
+        (
+            {"gt.txt": "a.png a", "labels.txt": "a.png a"},
+            "holds several label files: gt.txt, labels.txt; expected one",
+        ),
         ({"gt.txt": "a.png a"}, "gt.txt names no file that is there; expected lines of"),
         ({"labels.json": "[1]"}, "not a JSON object"),
     ],

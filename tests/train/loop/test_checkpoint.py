@@ -10,38 +10,46 @@ from clipocr.shared.errors import CheckpointError
 from clipocr.train.loop.checkpoint import (
     find_checkpoint,
     load_checkpoint,
-    load_student,
+    load_recogniser,
     save_checkpoint,
 )
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
-CONFIG = StudentConfig(
-    size=StudentSize(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+METHOD = ClipOcr(
+    student=StudentConfig(
+        size=StudentSize(
+            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+        )
     )
 )
+TOKENIZER = LabelTokenizer(Charset.load("36"), 25)
+
+
+def save(path: Path, student: Student, training: dict[str, int] | None = None) -> None:
+    save_checkpoint(path, METHOD, TOKENIZER, student, training)
 
 
 @pytest.fixture
 def student() -> Student:
-    return Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)).eval()
+    return METHOD.recogniser(TOKENIZER).eval()
 
 
 def test_a_student_comes_back_whole(student: Student, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "best.pt", student)
-    loaded = load_student(tmp_path / "best.pt", torch.device("cpu"))
+    save(tmp_path / "best.pt", student)
+    loaded = load_recogniser(tmp_path / "best.pt", torch.device("cpu"))
     images = torch.randn(2, 3, 32, 128, generator=torch.Generator().manual_seed(0))
-    assert loaded.config == CONFIG
+    assert loaded.config == METHOD.student
     assert not loaded.training
     assert torch.equal(loaded.decode(images), student.decode(images))
 
 
 def test_best_is_meant_before_last(student: Student, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "last.pt", student, {"step": 1})
+    save(tmp_path / "last.pt", student, {"step": 1})
     assert find_checkpoint(tmp_path).name == "last.pt"
-    save_checkpoint(tmp_path / "best.pt", student)
+    save(tmp_path / "best.pt", student)
     assert find_checkpoint(tmp_path).name == "best.pt"
     assert load_checkpoint(tmp_path / "last.pt")["training"] == {"step": 1}
     assert load_checkpoint(tmp_path / "best.pt")["training"] is None
@@ -51,7 +59,7 @@ def test_a_failed_write_keeps_the_old_one(
     student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pt"
-    save_checkpoint(path, student, {"step": 1})
+    save(path, student, {"step": 1})
 
     def full_disk(_content: object, file) -> None:
         file.write(b"half of it")
@@ -59,7 +67,7 @@ def test_a_failed_write_keeps_the_old_one(
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, student, {"step": 2})
+        save(path, student, {"step": 2})
     assert load_checkpoint(path)["training"] == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
@@ -81,19 +89,38 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_weights_of_another_charset_are_named(student: Student, tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
-    save_checkpoint(path, student)
+    save(path, student)
     content = torch.load(path, weights_only=True)
-    content["student"]["charset"] = vars(Charset.load("94"))
+    content["charset"] = vars(Charset.load("94"))
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"do not fit .* size mismatch for head.weight"):
-        load_student(path, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"do not fit .* size mismatch for decoder.head.weight"):
+        load_recogniser(path, torch.device("cpu"))
 
 
 def test_a_checkpoint_of_another_version_is_named(student: Student, tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
-    save_checkpoint(path, student)
+    save(path, student)
     content = torch.load(path, weights_only=True)
     del content["teacher"]
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="lacks teacher: another version"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("recogniser", None, r"holds nothing that reads images: its method, clip-ocr, only pre-tr"),
+        ("method", "gone", r"method is 'gone', expected one of clip-ocr.*Install the package"),
+        ("settings", {"width": 3}, r"unknown setting 'width'.*use the version"),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_named(
+    student: Student, tmp_path: Path, part: str, value: object, said: str
+) -> None:
+    path = tmp_path / "best.pt"
+    save(path, student)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {part: value}, path)
+    with pytest.raises(CheckpointError, match=said):
+        load_recogniser(path, torch.device("cpu"))

@@ -12,10 +12,10 @@ import torch
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.loop import run as run_module
-from clipocr.train.loop.checkpoint import load_student, save_checkpoint
+from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
@@ -27,9 +27,7 @@ SIZE = StudentConfig(
     )
 )
 CONFIG = TrainConfig(
-    student=SIZE,
-    charset=Charset.load("36"),
-    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
+    method=ClipOcr(student=SIZE, image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
     epochs=1,
     batch_size=16,
 )
@@ -45,15 +43,15 @@ def student_of(characters: str, seed: int, **sizes: int) -> Student:
 
 @pytest.fixture
 def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
-    charset = Charset.load("36")
-    return TrainPlace(cache=cache_path, out=tmp_path / "run", device=CPU, val_charset=charset)
+    return TrainPlace(cache=cache_path, out=tmp_path / "run", device="cpu")
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(7)
     path = tmp_path / "other.pt"
-    save_checkpoint(path, Student(SIZE, LabelTokenizer(Charset.load("36"), 25)))
+    tokenizer = LabelTokenizer(Charset.load("36"), 25)
+    save_checkpoint(path, CONFIG.method, tokenizer, Student(SIZE, tokenizer))
     return path
 
 
@@ -71,7 +69,8 @@ def test_characters_keep_their_weights_in_another_charset() -> None:
     theirs, own = other.state_dict(), student.state_dict()
     # Ids of the other: EOS 0, a 1, b 2, c 3, BOS 4, PAD 5; of the student: x 1, c 2, b 3, a 4.
     for to, of in ((0, 0), (2, 3), (3, 2), (4, 1), (5, 4), (6, 5)):
-        assert torch.equal(own["decoder.embedding.weight"][to], theirs["decoder.embedding.weight"][of])
+        embedding = theirs["decoder.embedding.weight"]
+        assert torch.equal(own["decoder.embedding.weight"][to], embedding[of])
     for to, of in ((0, 0), (2, 3), (3, 2), (4, 1)):
         assert torch.equal(own["decoder.head.weight"][to], theirs["decoder.head.weight"][of])
         assert own["decoder.head.bias"][to] == theirs["decoder.head.bias"][of]
@@ -111,8 +110,8 @@ def test_a_run_begins_with_the_weights_and_says_so(
     # A learning rate that moves nothing beyond rounding.
     train(replace(CONFIG, learning_rate=1e-12), place, init=checkpoint)
     assert f"Beginning with {checkpoint}.\n" in capsys.readouterr().err
-    begun = load_student(checkpoint, CPU).state_dict()
-    for name, value in load_student(place.out, CPU).state_dict().items():
+    begun = load_recogniser(checkpoint, CPU).state_dict()
+    for name, value in load_recogniser(place.out, CPU).state_dict().items():
         torch.testing.assert_close(value, begun[name], rtol=0, atol=1e-8)
     record = json.loads((place.out / "run.json").read_text())
     assert record["init"]["checkpoint"] == str(checkpoint)
@@ -133,7 +132,7 @@ def test_a_run_killed_at_its_first_step_resumes_from_them(
             train(CONFIG, place, init=checkpoint)
     checkpoint.unlink()
     train(CONFIG, place, resume=True)
-    left, right = (load_student(p.out, CPU).state_dict() for p in (place, whole))
+    left, right = (load_recogniser(p.out, CPU).state_dict() for p in (place, whole))
     assert all(torch.equal(left[name], right[name]) for name in right)
     records = [json.loads((p.out / "run.json").read_text()) for p in (place, whole)]
     assert records[0]["init"] == records[1]["init"]

@@ -62,8 +62,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(
         assert a.keys() == b.keys()
         assert {k: b[k] for k in a} == pytest.approx(a, rel=tolerance)
     weights = [
-        load_checkpoint(tmp_path / name / "last.pt")["student"]["weights"]
-        for name in ("one", "two")
+        load_checkpoint(tmp_path / name / "last.pt")["recogniser"] for name in ("one", "two")
     ]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
@@ -92,5 +91,5 @@ def test_the_official_gathering_trains_too_and_stops_and_goes_on(
         start(2, *common, "--out", tmp_path / "whole"),
     )
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("stopped", "whole"))
-    for name, tensor in a["student"]["weights"].items():
-        assert torch.equal(tensor, b["student"]["weights"][name]), name
+    for name, tensor in a["recogniser"].items():
+        assert torch.equal(tensor, b["recogniser"][name]), name

@@ -25,24 +25,24 @@ from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.curves import _read_curves, draw_curves
-from clipocr.train.loop.meter import Meter
+from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
+from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
-from clipocr.train.loop.stopping import StopRequestedError
-from clipocr.train.methods.clip_ocr.losses import AlignmentLoss
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig, StudentSize
-from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = TrainConfig(
-    student=StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
+    method=ClipOcr(
+        student=StudentConfig(
+            size=StudentSize(
+                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
+            )
+        ),
+        image_taps=(1, 2, 3),
+        text_taps=(1, 2, 3),
     ),
-    charset=Charset.load("36"),
-    method=ClipOcrConfig(image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
     epochs=3,
     batch_size=16,
     learning_rate=2e-3,
@@ -54,8 +54,7 @@ def place(cache_path: Path, tmp_path: Path) -> TrainPlace:
     return TrainPlace(
         cache=cache_path,
         out=tmp_path / "run",
-        device=torch.device("cpu"),
-        val_charset=Charset.load("36"),
+        device="cpu",
     )
 
 
@@ -65,8 +64,8 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     training = checkpoint["training"]
     moments = training["optimizer"]["state"]
     return {
-        **checkpoint["student"]["weights"],
-        **{f"method.{k}": v for k, v in training["method"].items()},
+        **checkpoint["recogniser"],
+        **training["trainee"],
         **{f"adam.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()},
         "step": torch.tensor(training["step"]),
     }
@@ -100,6 +99,7 @@ def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root
     record = json.loads((place.out / "run.json").read_text())
     assert record["config"]["charset"]["name"] == "36"
     assert record["config"]["student"]["width"] == 32
+    assert TrainConfig.from_values(record["config"]) == replace(CONFIG, precision="fp32")
     assert record["cache"]["teacher"] == "ViT-tiny-test/random:0"
     assert record["cache"]["teacher_is_random"] is True
     assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
@@ -116,7 +116,9 @@ def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path)
         train(replace(CONFIG, epochs=1), replace(place, out=tmp_path / name))
     train(replace(CONFIG, epochs=1, seed=1), replace(place, out=tmp_path / "c"))
     assert_equal_runs(tmp_path / "a", tmp_path / "b")
-    assert not torch.equal(state(tmp_path / "a")["positions"], state(tmp_path / "c")["positions"])
+    assert not torch.equal(
+        state(tmp_path / "a")["decoder.positions"], state(tmp_path / "c")["decoder.positions"]
+    )
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -198,7 +200,7 @@ def test_a_run_folder_is_not_taken_twice(place: TrainPlace) -> None:
 def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: TrainPlace) -> None:
     for config, said in (
         (replace(CONFIG, charset=Charset.load("94")), "text for charset 36 .*this run needs 94"),
-        (replace(CONFIG, method=ClipOcrConfig()), r"holds image taps \(1, 2, 3\), this run needs"),
+        (replace(CONFIG, method=ClipOcr()), r"holds image taps \(1, 2, 3\), this run needs"),
         (
             replace(CONFIG, max_label_length=30),
             "up to 25 characters, this run needs 30",
@@ -219,7 +221,7 @@ def test_steps_that_are_not_finite_are_skipped_until_they_are_too_many(
         TrainingError, match=r"steps \d+ to \d+ had to be skipped: .*--learning-rate"
     ):
         train(config, place)
-    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    weights = load_checkpoint(place.out / "last.pt")["recogniser"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
@@ -280,8 +282,8 @@ def test_an_epoch_survives_a_validation_that_fails(
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
-    student = Student(CONFIG.student, LabelTokenizer(CONFIG.charset, 25))
-    decayed, spared = parameter_groups([student], 0.1)
+    student = CONFIG.method.recogniser(LabelTokenizer(CONFIG.charset, 25))
+    decayed, spared = parameter_groups(student, 0.1)
     names = {id(p): name for name, p in student.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
@@ -319,9 +321,9 @@ def test_an_accumulated_gradient_is_that_of_the_batch(
     """Where rows are not related and labels are of one length, a batch in parts is the batch."""
     write_words(tmp_path / "data" / "set", [word for word in WORDS if len(word) == 5] * 3)
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
-    method = replace(CONFIG.method, loss=AlignmentLoss(kind="l1"))
-    student = replace(CONFIG.student, dropout=0.0)
-    config = replace(CONFIG, method=method, student=student, epochs=1, batch_size=24)
+    student = StudentConfig(size=replace(CONFIG.method.student.size, dropout=0.0))
+    method = replace(CONFIG.method, student=student, loss=LossSettings(kind="l1"))
+    config = replace(CONFIG, method=method, epochs=1, batch_size=24)
     values = []
     add = Meter.add
     monkeypatch.setattr(Meter, "add", lambda m, v: (values.append(v), add(m, v))[1])
@@ -354,14 +356,14 @@ def test_one_step_that_is_not_finite_is_skipped_and_counted(
     def poisoned(loader: CacheLoader, epoch: int, first_batch: int) -> Iterator[Batch]:
         for batch_idx, batch in enumerate(real(loader, epoch, first_batch)):
             if (epoch, batch_idx) == (0, 2):
-                batch.image_taps[1][:] = float("nan")
+                batch.images["block1"][:] = float("nan")
             yield batch
 
     monkeypatch.setattr(CacheLoader, "epoch", poisoned)
     summary = train(CONFIG, place)
     assert (summary.num_skipped, summary.num_steps) == (1, 15)
     assert math.isfinite(summary.first_loss)
-    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    weights = load_checkpoint(place.out / "last.pt")["recogniser"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
@@ -370,8 +372,8 @@ def test_a_compiled_encoder_learns_the_same(place: TrainPlace, tmp_path: Path) -
     plain = train(config, place)
     fused = train(replace(config, compile=True), replace(place, out=tmp_path / "fused"))
     assert fused.first_loss == pytest.approx(plain.first_loss, rel=1e-3)
-    weights = load_checkpoint(tmp_path / "fused" / "last.pt")["student"]["weights"]
-    assert weights.keys() == load_checkpoint(place.out / "last.pt")["student"]["weights"].keys()
+    weights = load_checkpoint(tmp_path / "fused" / "last.pt")["recogniser"]
+    assert weights.keys() == load_checkpoint(place.out / "last.pt")["recogniser"].keys()
 
 
 def test_curves_are_drawn_without_what_was_done_over(
@@ -411,6 +413,6 @@ def test_schedule_is_torchs_one_cycle() -> None:
 
 def test_heads_are_not_part_of_the_student(place: TrainPlace) -> None:
     train(replace(CONFIG, epochs=1), place)
-    weights = load_checkpoint(place.out / "last.pt")["student"]["weights"]
+    weights = load_checkpoint(place.out / "last.pt")["recogniser"]
     assert not [name for name in weights if "head" in name and not name.startswith("head.")]
     assert not [name for name in weights if "clip" in name.lower()]

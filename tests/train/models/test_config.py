@@ -58,7 +58,6 @@ def test_what_is_not_possible_is_refused(values: dict[str, object], said: str) -
 
 def test_reading_a_config_imports_neither_torch_nor_timm() -> None:
     script = (
-        "import sys, clipocr.train.models.config\n"
-        "assert not {'torch', 'timm'} & set(sys.modules)\n"
+        "import sys, clipocr.train.models.config\nassert not {'torch', 'timm'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -60,7 +60,9 @@ def plain_greedy_loop(student: Student, images: torch.Tensor, num_steps: int) ->
 )
 def test_the_papers_student_has_the_official_number_of_parameters(preset, charset, expected):
     with torch.device("meta"):
-        student = Student(StudentConfig(size=SIZES[preset]), LabelTokenizer(Charset.load(charset), 25))
+        student = Student(
+            StudentConfig(size=SIZES[preset]), LabelTokenizer(Charset.load(charset), 25)
+        )
     assert sum(p.numel() for p in student.parameters()) == expected
     assert sum(p.numel() for p in student.encoder.parameters()) == 21_381_504
 
@@ -72,7 +74,9 @@ def test_every_preset_yields_stages_and_logits(preset):
         student = Student(StudentConfig(size=size), TOKENIZER)
         output = student(torch.empty(2, 3, 32, 128), torch.empty(2, 4, dtype=torch.long))
     assert len(output.encoder_stages) == len(output.decoder_stages) == 4
-    assert {s.shape for s in output.encoder_stages} == {(2, *shape) for shape in student.encoder.stage_shapes}
+    assert {s.shape for s in output.encoder_stages} == {
+        (2, *shape) for shape in student.encoder.stage_shapes
+    }
     assert {s.shape for s in output.decoder_stages} == {(2, 3, size.width)}
     assert output.logits.shape == (2, 3, 37)
 
@@ -121,7 +125,9 @@ def test_queries_do_not_attend_to_one_another():
     before = student(images, TOKENIZER.encode(["abcd"])).logits
     with torch.no_grad():
         # A constant added would be undone by the LayerNorms, so the sign is turned.
-        student.decoder.positions[:, -1] *= -1  # Neither a query nor a content position of this label ...
+        student.decoder.positions[
+            :, -1
+        ] *= -1  # Neither a query nor a content position of this label ...
         student.decoder.positions[:, 4] *= -1  # ... and this one the query of its EOS alone.
     after = student(images, TOKENIZER.encode(["abcd"])).logits
     assert torch.equal(before[:, :4], after[:, :4])

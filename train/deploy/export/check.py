@@ -81,7 +81,7 @@ def drawn_views(student: Student) -> npt.NDArray[np.uint8]:
     font = ImageFont.truetype(font_file, 24)
     views = []
     for i in range(NUM_DRAWN):
-        length = 1 + i % student.config.max_label_length
+        length = 1 + i % student.tokenizer.max_label_length
         word = "".join(rng.choice(list(characters), length))
         left, top, right, bottom = (int(x) for x in font.getbbox(word))
         ground = rng.integers(128, 256, (bottom - top + 8, right - left + 8, 3), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,35 @@ from typing import Any
 from .... import __version__
 from ....shared.cache.schema import TeacherSpec
 from ....shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
-from ...models.student import Student
+from ...models.recogniser import Recogniser
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 
 
-def describe(student: Student, *, checkpoint: Path, teacher: str | None) -> dict[str, Any]:
-    """Return what is true of a student in any format.
+def describe(
+    recogniser: Recogniser, content: Mapping[str, Any], checkpoint: Path
+) -> dict[str, Any]:
+    """Return what is true of a recogniser in any format.
 
     Args:
-        student: What is exported.
-        checkpoint: Where it was loaded from.
-        teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
+        recogniser: What is exported.
+        content: Of the checkpoint.
+        checkpoint: Where that is.
     """
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    teacher = content["teacher"]
     return {
         "clipocr_version": __version__,
         "checkpoint_sha256": digest,
         "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
-        "student": asdict(student.config),
-        "charset": asdict(student.tokenizer.charset),
-        "max_label_length": student.config.max_label_length,
-        "eos_id": student.tokenizer.eos_id,
+        "method": content["method"],
+        "settings": content["settings"],
+        "charset": asdict(recogniser.tokenizer.charset),
+        "max_label_length": recogniser.tokenizer.max_label_length,
+        "eos_id": recogniser.tokenizer.eos_id,
         "classes": "class 0 ends the word (EOS), class i is charset.characters[i - 1]",
         "preprocessing": {
             "picture": "one cropped word",

@@ -11,7 +11,7 @@ import torch
 
 from ....shared.atomic import replacing
 from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from ...loop.checkpoint import build_student, find_checkpoint, load_checkpoint
+from ...loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
 from ...models.student import Student
 from ..safetensors_file import read_safetensors, write_safetensors
 from .check import Agreement, Run, check, drawn_views, given_views
@@ -55,8 +55,8 @@ def load_described(run_or_checkpoint: Path) -> tuple[Student, dict[str, Any]]:
     """Return a student on the CPU, and what is true of it in any format."""
     path = find_checkpoint(run_or_checkpoint)
     checkpoint = load_checkpoint(path)
-    student = build_student(checkpoint, path)
-    return student, describe(student, checkpoint=path, teacher=checkpoint["teacher"])
+    student = build_recogniser(checkpoint, path)
+    return student, describe(student, checkpoint, path)
 
 
 def _write(path: Path, file_format: str, student: Student, description: dict[str, Any]) -> Run:
@@ -74,7 +74,7 @@ def _write(path: Path, file_format: str, student: Student, description: dict[str
             return open_torchscript(path)
         case _:
             write_safetensors(path, student, description)
-            again = build_student(read_safetensors(path), path)
+            again = build_recogniser(read_safetensors(path), path)
             return lambda views: _probabilities(again, views)
 
 

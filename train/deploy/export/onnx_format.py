@@ -91,7 +91,7 @@ def _halves(student: Student) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     images, step_inputs = example_inputs(student)
     batch = torch.export.Dim("batch")
     # Up to the last but one: a step adds one more. PyTorch states this bound when it is left out.
-    position = torch.export.Dim("position", max=student.config.max_label_length)
+    position = torch.export.Dim("position", max=student.tokenizer.max_label_length)
     of_row, of_position = {0: batch}, {0: batch, 2: position}
     beginning = _export(
         Beginning(student), (images,), ({0: batch},), inputs=[INPUT_NAME], outputs=_MEMORIES
@@ -176,7 +176,7 @@ def _reading_graph(
         "eos": np.array(tokenizer.eos_id),
         "not_ended": np.array([False]),
         "always": np.array(True),
-        "num_positions": np.array(student.config.max_label_length + 1),
+        "num_positions": np.array(student.tokenizer.max_label_length + 1),
     }
     body = helper.make_graph(
         [

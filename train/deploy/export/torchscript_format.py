@@ -34,7 +34,7 @@ class _Reading(nn.Module):
         self.step = step
         self.bos_id = student.tokenizer.bos_id
         self.eos_id = student.tokenizer.eos_id
-        self.num_positions = student.config.max_label_length + 1
+        self.num_positions = student.tokenizer.max_label_length + 1
 
     def forward(self, images: Tensor) -> Tensor:
         memories = self.beginning(images)

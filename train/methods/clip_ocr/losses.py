@@ -22,7 +22,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....shared.errors import UsageError
 from .relations import (
     gather_counts,
     inter_within_samples,
@@ -30,56 +29,14 @@ from .relations import (
     other_rows,
     relation_sum,
 )
-
-KINDS = ("lcl", "l1", "cosine", "kl")
-SCOPES = ("batch", "sample")
-GATHERS = ("none", "inter", "all")
+from .settings import LossSettings
 
 _NORM_EPS = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentLoss:
-    """How far aligned student features are from the teacher's. The defaults are the official code.
-
-    The kinds that table 3 compares, each a mean over rows:
-
-    - ``lcl``, Eq. 7: student rows shall relate to each other as the teacher's do, and match them.
-    - ``l1``, Eq. 4: mean absolute difference over the width, of features as the heads return them.
-    - ``cosine``: 1 - cosine similarity.
-    - ``kl``: KL(softmax of the teacher || softmax of the student) over the width. The paper says no
-      more; the temperature is 1.
-    """
-
-    kind: str = "lcl"
-    """One of `KINDS`. Weights, temperature and scope concern ``lcl`` alone."""
-    intra_weight: float = 5.0
-    """lambda_1 of Eq. 7; at 0 the term costs nothing. The paper prints "lambda_1 5 and lambda_1
-    0.1"; tables 5, 6 and the code settle which is which."""
-    inter_weight: float = 0.1
-    """lambda_2 of Eq. 7; at 0 the term costs nothing."""
-    temperature: float = 0.03
-    """tau of Eq. 6."""
-    scope: str = "batch"
-    """What a row relates to. ``batch``: every row there is, as in the official code, so that the
-    value depends on the batch size. ``sample``: rows of its own sequence, as the paper writes it;
-    the loss is the mean over samples. A class token, T = 1, has only the batch to relate to."""
-    gather: str = "inter"
-    """Whose rows count in a run of several processes. ``none``: one's own. ``inter``: the teacher
-    rows of all are candidates in Eq. 6, constants unless one's own, as in the official code.
-    ``all``: the loss of one process that holds all rows, see `global_mean`."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("kind", KINDS), ("scope", SCOPES), ("gather", GATHERS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
-        for name in ("intra_weight", "inter_weight"):
-            weight = getattr(self, name)
-            if not 0 <= weight < float("inf"):
-                raise UsageError(f"{name} is {weight}, expected 0 or more")
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError(f"temperature is {self.temperature}, expected more than 0")
+class AlignmentLoss(LossSettings):
+    """How far aligned student features are from the teacher's."""
 
     # Tiles written in place, collectives, row counts that are data: nothing a graph could hold.
     @torch.compiler.disable  # type: ignore[untyped-decorator] # torch does not type it

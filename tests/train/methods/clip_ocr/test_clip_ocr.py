@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +7,10 @@ import torch
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.data.batch import Batch
+from clipocr.train.methods.base import Needs, Shapes, TextNeeds
 from clipocr.train.methods.clip_ocr.losses import AlignmentLoss, recognition_loss
-from clipocr.train.methods.clip_ocr.method import ClipOcr, ClipOcrConfig
+from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
+from clipocr.train.methods.clip_ocr.trainee import ClipOcrHeads
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student, StudentOutput
 from clipocr.train.models.tokenizer import LabelTokenizer
@@ -25,20 +27,20 @@ MINI = StudentConfig(
         decoder_heads=2,
     )
 )
+ALL_BLOCKS = [f"block{i}" for i in range(1, 13)]
 TERMS = ["recognition", "image_1", "image_2", "image_3", "word", "text_1", "text_2", "text_3"]
 
 
-def make_method(config: ClipOcrConfig | None = None) -> ClipOcr:
-    torch.manual_seed(0)
-    return ClipOcr(
-        config or ClipOcrConfig(),
-        stage_shapes=[(9, 16)] * 4,
-        decoder_width=16,
-        num_image_tokens=5,
-        image_width=12,
-        text_width=10,
-        eot_width=8,
-    )
+SHAPES = Shapes(
+    images=dict.fromkeys(ALL_BLOCKS, (5, 12)),
+    text=dict.fromkeys(ALL_BLOCKS, (10,)) | {"eot": (8,)},
+)
+
+
+def make_heads(method: ClipOcr | None = None, seed: int | None = 0) -> ClipOcrHeads:
+    if seed is not None:
+        torch.manual_seed(seed)
+    return ClipOcrHeads(method or ClipOcr(), SHAPES, stage_shapes=[(9, 16)] * 4, decoder_width=16)
 
 
 def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -> Batch:
@@ -53,15 +55,18 @@ def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -
         views=torch.zeros(len(labels), 32, 128, 3, dtype=torch.uint8, device=device),
         labels=labels,
         num_positions=num_positions,
-        image_taps={i: features(len(labels), 5, 12, scale=i) for i in (3, 6, 9)},
-        text_taps={i: features(len(labels), num_positions, 10, scale=i) for i in (3, 6, 9)},
-        eot=features(len(labels), 8),
+        images={f"block{i}": features(len(labels), 5, 12, scale=i) for i in (3, 6, 9)},
+        text={
+            **{f"block{i}": features(len(labels), num_positions, 10, scale=i) for i in (3, 6, 9)},
+            "eot": features(len(labels), 8),
+        },
+        device=torch.device(device),
     )
 
 
 def run_student(batch: Batch) -> tuple[Student, torch.Tensor, StudentOutput]:
     torch.manual_seed(1)
-    device = batch.eot.device
+    device = batch.device
     student = Student(MINI, TOKENIZER).to(device).eval()
     token_ids = TOKENIZER.encode(batch.labels).to(device)
     images = torch.randn(len(batch.labels), 3, 32, 128, device=device)
@@ -69,35 +74,62 @@ def run_student(batch: Batch) -> tuple[Student, torch.Tensor, StudentOutput]:
 
 
 def test_default_heads_have_the_official_number_of_parameters():
-    method = ClipOcr(
-        ClipOcrConfig(),
+    method = ClipOcr()
+    heads = ClipOcrHeads(
+        method,
+        Shapes(
+            images=dict.fromkeys(method.needs().images, (17, 768)),
+            text=dict.fromkeys(method.needs().text.arrays, (512,)),
+        ),
         stage_shapes=[(129, 384)] * 4,
         decoder_width=384,
-        num_image_tokens=17,
-        image_width=768,
-        text_width=512,
-        eot_width=512,
     )
-    heads = {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in method.named_children()
+    sizes = {
+        name: sum(p.numel() for p in module.parameters()) for name, module in heads.named_children()
     }
-    assert heads == {"image_heads": 902_835, "word_head": 345_728, "text_heads": 597_504}
-    assert sum(heads.values()) == 1_846_067
+    assert sizes == {"image_heads": 902_835, "word_head": 345_728, "text_heads": 597_504}
+    assert sum(sizes.values()) == 1_846_067
+
+
+def test_the_trainee_is_the_student_and_these_heads():
+    batch = make_batch(["ab", "cde", ""])
+    method = ClipOcr(student=MINI)
+    torch.manual_seed(3)
+    trainee = method.trainee(TOKENIZER, SHAPES).eval()
+    torch.manual_seed(3)
+    student = method.recogniser(TOKENIZER).eval()
+    heads = make_heads(method, seed=None)
+    token_ids = TOKENIZER.encode(batch.labels)
+    expected = heads(student(batch.normalized_views(), token_ids), token_ids, batch)
+    terms = trainee(batch)
+    assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
+    assert list(trainee.term_names) == list(terms)
+    assert trainee.recogniser.state_dict().keys() == student.state_dict().keys()
+
+
+def test_needs_are_what_the_supervised_stages_follow():
+    assert ClipOcr().needs() == Needs(
+        images=("block3", "block6", "block9"),
+        text=TextNeeds(tokenizer="char", arrays=("block3", "block6", "block9", "eot")),
+    )
+    some = ClipOcr(image_stages=(2,), text_stages=(1,), word=False, tokenizer="word")
+    assert some.needs() == Needs(
+        images=("block6",), text=TextNeeds(tokenizer="word", arrays=("block9",))
+    )
 
 
 def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
     batch = make_batch(["ab", "cde", ""])
     _, token_ids, output = run_student(batch)
-    method = make_method()
+    method = make_heads()
     loss = AlignmentLoss(intra_weight=5.0, inter_weight=0.1, temperature=0.03)
     expected = {"recognition": recognition_loss(output.logits, token_ids[:, 1:])}
     for i, (image_tap, text_tap) in enumerate([(3, 9), (6, 6), (9, 3)]):
-        image = method.image_heads[i](output.encoder_stages[i], batch.image_taps[image_tap])
-        text = method.text_heads[i](output.decoder_stages[i], batch.text_taps[text_tap])
+        image = method.image_heads[i](output.encoder_stages[i], batch.images[f"block{image_tap}"])
+        text = method.text_heads[i](output.decoder_stages[i], batch.text[f"block{text_tap}"])
         expected[f"image_{i + 1}"] = loss(*image)
         expected[f"text_{i + 1}"] = loss(*text)
-    word = method.word_head(output.encoder_stages[3][:, 0], batch.eot)
+    word = method.word_head(output.encoder_stages[3][:, 0], batch.text["eot"])
     expected["word"] = loss(*word)
     terms = method(output, token_ids, batch)
     assert list(terms) == TERMS
@@ -105,33 +137,30 @@ def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
 
 
 def test_other_taps_and_weights_are_used():
-    config = ClipOcrConfig(
+    method = ClipOcr(
         image_taps=(2, 4, 6),
         text_taps=(1, 2, 3),
-        loss=AlignmentLoss(intra_weight=0.0, inter_weight=0.0),
+        loss=LossSettings(intra_weight=0.0, inter_weight=0.0),
     )
     batch = make_batch(["ab", "c"])
-    taps = batch.image_taps[3], batch.text_taps[3]
-    batch = Batch(
-        views=batch.views,
-        labels=batch.labels,
-        num_positions=batch.num_positions,
-        image_taps=dict.fromkeys((2, 4, 6), taps[0]),
-        text_taps=dict.fromkeys((1, 2, 3), taps[1]),
-        eot=batch.eot,
+    batch = replace(
+        batch,
+        images=dict.fromkeys(("block2", "block4", "block6"), batch.images["block3"]),
+        text=dict.fromkeys(("block1", "block2", "block3"), batch.text["block3"])
+        | {"eot": batch.text["eot"]},
     )
     _, token_ids, output = run_student(batch)
-    terms = make_method(config)(output, token_ids, batch)
+    terms = make_heads(method)(output, token_ids, batch)
     assert [name for name, term in terms.items() if term.item() != 0] == ["recognition"]
 
 
 def test_gradient_reaches_student_heads_and_teacher_norms_but_no_target():
     batch = make_batch(["ab", "cde"])
-    targets = [*batch.image_taps.values(), *batch.text_taps.values(), batch.eot]
+    targets = [*batch.images.values(), *batch.text.values()]
     for target in targets:
         target.requires_grad_()
     student, token_ids, output = run_student(batch)
-    method = make_method()
+    method = make_heads()
     sum(method(output, token_ids, batch).values()).backward()
     assert all(target.grad is None for target in targets)
     for name, parameter in [*student.named_parameters(), *method.named_parameters()]:
@@ -148,7 +177,7 @@ def test_gradient_reaches_student_heads_and_teacher_norms_but_no_target():
 def test_awkward_batches_have_finite_losses_and_gradients(labels):
     batch = make_batch(labels)
     student, token_ids, output = run_student(batch)
-    terms = make_method()(output, token_ids, batch)
+    terms = make_heads()(output, token_ids, batch)
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
@@ -158,7 +187,7 @@ def test_awkward_batches_have_finite_losses_and_gradients(labels):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_targets_under_autocast(device, dtype):
     batch = make_batch(["ab", "cde"], device=device, dtype=dtype)
-    method = make_method().to(device)
+    method = make_heads().to(device)
     with torch.autocast(device, dtype):
         _, token_ids, output = run_student(batch)
         terms = method(output, token_ids, batch)
@@ -174,14 +203,13 @@ def test_a_residual_stream_too_large_for_half_precision_stays_finite():
         for stage in output.encoder_stages[:3]:
             assert stage.dtype == torch.float32
             stage.detach().mul_(1e7)
-        terms = make_method()(output, token_ids, batch)
+        terms = make_heads()(output, token_ids, batch)
     assert all(term.isfinite() for term in terms.values())
 
 
-def test_config_survives_json():
-    config = ClipOcrConfig(image_taps=(2, 4, 8), text_stages=(1, 3))
-    plain = json.loads(json.dumps(asdict(config)))
-    assert ClipOcrConfig(**{**plain, "loss": AlignmentLoss(**plain["loss"])}) == config
+def test_settings_survive_json():
+    method = ClipOcr(image_taps=(2, 4, 8), text_stages=(1, 3), loss=LossSettings(kind="kl"))
+    assert ClipOcr.from_values(json.loads(json.dumps(method.to_values()))) == method
 
 
 @pytest.mark.parametrize(
@@ -199,13 +227,13 @@ def test_config_survives_json():
 def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
     batch = make_batch(["ab", "cde"])
     _, token_ids, output = run_student(batch)
-    whole, method = make_method(), make_method(ClipOcrConfig(**stages))
+    whole, method = make_heads(), make_heads(ClipOcr(**stages))
     assert list(method.term_names) == terms
-    config = method.config
+    needs = method.method.needs()
     needed = replace(
         batch,
-        image_taps={tap: batch.image_taps[tap] for tap in config.needed_image_taps},
-        text_taps={tap: batch.text_taps[tap] for tap in config.needed_text_taps},
+        images={name: batch.images[name] for name in needs.images},
+        text={name: batch.text[name] for name in needs.text.arrays},
     )
     # The same heads at the same stages as in the whole method.
     for name, stage in [(n, int(n[-1])) for n in terms if n[-1].isdigit()]:
@@ -223,14 +251,15 @@ def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
 def test_masked_pads_are_out_of_the_text_terms_only():
     batch = make_batch(["ab", "cdefgh"])
     _, token_ids, output = run_student(batch)
-    official = make_method()(output, token_ids, batch)
-    masked = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    official = make_heads()(output, token_ids, batch)
+    masked = make_heads(ClipOcr(mask_pads=True))(output, token_ids, batch)
     for name, term in official.items():
         assert (masked[name].item() != term.item()) == name.startswith("text")
     # Positions after EOS could be anything now: "ab" has three positions that count, of seven.
-    for features in batch.text_taps.values():
-        features[0, 3:] = 1e3
-    again = make_method(ClipOcrConfig(mask_pads=True))(output, token_ids, batch)
+    for name, features in batch.text.items():
+        if name != "eot":
+            features[0, 3:] = 1e3
+    again = make_heads(ClipOcr(mask_pads=True))(output, token_ids, batch)
     assert {k: v.item() for k, v in again.items()} == {k: v.item() for k, v in masked.items()}
 
 
@@ -239,12 +268,15 @@ def test_masked_pads_are_out_of_the_text_terms_only():
     [
         ({"image_taps": (3, 6)}, r"image_taps is \(3, 6\), expected 3"),
         ({"text_taps": (9, 6, 3)}, r"text_taps is \(9, 6, 3\)"),
-        ({"text_taps": (0, 3, 6)}, r"text_taps is \(0, 3, 6\)"),
+        (
+            {"text_taps": (0, 3, 6)},
+            r"text_taps is \(0, 3, 6\), expected a list, each a whole number",
+        ),
         ({"image_stages": (1, 4)}, r"image_stages is \(1, 4\), expected some of \(1, 2, 3\)"),
         ({"text_stages": (2, 1)}, r"text_stages is \(2, 1\)"),
-        ({"tokens": "syllable"}, "tokens is 'syllable', expected one of char, word"),
+        ({"tokenizer": "syllable"}, "tokenizer is 'syllable', expected one of char, word"),
     ],
 )
-def test_config_refuses_nonsense(settings, message):
+def test_settings_refuse_nonsense(settings, message):
     with pytest.raises(UsageError, match=message):
-        ClipOcrConfig(**settings)
+        ClipOcr(**settings)

@@ -18,9 +18,6 @@ from torch import Tensor
 from clipocr.shared.errors import UsageError
 from clipocr.train.methods.clip_ocr import relations
 from clipocr.train.methods.clip_ocr.losses import (
-    GATHERS,
-    KINDS,
-    SCOPES,
     AlignmentLoss,
     global_mean,
     linguistic_consistency,
@@ -29,6 +26,11 @@ from clipocr.train.methods.clip_ocr.losses import (
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OFFICIAL = {"intra_weight": 5.0, "inter_weight": 0.1, "temperature": 0.03}
+KINDS, SCOPES, GATHERS = (
+    ("lcl", "l1", "cosine", "kl"),
+    ("batch", "sample"),
+    ("none", "inter", "all"),
+)
 KINDS_AND_SCOPES = [*(("lcl", scope) for scope in SCOPES), *((kind, "batch") for kind in KINDS[1:])]
 
 
@@ -328,12 +330,12 @@ def test_the_loss_can_stand_in_a_compiled_function():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "l2"}, "kind is 'l2', expected one of lcl, l1, cosine, kl"),
+        ({"kind": "l2"}, "loss is 'l2', expected one of lcl, l1, cosine, kl"),
         ({"scope": "word"}, "scope is 'word', expected one of batch, sample"),
         ({"gather": ""}, "gather is '', expected one of none, inter, all"),
-        ({"intra_weight": -1.0}, "intra_weight is -1.0, expected 0 or more"),
-        ({"inter_weight": math.nan}, "inter_weight is nan, expected 0 or more"),
-        ({"temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ({"intra_weight": -1.0}, "intra_weight is -1.0, expected a number from 0"),
+        ({"inter_weight": math.nan}, "inter_weight is nan, expected a number from 0"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
     ],
 )
 def test_settings_that_make_no_loss_are_refused(settings, message):

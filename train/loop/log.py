@@ -1,24 +1,30 @@
-"""Sums over an epoch, and the guard against steps that are not finite.
-
-On a GPU every look at a value waits for the device, so all counts stay there, and `check` looks at
-them once in a while. A step whose gradient is not finite is skipped by the gradient scaler; here it
-is left out of the sums and counted.
+"""What a run says of itself: its values step by step, how fast it is, and how both are logged.
 
 Shapes: V values (the loss terms, their total, the gradient norm).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
 
 from ...shared.errors import TrainingError
+from ..data.batch import Batch
 from .processes import Processes
 
 
 class Meter:
-    """What the steps of an epoch came to."""
+    """Sums over an epoch, and the guard against steps that are not finite.
+
+    All counts stay on the device, because on a GPU every look at a value waits for it; `check`
+    looks once in a while. The gradient scaler skips a step whose gradient is not finite; here it is
+    left out of the sums and counted.
+    """
 
     def __init__(
         self,
@@ -109,3 +115,95 @@ class Meter:
         self._num_counted = self._sums.new_tensor(state["counted"])
         self._num_skipped = self._sums.new_tensor(state["skipped"])
         self._in_a_row = self._sums.new_tensor(state["skipped_in_a_row"])
+
+
+class Clock:
+    """Counts samples, and the time spent training and waiting for data."""
+
+    def __init__(self) -> None:
+        self.num_samples = 0
+        self._waited = self._elapsed = 0.0
+        self._since: float | None = None
+        self._has_started = False
+
+    def waiting(self, batches: Iterator[Batch]) -> Generator[Batch]:
+        """Yield `batches`, timing each wait; the very first only starts the clock."""
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            now = time.perf_counter()
+            if self._has_started:
+                self._waited += now - asked
+            if self._since is None:
+                self._since = asked if self._has_started else now
+            self._has_started = True
+            self.num_samples += len(batch.labels)
+            yield batch
+
+    def pause(self) -> None:
+        """Stop counting until the next batch: what follows is not training."""
+        if self._since is not None:
+            self._elapsed += time.perf_counter() - self._since
+            self._since = None
+
+    @property
+    def _seconds(self) -> float:
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        return max(self._elapsed + running, 1e-9)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples per second of training."""
+        return self.num_samples / self._seconds
+
+    @property
+    def wait_fraction(self) -> float:
+        """Share of training time spent waiting for a batch."""
+        return self._waited / self._seconds
+
+
+class Logbook:
+    """TensorBoard's log: loss terms below ``loss/``, all else of a step below ``train/``."""
+
+    def __init__(self, out: Path | None, step: int) -> None:
+        """Open the log.
+
+        Args:
+            out: The run's folder; None: write nothing, as processes do that are not the first.
+            step: Steps taken; what an earlier process logged of later ones is forgotten.
+        """
+        self._board: Any = None
+        if out is not None:
+            # Imported here: it takes a second that other commands need not spend.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out), purge_step=step + 1)
+
+    def write_step(
+        self, step: int, values: Mapping[str, float], speed: Mapping[str, float]
+    ) -> None:
+        """Log the values of `Meter`, and how the run goes on."""
+        terms = {f"loss/{k}": v for k, v in values.items() if k != "grad_norm"}
+        other = {"grad_norm": values["grad_norm"], **speed}
+        self.write(step, terms | {f"train/{k}": v for k, v in other.items()})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values by their full names."""
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipocr.shared.errors import TrainingError
-from clipocr.train.loop.meter import Meter
+from clipocr.train.loop.log import Meter
 from clipocr.train.loop.processes import Processes
 
 NAN, INF = float("nan"), float("inf")

@@ -1,0 +1,36 @@
+"""All that a run trains, as one module: a recogniser, and what is needed beside it for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..models.recogniser import Recogniser
+
+
+class Trainee(nn.Module):
+    """What a method trains: the module whose gradients processes share.
+
+    A subclass sets `recogniser` and `term_names`, and defines `forward`. Its parameters are
+    initialised when it is made, from torch's global generator, which the run has seeded.
+    """
+
+    recogniser: Recogniser | None
+    """What is left when training ends; None: nothing that reads images. Checkpoints hold its
+    weights apart from those of the rest, which serve training alone."""
+    term_names: tuple[str, ...]
+    """Names of the terms that `forward` returns."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss terms of a batch, float32 scalars; the loss is their sum.
+
+        It runs under the autocast of the run's precision, and its dropout is seeded anew before
+        every call.
+        """
+        raise NotImplementedError
+
+    def compilable(self) -> Sequence[nn.Module]:
+        """Return the parts that ``--compile`` may fuse: those whose input keeps its shape."""
+        return ()
