@@ -61,7 +61,7 @@ class WordCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What is said of one test set, or of several together."""
+    """The figures of one test set, or of several together."""
 
     num_samples: int
     accuracy: float
@@ -81,12 +81,12 @@ class Figures:
 
 
 def weighted_mean(sets: Sequence[WordCounts]) -> Figures:
-    """Return the figures of all samples of some sets: each set weighs what it has of them."""
+    """Return the figures of all samples of some sets: a set counts as often as it has samples."""
     return sum(sets, WordCounts()).figures
 
 
 def plain_mean(sets: Sequence[WordCounts]) -> Figures:
-    """Return the mean of the figures of some sets: each set weighs the same."""
+    """Return the mean of the figures of some sets: each set counts once."""
     of_sets = [counts.figures for counts in sets]
     confidences = [figures.confidence for figures in of_sets if figures.confidence is not None]
     return Figures(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from ...shared.errors import UsageError
-from .protocol import Group
 from .results import PLAIN, WEIGHTED, SetResult, ShownTable, groups_of
 from .significance import PairedCounts
 
@@ -37,13 +36,14 @@ class Comparison:
     """Several readers, set by set."""
 
     sets: tuple[SetComparison, ...]
-    groups: tuple[Group, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    """The names of each group's sets, by its title."""
 
-    def pooled(self, group: Group) -> SetComparison:
+    def pooled(self, title: str) -> SetComparison:
         """Return all samples of a group as one set."""
-        members = self._members(group)
+        members = self._members(title)
         return SetComparison(
-            name=f"{group.title}, {WEIGHTED}",
+            name=f"{title}, {WEIGHTED}",
             num_samples=sum(some.num_samples for some in members),
             num_correct=tuple(map(sum, zip(*(some.num_correct for some in members), strict=True))),
             paired=tuple(
@@ -52,13 +52,13 @@ class Comparison:
             ),
         )
 
-    def plain_accuracies(self, group: Group) -> tuple[float, ...]:
+    def plain_accuracies(self, title: str) -> tuple[float, ...]:
         """Return each reader's mean of the accuracies of a group's sets, in percent."""
-        members = self._members(group)
+        members = self._members(title)
         return tuple(map(fmean, zip(*(some.accuracies for some in members), strict=True)))
 
-    def _members(self, group: Group) -> list[SetComparison]:
-        return [some for some in self.sets if some.name in group.set_names]
+    def _members(self, title: str) -> list[SetComparison]:
+        return [some for some in self.sets if some.name in self.groups[title]]
 
 
 def compare(runs: Sequence[Sequence[SetResult]]) -> Comparison:
@@ -72,7 +72,7 @@ def compare(runs: Sequence[Sequence[SetResult]]) -> Comparison:
         raise UsageError(f"results of different test sets cannot be compared: {names}")
     return Comparison(
         sets=tuple(_compare_set(results) for results in zip(*runs, strict=True)),
-        groups=tuple(groups_of(runs[0])[0]),
+        groups=groups_of(runs[0])[0],
     )
 
 
@@ -102,13 +102,13 @@ def comparison_as_table(comparison: Comparison) -> ShownTable:
     for letter in others:
         headers += [letter, f"{letter} - {first}", f"only {first} / only {letter}", "p"]
     rows = [_row(some) for some in comparison.sets]
-    for group in comparison.groups:
-        if len(group.set_names) == 1:
+    for title, names in comparison.groups.items():
+        if len(names) == 1:
             continue  # Its row is there already.
-        pooled = comparison.pooled(group)
-        plain = comparison.plain_accuracies(group)
+        pooled = comparison.pooled(title)
+        plain = comparison.plain_accuracies(title)
         rows.append(_row(pooled))
-        row = [f"{group.title}, {PLAIN}", f"{pooled.num_samples:,}", f"{plain[0]:.2f}"]
+        row = [f"{title}, {PLAIN}", f"{pooled.num_samples:,}", f"{plain[0]:.2f}"]
         for accuracy in plain[1:]:
             row += [f"{accuracy:.2f}", f"{accuracy - plain[0]:+.2f}", "", ""]
         rows.append(row)
@@ -162,11 +162,11 @@ def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
         "test": "McNemar, exact, two-sided, not corrected for the number of comparisons",
         "sets": {some.name: entry(some) for some in comparison.sets},
         "means": {
-            group.title: {
-                "sets": list(group.set_names),
-                WEIGHTED: entry(comparison.pooled(group)),
-                PLAIN: dict(zip(letters, comparison.plain_accuracies(group), strict=True)),
+            title: {
+                "sets": list(names),
+                WEIGHTED: entry(comparison.pooled(title)),
+                PLAIN: dict(zip(letters, comparison.plain_accuracies(title), strict=True)),
             }
-            for group in comparison.groups
+            for title, names in comparison.groups.items()
         },
     }

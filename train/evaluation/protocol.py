@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 _BENCHMARKS = {
     "IIIT5k": (3000, "iiit5k3000 iiit iiit3000 iiit5kwords"),
@@ -56,15 +55,6 @@ BENCHMARK_NAMES = tuple(_BENCHMARKS)
 """Canonical names, in the order of the papers' columns."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Test sets that are averaged together."""
-
-    title: str
-    set_names: tuple[str, ...]
-    """Their names here, not their canonical ones."""
-
-
 def benchmark_of(set_name: str) -> str | None:
     """Return the canonical name of a test set by its folder's name, or None if it is no benchmark.
 
@@ -73,24 +63,25 @@ def benchmark_of(set_name: str) -> str | None:
     return _BY_SPELLING.get(_plain(set_name.rpartition("/")[2]))
 
 
-def find_groups(sizes: Mapping[str, tuple[int, int]]) -> tuple[list[Group], list[str]]:
+def find_groups(
+    sizes: Mapping[str, tuple[int, int]],
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Return the groups that are complete, last of all the one of every set, and remarks.
 
     Args:
         sizes: Of each set by name: samples that count, and samples that it holds.
 
     Returns:
-        Groups, and what is to be said: sets that are missing from a group, that are there twice,
-        or that are of another size than the published ones.
+        The names of each group's sets by the group's title, and remarks: sets that are missing
+        from a group, that are there twice, or that are of another size than the published ones.
     """
     found, remarks = _find_benchmarks(sizes)
-    groups = []
+    groups = {}
     absent = []
     for title, members in _GROUPS.items():
         missing = [name for name in members if name not in found]
         if not missing:
-            names = tuple(found[name] for name in members)
-            groups.append(Group(title=title, set_names=names))
+            groups[title] = tuple(found[name] for name in members)
         elif len(missing) < len(members):
             remarks.append(f"{title}: no mean; not there: {', '.join(missing)}")
         else:
@@ -101,7 +92,7 @@ def find_groups(sizes: Mapping[str, tuple[int, int]]) -> tuple[list[Group], list
         versions = [name for name in found if name.startswith(family)]
         if len(versions) > 1:
             remarks.append(f"{TOTAL}: {', '.join(versions)} share words; it counts them all")
-    groups.append(Group(title=TOTAL, set_names=tuple(sizes)))
+    groups[TOTAL] = tuple(sizes)
     return groups, remarks
 
 

@@ -16,7 +16,7 @@ from ...shared.charset import Charset
 from ...shared.terminal import counted
 from ..reading.words import ReadWord
 from .metrics import Figures, WordCounts, plain_mean, weighted_mean
-from .protocol import Group, benchmark_of, find_groups
+from .protocol import benchmark_of, find_groups
 
 WEIGHTED = "weighted by samples"
 PLAIN = "plain mean of sets"
@@ -53,9 +53,9 @@ class Mean:
     sets: tuple[str, ...]
     """Names of the sets."""
     weighted: Figures
-    """Of all samples: a set weighs what it has of them."""
+    """Of all samples: a set counts as often as it has samples."""
     plain: Figures
-    """Mean of the sets' figures: each set weighs the same."""
+    """Mean of the sets' figures: each set counts once."""
 
     def to_json(self) -> dict[str, Any]:
         """Return both means by the names they have in tables."""
@@ -66,8 +66,8 @@ class Mean:
         }
 
 
-def groups_of(results: Sequence[SetResult]) -> tuple[list[Group], list[str]]:
-    """Return the groups that some results make up, and what is to be said of them."""
+def groups_of(results: Sequence[SetResult]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Return the groups that some results make up, as `find_groups` does."""
     return find_groups({r.name: (len(r.words), len(r.words) + r.num_unlabelled) for r in results})
 
 
@@ -75,12 +75,12 @@ def means_of(results: Sequence[SetResult]) -> dict[str, Mean]:
     """Return the means of every group that is complete, by its title; the last is of all sets."""
     counts = {result.name: result.counts for result in results}
     return {
-        group.title: Mean(
-            sets=group.set_names,
-            weighted=weighted_mean([counts[name] for name in group.set_names]),
-            plain=plain_mean([counts[name] for name in group.set_names]),
+        title: Mean(
+            sets=names,
+            weighted=weighted_mean([counts[name] for name in names]),
+            plain=plain_mean([counts[name] for name in names]),
         )
-        for group in groups_of(results)[0]
+        for title, names in groups_of(results)[0].items()
     }
 
 

@@ -33,7 +33,7 @@ class WordSource(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """What the files weigh."""
+        """Size of its files."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,9 @@ Text = tuple[str, tuple[float, ...] | None]
 PictureReader = Callable[[list[Image.Image]], Sequence[str]]
 """Anybody's recogniser: RGB pictures as they were decoded, to one text each."""
 
+_Decoded = tuple[WordPicture, Any, tuple[int, int] | None, str | None]
+"""A picture, what `WordReader.prepare` made of it, width and height, and why it has none."""
+
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2
 
@@ -76,51 +79,39 @@ class WordReader:
             adapt: Turns a text into what the test charset has of it.
         """
 
-        def decode(batch: list[WordPicture]) -> list[_Decoded]:
-            return [_Decoded(self, load, picture) for picture in batch]
+        def decode(picture: WordPicture) -> _Decoded:
+            try:
+                decoded = load(picture)
+            except ImageProblemError as e:
+                return picture, None, None, str(e)
+            return picture, self.prepare(decoded), decoded.size, None
+
+        def decode_all(batch: list[WordPicture]) -> list[_Decoded]:
+            return list(map(decode, batch))
 
         with ThreadPoolExecutor(_DECODE_THREADS) as executor:
             batches = _batches(pictures, self.batch_size)
-            for batch in map_ahead(executor, decode, batches, _BATCHES_AHEAD):
-                prepared = [some.prepared for some in batch if some.problem is None]
-                texts = iter(self.read_batch(prepared) if prepared else ())
-                for some in batch:
-                    text, confidence = self._nothing if some.problem else next(texts)
+            for batch in map_ahead(executor, decode_all, batches, _BATCHES_AHEAD):
+                sound = [prepared for _, prepared, _, problem in batch if problem is None]
+                texts = iter(self.read_batch(sound) if sound else ())
+                for picture, _, size_px, problem in batch:
+                    text, confidence = self._nothing if problem is not None else next(texts)
                     yield ReadWord(
-                        image=some.picture.image,
-                        set_name=some.picture.set_name,
-                        label=some.picture.label,
-                        adapted_label=some.picture.adapted_label,
+                        image=picture.image,
+                        set_name=picture.set_name,
+                        label=picture.label,
+                        adapted_label=picture.adapted_label,
                         text=text,
                         adapted_text=adapt(text),
                         character_confidence=confidence,
-                        size_px=some.size_px,
-                        problem=some.problem,
+                        size_px=size_px,
+                        problem=problem,
                     )
 
     @property
     def _nothing(self) -> Text:
         """What is read in a picture that cannot be decoded."""
         return "", ()
-
-
-class _Decoded:
-    """A picture that was decoded, or why it cannot be."""
-
-    def __init__(
-        self, reader: WordReader, load: Callable[[WordPicture], Image.Image], picture: WordPicture
-    ) -> None:
-        self.picture = picture
-        self.problem: str | None = None
-        self.size_px: tuple[int, int] | None = None
-        self.prepared: Any = None
-        try:
-            decoded = load(picture)
-        except ImageProblemError as e:
-            self.problem = str(e)
-        else:
-            self.size_px = decoded.size
-            self.prepared = reader.prepare(decoded)
 
 
 class Reader(WordReader):

@@ -1,4 +1,4 @@
-"""The page: what is worked out is put together here, and the templates give it its form."""
+"""The page: its content is put together here, and the templates say how it is shown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..evaluation.paired import compare, comparison_as_table, reader_letters
 from ..evaluation.results import ShownTable
 from ..evaluation.significance import PairedCounts
 from ..reading.words import ReadWord
-from .detail import NUM_CARDS, Detail, detail_of
 from .figures import length_figure, reliability_figure
 from .gallery import Gallery, gallery, pick_at_random, shown_characters
+from .reader_section import NUM_CARDS, ReaderSection, section_of
 from .statistics import NUM_CONFIDENCE_BINS, Rate, Reliability, accuracy_by_length
 
 PAGE_NAME = "index.html"
@@ -29,8 +29,8 @@ PAGE_NAME = "index.html"
 class Pair:
     """Two readers, on the samples that both were given."""
 
-    first: Detail
-    second: Detail
+    first: ReaderSection
+    second: ReaderSection
     table: ShownTable
     galleries: Sequence[Gallery]
 
@@ -51,8 +51,8 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         Path of the page.
     """
     letters = reader_letters(len(evaluations)) if len(evaluations) > 1 else [""]
-    details = [
-        detail_of(evaluation, letter, number)
+    sections = [
+        section_of(evaluation, letter, number)
         for number, (evaluation, letter) in enumerate(zip(evaluations, letters, strict=True))
     ]
     all_results = [evaluation.sets for evaluation in evaluations]
@@ -62,17 +62,19 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         for letter, evaluation in zip(letters, evaluations, strict=True)
     }
     reliabilities = {
-        detail.letter: detail.reliability for detail in details if detail.reliability is not None
+        section.letter: section.reliability
+        for section in sections
+        if section.reliability is not None
     }
     environment = _environment()
     environment.filters["characters"] = partial(shown_characters, charset=charset)
     html = environment.get_template("page.html.j2").render(
-        title=" and ".join(detail.name for detail in details),
+        title=" and ".join(section.name for section in sections),
         version=__version__,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         charset=charset,
-        readers=details,
-        comparison=comparison_as_table(compare(all_results)) if len(details) > 1 else None,
+        readers=sections,
+        comparison=comparison_as_table(compare(all_results)) if len(sections) > 1 else None,
         remarks=dict.fromkeys(remark for each in evaluations for remark in each.remarks),
         length_chart=length_figure(by_length),
         length_table=_length_table(by_length),
@@ -80,8 +82,8 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         reliability_table=_reliability_table(reliabilities),
         num_bins=NUM_CONFIDENCE_BINS,
         pairs=[
-            _pair((details[0], detail), (evaluations[0], evaluation))
-            for detail, evaluation in zip(details[1:], evaluations[1:], strict=True)
+            _pair((sections[0], section), (evaluations[0], evaluation))
+            for section, evaluation in zip(sections[1:], evaluations[1:], strict=True)
         ],
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,9 @@ def _rate_cells(rate: Rate | None) -> list[str]:
     return [f"{rate.num_samples:,}", f"{rate.percent:.1f}", f"{low:.1f} to {high:.1f}"]
 
 
-def _pair(details: tuple[Detail, Detail], evaluations: tuple[Evaluation, Evaluation]) -> Pair:
+def _pair(
+    sections: tuple[ReaderSection, ReaderSection], evaluations: tuple[Evaluation, Evaluation]
+) -> Pair:
     first, second = (
         {(word.set_name, word.image): word for word in evaluation.words}
         for evaluation in evaluations
@@ -148,7 +152,7 @@ def _pair(details: tuple[Detail, Detail], evaluations: tuple[Evaluation, Evaluat
     both = [(first[key], second[key]) for key in first if key in second]
     counts = PairedCounts.of((x.is_correct, y.is_correct) for x, y in both)
     split = [pair for pair in both if pair[0].is_correct != pair[1].is_correct]
-    letters = a, b = details[0].letter, details[1].letter
+    letters = a, b = sections[0].letter, sections[1].letter
 
     def read_by_one(i: int) -> Gallery:
         found: list[Mapping[str, ReadWord]] = [
@@ -158,8 +162,8 @@ def _pair(details: tuple[Detail, Detail], evaluations: tuple[Evaluation, Evaluat
         return gallery(f"Only {letters[i]} reads", found, shown, evaluations[0])
 
     return Pair(
-        first=details[0],
-        second=details[1],
+        first=sections[0],
+        second=sections[1],
         table=ShownTable(
             headers=["words", f"{b} right", f"{b} wrong"],
             rows=[

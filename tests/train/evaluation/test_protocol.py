@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from clipocr.train.evaluation.protocol import Group, benchmark_of, find_groups
+from clipocr.train.evaluation.protocol import benchmark_of, find_groups
 
 SIX = {"IIIT5k": 3000, "SVT": 647, "IC13_857": 857, "IC15_1811": 1811, "SVTP": 645, "CUTE80": 288}
 OTHER_SIX = {"IC13_1015": 1015, "IC15_2077": 2077}
 
 
 def groups_and_remarks(sizes: dict[str, int]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    groups, remarks = find_groups({name: (size, size) for name, size in sizes.items()})
-    return {group.title: group.set_names for group in groups}, remarks
+    return find_groups({name: (size, size) for name, size in sizes.items()})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_a_group_that_lacks_a_set_is_not_averaged_but_named() -> None:
 
 def test_own_sets_alone_are_just_averaged() -> None:
     groups, remarks = find_groups({"mine": (3, 4), "yours": (5, 5)})
-    assert groups == [Group(title="total", set_names=("mine", "yours"))]
+    assert groups == {"total": ("mine", "yours")}
     assert remarks == []
 
 

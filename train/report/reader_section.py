@@ -41,7 +41,7 @@ class CharacterRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detail:
+class ReaderSection:
     """One reader's part of the page."""
 
     letter: str
@@ -87,7 +87,7 @@ class Detail:
         return parts | ({"training": "Training"} if self.curves else {})
 
 
-def detail_of(evaluation: Evaluation, letter: str, number: int) -> Detail:
+def section_of(evaluation: Evaluation, letter: str, number: int) -> ReaderSection:
     """Work out all that the page shows of one reader, and read a few pictures again.
 
     Args:
@@ -104,7 +104,7 @@ def detail_of(evaluation: Evaluation, letter: str, number: int) -> Detail:
     confusions = Confusions(words)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
     by_character = confusions.by_character()
-    return Detail(
+    return ReaderSection(
         letter=letter,
         colour=1 + number % NUM_COLOURS,
         name=f"{checkpoint.resolve().parent.name}/{checkpoint.name}" if checkpoint else reader.name,
