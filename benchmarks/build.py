@@ -38,14 +38,17 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from clipocr.precompute.builder.build import BuildConfig, build_cache
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.config import BuildConfig
 from clipocr.precompute.builder.scan import sample_hashes
 from clipocr.precompute.builder.units import UnitBuilder, _PendingUnit
 from clipocr.precompute.builder.views import ChunkRows, ViewChunk, ViewMaker
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
+from clipocr.shared.cache import names
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import Pixels, unfilter_pixels
-from clipocr.shared.cache.reader import FeatureCache, unit_name
-from clipocr.shared.charset import Charset
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.records import Committed
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
 
@@ -76,9 +79,10 @@ class Bench:
 
     def without(self, unit_idx: int) -> FeatureCache:
         """Return the cache as it was before it had a unit."""
-        name = unit_name(0, unit_idx)
-        (self.cache.folder.root / self.cache.commits[name].record_name).unlink()
-        others = {n: commit for n, commit in self.cache.commits.items() if n != name}
+        committed, key = self.cache.committed, (0, unit_idx)
+        (self.cache.folder.root / names.record_file(committed.units[key].name)).unlink()
+        units = {k: record for k, record in committed.units.items() if k != key}
+        others = Committed(units=units, texts=committed.texts)
         return FeatureCache(self.cache.storage, self.cache.manifest, others)
 
 
@@ -99,16 +103,16 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         config = BuildConfig(
-            data=(args.data,), out=Path(folder) / "cache", teacher=args.teacher, device=device,
-            precision=precision, charset=Charset.load("36"), augment=args.augment,
-            codec=args.codec, unit_rows=args.unit_rows, num_workers=args.workers,
+            data=(args.data,), out=Path(folder) / "cache", teacher=args.teacher, device=str(device),
+            precision=precision, augment=args.augment, codec=(Codec.parse(args.codec),),
+            unit_rows=args.unit_rows, workers=args.workers,
         )  # fmt: skip
         cache = build_cache(config).cache
         bench = Bench(
             cache=cache,
             teacher=teacher,
             sources=tuple(find_named_lmdbs(config.data).values()),
-            views=unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all())),
+            views=unfilter_pixels(torch.from_numpy(cache.image_reader(0, "pixels").all())),
             num_workers=args.workers,
         )
         rates, ratios = measure(bench, args.rounds)
@@ -144,7 +148,7 @@ def teacher_rate(bench: Bench, unit_idx: int) -> float:
     views = bench.unit_views(unit_idx).to(device)
     started = time.perf_counter()
     for chunk in views.split(bench.cache.spec.chunk_rows):
-        bench.teacher.image_taps(chunk)
+        bench.teacher.image_features(chunk)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return len(views) / (time.perf_counter() - started)
@@ -154,12 +158,12 @@ def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
     maker = ViewMaker(bench.sources, augment, bench.cache.spec.seed)
     rows = bench.cache.rows(unit_idx)
     source, lmdb_index = rows["source"], rows["lmdb_index"]
-    names = [s.name for s in bench.cache.spec.sources]
+    sources = [s.name for s in bench.cache.spec.sources]
     chunk = ChunkRows(
         view_idx=0,
         sources=source.tolist(),
         lmdb_indexes=lmdb_index.tolist(),
-        hashes=sample_hashes(bench.cache.spec.seed, names, source, lmdb_index).tolist(),
+        hashes=sample_hashes(bench.cache.spec.seed, sources, source, lmdb_index).tolist(),
     )
     # Of this thread alone: what others leave of a core is no property of the decoder.
     started = time.thread_time()
@@ -172,7 +176,7 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
     start, stop = cache.spec.unit_range(unit_idx)
     views, chunk_rows = bench.views[start:stop], cache.spec.chunk_rows
     # What features say is nothing to a writer: the first chunk's stand for all.
-    features = bench.teacher.image_taps(bench.unit_views(unit_idx)[:chunk_rows])
+    features = bench.teacher.image_features(bench.unit_views(unit_idx)[:chunk_rows])
     started = time.perf_counter()
     unit = _PendingUnit(cache, 0, unit_idx)
     for chunk in views.split(chunk_rows):

@@ -44,6 +44,7 @@ from clipocr.shared.cache.codecs.klt import (
     gaussian_distortion,
 )
 from clipocr.shared.cache.codecs.quantize import standardise
+from clipocr.shared.cache.names import PIXELS, image_array, part_of
 from clipocr.shared.cache.reader import FeatureCache
 
 GOAL_COSINE, GOAL_BYTES = 0.99, 10 * 1024
@@ -198,12 +199,12 @@ def main() -> None:
     cache = FeatureCache.open(args.cache)
     if cache.spec.codec != "fp16":
         parser.error(f"{args.cache} holds {cache.spec.codec} features; build it with --codec fp16")
-    taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in cache.spec.teacher.image_taps}
+    taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in cache.spec.image_taps}
     pixels = sum(
         file.num_bytes
-        for commit in cache.commits.values()
-        for name, file in commit.files.items()
-        if name.startswith("image/view0/pixels/")
+        for unit_idx in cache.units()
+        for name, file in cache.unit(0, unit_idx).files.items()
+        if part_of(name) == image_array(0, PIXELS)
     )
     shape = (len(taps), *next(iter(taps.values())).judged.shape[1:])
     print(f"Teacher {cache.spec.teacher.name}, {shape[0]} taps of {shape[1]} tokens of {shape[2]};")
@@ -222,7 +223,7 @@ def read_tap(cache: FeatureCache, tap: int, num_fitted: int) -> Tap:
     num_rows = num_fitted + JUDGED_PARTS * PART_ROWS
     bad = {row for unit in cache.units() for row in cache.unit(0, unit).bad_rows}
     stop = min(num_rows + len(bad), cache.spec.num_rows)
-    rows = cache.view_reader(0, f"block{tap}").rows(0, stop)
+    rows = cache.image_reader(0, f"block{tap}").rows(0, stop)
     good = [row for row in range(stop) if row not in bad][:num_rows]
     if len(good) < num_rows:
         raise SystemExit(f"the cache has {len(good):,} rows, {num_rows:,} are needed: --fit-rows")

@@ -227,7 +227,7 @@ def memory_map(cache: FeatureCache) -> Callable[[], None]:
     """Return a call that copies every chunk of every array out of memory maps."""
     maps = []
     for key in cache.spec.image_layouts(0):
-        layout = cache.view_reader(0, key).layout
+        layout = cache.image_reader(0, key).layout
         for shard_idx in range(layout.num_shards):
             path = cache.folder.root / layout.shard_name(shard_idx)
             maps.append((np.memmap(path, np.uint8, "r"), layout.num_chunks(shard_idx)))

@@ -18,10 +18,15 @@ from pathlib import Path
 import numpy as np
 import open_clip
 
-from clipocr.precompute.builder.build import BuildConfig, build_cache
-from clipocr.shared.cache.reader import FeatureCache, publish_seal, unit_name
-from clipocr.shared.cache.records import encode_record
-from clipocr.shared.cache.schema import MANIFEST_NAME, Commit, Manifest
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.config import BuildConfig
+from clipocr.precompute.builder.scan import hash_keys
+from clipocr.shared.cache import names
+from clipocr.shared.cache.codecs.codec import Codec
+from clipocr.shared.cache.json_record import encode_record
+from clipocr.shared.cache.names import MANIFEST_NAME
+from clipocr.shared.cache.reader import FeatureCache, publish_seal
+from clipocr.shared.cache.records import Committed, Manifest, UnitRecord
 from clipocr.shared.cache.shards import (
     GROUP_METADATA,
     Array,
@@ -31,7 +36,6 @@ from clipocr.shared.cache.shards import (
     write_metadata,
 )
 from clipocr.shared.cache.storage import FileRecord, LocalStorage
-from clipocr.shared.charset import Charset
 from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter, find_named_lmdbs
 
 TAPS = (1, 2, 3)
@@ -66,8 +70,8 @@ def build_small(words: Path, out: Path, codec: str) -> FeatureCache:
         path.write_text(json.dumps({**config, "quick_gelu": name.endswith("quickgelu")}))
         open_clip.add_model_config(path)
     config = BuildConfig(
-        data=(words,), out=out, teacher=f"{_TEACHER}/random:0", charset=Charset.load("36"),
-        image_taps=TAPS, text_taps=TAPS, codec=codec,
+        data=(words,), out=out, teacher=f"{_TEACHER}/random:0", image_taps=TAPS, text_taps=TAPS,
+        codec=tuple(map(Codec.parse, codec.split(","))),
     )  # fmt: skip
     return build_cache(config).cache
 
@@ -77,7 +81,7 @@ def repeat_rows(small: FeatureCache, out: Path, num_rows: int) -> FeatureCache:
     storage = LocalStorage(out)
     manifest = _write_index(small, storage, num_rows)
     _copy_text(small, storage, manifest)
-    cache = FeatureCache(storage, manifest, {})
+    cache = FeatureCache(storage, manifest, Committed())
     for unit_idx in range(manifest.spec.num_units):
         _write_unit(small, cache, unit_idx)
     publish_seal(storage, manifest)
@@ -86,8 +90,8 @@ def repeat_rows(small: FeatureCache, out: Path, num_rows: int) -> FeatureCache:
 
 def bytes_per_row(cache: FeatureCache) -> float:
     """Return the stored bytes of a row, pixels and taps."""
-    files = [file for name in cache.commits for file in cache.commits[name].files.items()]
-    view = sum(file.num_bytes for name, file in files if name.startswith("image/view0/"))
+    units = [cache.unit(0, unit_idx) for unit_idx in cache.units()]
+    view = sum(file.num_bytes for unit in units for file in unit.files.values())
     return view / cache.spec.num_rows
 
 
@@ -105,7 +109,7 @@ def _write_index(small: FeatureCache, storage: LocalStorage, num_rows: int) -> M
         files |= write_array(storage, layout, np.resize(reader.rows(0, stop), num_rows))
     tables = small.manifest.codec_layouts()
     for key, layout in spec.codec_layouts(files).items():
-        group = f"{Path(layout.name).parent}/zarr.json"
+        group = names.metadata_file(names.parents(layout.name)[0])
         files[group] = storage.write(group, GROUP_METADATA)
         table = ArrayReader(small.storage, tables[key], small.manifest.files).all()
         files |= write_array(storage, layout, table)
@@ -116,27 +120,28 @@ def _write_index(small: FeatureCache, storage: LocalStorage, num_rows: int) -> M
 
 def _copy_text(small: FeatureCache, storage: LocalStorage, manifest: Manifest) -> None:
     shutil.copytree(small.folder.root / "text", storage.root / "text", dirs_exist_ok=True)
-    for commit in small.commits.values():
-        if commit.text:
-            moved = replace(commit, cache_id=manifest.cache_id)
-            storage.write(moved.record_name, encode_record(moved.to_json()))
+    for record in small.committed.texts.values():
+        moved = replace(record, cache_id=manifest.cache_id)
+        storage.write(names.record_file(moved.name), encode_record(moved.to_json()))
 
 
 def _write_unit(small: FeatureCache, cache: FeatureCache, unit_idx: int) -> None:
     start, stop = cache.spec.unit_range(unit_idx)
-    group = "image/view0/zarr.json"
+    group = names.metadata_file(names.view_group(0))
     files: dict[str, FileRecord] = {group: cache.folder.ensure(group, GROUP_METADATA)}
     for key, layout in cache.spec.image_layouts(0).items():
         writer = ArrayWriter(cache.folder, layout, unit_idx)
-        for rows in _rows_again_and_again(small.view_reader(0, key).all(), start, stop):
+        for rows in _rows_again_and_again(small.image_reader(0, key).all(), start, stop):
             writer.append(rows)
         files |= {**write_metadata(cache.folder, layout), **writer.publish()}
     cache.publish(
-        Commit(
-            name=unit_name(0, unit_idx),
+        UnitRecord(
+            view_idx=0,
+            unit_idx=unit_idx,
             cache_id=cache.manifest.cache_id,
             files=files,
             rows=(start, stop),
+            keys_sha256=hash_keys(cache.rows(unit_idx)),
         )
     )
 

@@ -36,7 +36,7 @@ class Passes:
 
     def __init__(self, cache: FeatureCache, batch_size: int) -> None:
         self.cache, self.batch_size = cache, batch_size
-        self.readers = {key: cache.view_reader(0, key) for key in cache.spec.image_layouts(0)}
+        self.readers = {key: cache.image_reader(0, key) for key in cache.spec.image_layouts(0)}
         whole = cache.spec.num_rows // cache.spec.chunk_rows
         per_unit = cache.spec.unit_rows // cache.spec.chunk_rows
         self.chunks = [divmod(idx, per_unit) for idx in range(min(whole, MOST_CHUNKS))]
@@ -55,7 +55,7 @@ class Passes:
         self.places = order.integers(0, cache.spec.chunk_rows, (NUM_LANES, rows_per_lane))
         self.text = cache.text_table("char-36")
         self.text_out = np.zeros(
-            (batch_size * self.text.spec.num_positions, self.cache.spec.teacher.text_width),
+            (batch_size * self.text.spec.num_positions, self.text.spec.arrays[0].width),
             np.float16,
         )
         self.text_ids = order.integers(0, len(self.text.strings), (self.num_batches, batch_size))
@@ -95,8 +95,10 @@ class Passes:
         for text_ids in self.text_ids:
             num_positions = max(len(self.text.strings[i]) for i in text_ids) + 1
             nodes = self.text.nodes[text_ids, :num_positions].ravel()
-            for table in self.text.taps.values():
-                _take(table, nodes, self.text_out[: len(nodes)])
+            for array in self.text.spec.arrays:
+                if array.rows == "prefix":
+                    table = self.text.arrays[array.name]
+                    _take(table, nodes, self.text_out[: len(nodes)])
 
     def _stored(self, reader: ArrayReader, unit_idx: int, chunk_idx: int) -> Array:
         start, stop = reader.chunk_range(unit_idx, chunk_idx)
@@ -114,8 +116,8 @@ def main() -> None:
     cache = FeatureCache.open(args.cache)
     passes = Passes(cache, args.batch_size)
     loader = CacheLoader(
-        cache, passes.text, image_taps=cache.spec.teacher.image_taps,
-        text_taps=cache.spec.teacher.text_taps, max_label_length=25, batch_size=args.batch_size,
+        cache, passes.text, image_taps=cache.spec.image_taps,
+        text_taps=cache.spec.text_taps, max_label_length=25, batch_size=args.batch_size,
         seed=0, device=torch.device("cpu"), units=cache.units(), num_views=1,
     )  # fmt: skip
     works: list[tuple[str, int, Callable[[], object]]] = [

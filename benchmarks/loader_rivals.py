@@ -98,7 +98,7 @@ class Record:
 def chunks_of(cache: FeatureCache) -> Iterator[dict[str, Array]]:
     """Yield ``text``, ``pixels`` and taps of every chunk, in order."""
     of_label = cache.text_table("char-36", ()).of_label
-    readers = {key: cache.view_reader(0, key) for key in cache.spec.image_layouts(0)}
+    readers = {key: cache.image_reader(0, key) for key in cache.spec.image_layouts(0)}
     for unit_idx in cache.units():
         text = of_label[cache.rows(unit_idx)["label"]]
         for chunk_idx in range(readers["pixels"].layout.num_chunks(unit_idx)):

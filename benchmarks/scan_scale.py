@@ -20,17 +20,13 @@ from tabulate import tabulate
 
 from clipocr.precompute.builder import scan
 from clipocr.precompute.builder.index import write_index
-from clipocr.shared.cache.reader import FeatureCache, unit_name
-from clipocr.shared.cache.records import encode_record
-from clipocr.shared.cache.schema import (
-    SEAL_NAME,
-    CacheSpec,
-    Commit,
-    Manifest,
-    TeacherSpec,
-    ViewSpec,
-)
+from clipocr.shared.cache.codecs.codec import Codec
+from clipocr.shared.cache.json_record import encode_record
+from clipocr.shared.cache.names import SEAL_NAME
+from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.records import Manifest, UnitRecord
 from clipocr.shared.cache.shards import Array
+from clipocr.shared.cache.spec import CacheSpec, ImageArraySpec, TeacherSpec, ViewSpec
 from clipocr.shared.cache.storage import FileRecord, LocalStorage
 from clipocr.shared.charset import LabelRules
 
@@ -89,8 +85,7 @@ class SyntheticWords:
 def main(num_samples: int) -> None:
     teacher = TeacherSpec(
         model="ViT-B-16", weights="random:0", weights_sha256="0" * 64, activation="gelu",
-        precision="fp32", image_taps=(3, 6, 9), text_taps=(3, 6, 9), num_image_tokens=17,
-        image_width=768, text_width=512, eot_width=512,
+        precision="fp32",
     )  # fmt: skip
     scan.WordLmdb = SyntheticWords  # type: ignore[misc, assignment]
     rules = LabelRules()
@@ -100,11 +95,15 @@ def main(num_samples: int) -> None:
         found = scan.scan_sources({"MJST": Path(str(num_samples))}, rules)
         scanned = time.perf_counter()
         spec = CacheSpec(
-            teacher=teacher, view=ViewSpec(), labels=rules, codec="fp16", seed=0,
+            teacher=teacher, view=ViewSpec(), labels=rules, text_taps=(3, 6, 9), seed=0,
+            images=tuple(
+                ImageArraySpec(name=name, num_tokens=17, width=768, codec=Codec.parse("fp16"))
+                for name in ("block3", "block6", "block9")
+            ),
             sources=found.sources, num_rows=len(found.row_source), unit_rows=16384, chunk_rows=256,
         )  # fmt: skip
         storage = LocalStorage(Path(folder))
-        seal(storage, write_index(storage, spec, found))
+        seal(storage, write_index(storage, spec, found, sample=None))  # fp16 has no tables.
         planned = time.perf_counter()
         cache = FeatureCache.open(Path(folder))
         cache.rows(spec.num_units // 2)
@@ -134,13 +133,15 @@ def seal(storage: LocalStorage, manifest: Manifest) -> None:
             )
             for layout in spec.image_layouts(0).values()
         }
-        commit = Commit(
-            name=unit_name(0, unit_idx),
+        record = UnitRecord(
+            view_idx=0,
+            unit_idx=unit_idx,
             cache_id=manifest.cache_id,
             files=files,
             rows=spec.unit_range(unit_idx),
+            keys_sha256="",
         )
-        commits[commit.name] = commit.to_json()
+        commits[record.name] = record.to_json()
     storage.write(SEAL_NAME, encode_record({"commits": commits}))
 
 

@@ -45,6 +45,7 @@ from lcl import peak_resident_bytes
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
+from clipocr.precompute.teacher.clip import Teacher
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
@@ -159,11 +160,13 @@ def copy_words(data: Path, out: Path, num_words: int) -> Path:
 
 
 def build(words: Path, out: Path, device: torch.device) -> Path:
-    from clipocr.precompute.builder.build import BuildConfig, build_cache
+    from clipocr.precompute.builder.build import build_cache
+    from clipocr.precompute.builder.config import BuildConfig
+    from clipocr.shared.cache.codecs.codec import Codec
 
     config = BuildConfig(
-        data=(words,), out=out, teacher=TEACHER, charset=CHARSET, device=device,
-        unit_rows=UNIT_ROWS, chunk_rows=UNIT_ROWS,
+        data=(words,), out=out, teacher=TEACHER, charset=CHARSET, device=str(device),
+        codec=(Codec.parse("fp16"),), unit_rows=UNIT_ROWS, chunk_rows=UNIT_ROWS,
     )  # fmt: skip
     build_cache(config)
     return out
@@ -283,16 +286,17 @@ Epochs = Callable[[], Iterable[Batch]]
 
 def ready_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     """Noise as pictures and targets, on the device before the clock starts; the labels are real."""
-    teacher, rows, device = cache.spec.teacher, variant.setting.batch_size, variant.device
+    rows, device = variant.setting.batch_size, variant.device
+    image_spec, text_spec = cache.spec.images[0], cache.text_specs()[0]
     labels = [label for _, label in labelled(variant)]
     views = torch.randint(256, (rows, 32, 128, 3), dtype=torch.uint8, device=device)
-    image = {
-        tap: half_noise(rows, teacher.num_image_tokens, teacher.image_width, device=device)
+    image = {tap: half_noise(rows, *image_spec.row_shape, device=device) for tap in TAPS}
+    length = MAX_LABEL_LENGTH + 1
+    text = {
+        tap: half_noise(rows, length, text_spec.array(f"block{tap}").width, device=device)
         for tap in TAPS
     }
-    length = MAX_LABEL_LENGTH + 1
-    text = {tap: half_noise(rows, length, teacher.text_width, device=device) for tap in TAPS}
-    eot = half_noise(rows, teacher.eot_width, device=device)
+    eot = half_noise(rows, text_spec.array("eot").width, device=device)
     batches = []
     for start_idx in range(0, len(labels), rows):
         own = labels[start_idx : start_idx + rows]
@@ -342,7 +346,7 @@ def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     teacher = load_online_teacher(device, "fp16" if device.type == "cuda" else "fp32", TAPS)
     if device.type == "cuda":
         teacher._visual.transformer.compile()
-    text = cache.text_table(text_name(cache), TAPS)
+    text = cache.text_table(text_name(cache))
     number = {label: idx for idx, label in enumerate(text.strings)}
 
     def batch(views: torch.Tensor, labels: list[str]) -> Batch:
@@ -353,9 +357,11 @@ def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
             views=views.to(device),
             labels=labels,
             num_positions=num_positions,
-            image_taps=teacher.image_taps(views),
-            text_taps={tap: torch.from_numpy(text.taps[tap][nodes]).to(device) for tap in TAPS},
-            eot=torch.from_numpy(text.eot[ids]).to(device),
+            image_taps=image_taps(teacher, views),
+            text_taps={
+                tap: torch.from_numpy(text.arrays[f"block{tap}"][nodes]).to(device) for tap in TAPS
+            },
+            eot=torch.from_numpy(text.arrays["eot"][ids]).to(device),
         )
 
     return decoded_ahead(variant, batch)
@@ -372,17 +378,22 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
         num_positions = max(map(len, labels)) + 1
         # Split into characters; SOT, characters, EOT.
         tokens = open_clip.tokenize([" ".join(label) for label in labels])[:, : num_positions + 1]
-        text, eot = teacher.text_taps(tokens, tokens.argmax(dim=1))
+        text = teacher.text_features(tokens, tokens.argmax(dim=1))
         return Batch(
             views=views.to(device),
             labels=labels,
             num_positions=num_positions,
-            image_taps=teacher.image_taps(views),
-            text_taps={tap: text[tap][:, 1:] for tap in TAPS},
-            eot=eot,
+            image_taps=image_taps(teacher, views),
+            text_taps={tap: text[f"block{tap}"][:, 1:] for tap in TAPS},
+            eot=text["eot"],
         )
 
     return decoded_ahead(variant, batch)
+
+
+def image_taps(teacher: Teacher, views: torch.Tensor) -> dict[int, torch.Tensor]:
+    features = teacher.image_features(views)
+    return {int(name.removeprefix("block")): of_block for name, of_block in features.items()}
 
 
 def load_online_teacher(device: torch.device, precision: str, image_taps: tuple[int, ...]):

@@ -7,18 +7,26 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from .errors import UsageError
+from .processes import Process
 
+_ALONE = Process()
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, process: Process = _ALONE) -> torch.device:
     """Return the device of that name; ``auto`` is CUDA if there is one, else the CPU.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        process: Of several processes each takes the GPU of its own, unless `name` numbers one.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and process.world_size > 1:
+        name = f"cuda:{process.local_rank}"
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdigit())):
         raise UsageError(f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N")

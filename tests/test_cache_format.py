@@ -15,9 +15,10 @@ import zarr
 from samples import tiny_build
 
 from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import feature_codec, unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.cache.schema import REJECTION_REASONS
+from clipocr.shared.cache.records import REJECTION_REASONS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
 
@@ -31,8 +32,8 @@ def test_the_program_reads_what_clipocr_reads(cache_path: Path, cache: FeatureCa
     printed = [line.split() for line in done.stdout.splitlines()]
     assert len(printed) == 72  # 73 rows, one of them bad.
     labels, text = cache.labels(), cache.text_table("char-36")
-    pixels = unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all().copy()))
-    features = cache.view_reader(0, "block1").all()
+    pixels = unfilter_pixels(torch.from_numpy(cache.image_reader(0, "pixels").all().copy()))
+    features = cache.image_reader(0, "block1").all()
     all_labels = np.concatenate([cache.rows(u)["label"] for u in cache.units()])
     for row, label, word, pixel_mean, feature_mean, text_mean in printed:
         label_id = all_labels[int(row)]
@@ -41,7 +42,7 @@ def test_the_program_reads_what_clipocr_reads(cache_path: Path, cache: FeatureCa
         assert word == text.strings[text_id]
         assert float(pixel_mean) == pixels[int(row)].numpy().mean()
         assert float(feature_mean) == features[int(row)].mean()
-        assert float(text_mean) == text.taps[1][text.nodes[text_id, 0]].mean()
+        assert float(text_mean) == text.arrays["block1"][text.nodes[text_id, 0]].mean()
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -56,7 +57,7 @@ def test_its_lines_decode_records(name: str) -> None:
     positive = [
         float(v) for v in re.findall(r"Gaussian: ([\d., \n]+?) for codes", PAGE)[0].split(",")
     ]
-    codec = feature_codec(name)
+    codec = feature_codec(Codec.parse(name))
     features = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(0))
     stored = codec.encode(features)
     levels = np.asarray([-v for v in reversed(positive)] + positive, np.float32)
@@ -75,7 +76,7 @@ def test_its_function_decodes_klt(data_root: Path, tmp_path: Path) -> None:
     (digest,) = group["codec"]
     for tap in (1, 2, 3):
         records = group[f"image/view0/block{tap}"][:20]
-        expected = cache.tap_codec(tap).decode(torch.from_numpy(records))
+        expected = cache.codec(f"block{tap}").decode(torch.from_numpy(records))
         decoded = scope["decode_klt"](records, group["codec"][digest][f"block{tap}"][:])
         np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-5)
 

@@ -1,11 +1,11 @@
-"""What a codec has to know of the features, from a sample of the cache's own rows.
+"""What codecs are fit to and judged by: features of a sample of the cache's own rows.
 
-The sample is the first rows of the cache in view 0; rows were permuted, so it is a fair one. One
-row in nine is judged by, and tables are fitted to the others: what is found then holds for rows
-that nothing was fitted to. All builders of a cache have to go on with the same tables and choices,
-though devices differ in the last bits: see `publish`.
+The sample is the first 2,304 rows of the cache in view 0, which is a fair one because rows were
+permuted. Codecs are judged by the first ninth of them, and tables are fit to the others, so that
+what is measured holds for rows that nothing was fit to. All builders of a cache have to go on with
+the same tables, though devices differ in the last bits: see `publish_table`.
 
-Shapes: T image tokens, D width.
+Shapes: B rows, T image tokens, D width.
 """
 
 from __future__ import annotations
@@ -18,88 +18,72 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ...shared.cache.codecs.choice import CodecChoice
 from ...shared.cache.codecs.klt import KltBasis, fit_basis
 from ...shared.cache.codecs.quantize import standardise
-from ...shared.cache.schema import CacheSpec
 from ...shared.cache.shards import Array
-from ..inspect.choose import choose_codec
+from ...shared.cache.spec import CacheSpec
 from ..teacher.clip import Teacher
 from .scan import Scan
 from .views import ChunkRows, ViewMaker
 
-CALIBRATION_ROWS = 2304
+SAMPLE_ROWS = 2304
 _JUDGED_SHARE = 9
 
 
-class Calibration:
+class CodecSample:
     """Runs the teacher over the sample when it is first asked for something, and only then."""
 
     def __init__(self, spec: CacheSpec, scan: Scan, teacher: Teacher) -> None:
         self._spec, self._scan, self._teacher = spec, scan, teacher
 
-    def run(self) -> None:
-        """Run the teacher now, over all that `table` and `choose` need."""
-        _ = self._bases, self._judged
-
-    def table(self, tap: int, record_bytes: int) -> Array:
-        """Return the table that keeps the tokens of a tap in so many bytes."""
-        return self._bases[tap].table(record_bytes)
-
-    def choose(self, tap: int, fidelity: float) -> CodecChoice:
-        """Return the smallest codec that keeps a tap as well as ``auto:F`` asks.
-
-        Raises:
-            UsageError: none does, or there is no row to judge by.
-        """
-        return choose_codec(self._judged[tap], self._bases[tap], fidelity)
+    def table(self, array: str, record_bytes: int) -> Array:
+        """Return the table that keeps the tokens of an image array in so many bytes."""
+        return self.bases[array].table(record_bytes)
 
     @cached_property
-    def _sample(self) -> npt.NDArray[np.int64]:
-        return self._scan.order(self._spec.seed)[:CALIBRATION_ROWS]
+    def bases(self) -> dict[str, KltBasis]:
+        """The basis of each image array, fit to all of the sample but its first ninth."""
+        moments = {image.name: _Moments(*image.row_shape) for image in self._spec.images}
+        for arrays in self._features(self._rows[self._num_judged :], "rows to fit tables to"):
+            for array, features in arrays.items():
+                moments[array].add(features)
+        return {array: of_array.fit() for array, of_array in moments.items()}
 
     @cached_property
-    def _bases(self) -> dict[int, KltBasis]:
-        teacher = self._spec.teacher
-        num_tokens, width = teacher.num_image_tokens, teacher.image_width
-        moments = {tap: _Moments(num_tokens, width) for tap in teacher.image_taps}
-        rows = self._sample[len(self._sample) // _JUDGED_SHARE :]
-        for taps in self._features(rows, "calibration"):
-            for tap, features in taps.items():
-                moments[tap].add(features)
-        return {tap: of_tap.fit() for tap, of_tap in moments.items()}
-
-    @cached_property
-    def _judged(self) -> dict[int, torch.Tensor]:
-        rows = self._sample[: len(self._sample) // _JUDGED_SHARE]
-        made = list(self._features(rows, "rows to judge by"))
-        spec = self._spec.teacher
-        none = torch.empty(0, spec.num_image_tokens, spec.image_width)
+    def judged(self) -> dict[str, torch.Tensor]:
+        """The features to judge codecs by. Shape: (B, T, D) each; B may be 0."""
+        made = list(self._features(self._rows[: self._num_judged], "rows to judge codecs by"))
+        none = {image.name: torch.empty(0, *image.row_shape) for image in self._spec.images}
         return {
-            tap: torch.cat([taps[tap] for taps in made]) if made else none
-            for tap in spec.image_taps
+            array: torch.cat([arrays[array] for arrays in made] or [empty])
+            for array, empty in none.items()
         }
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return self._scan.order(self._spec.seed)[:SAMPLE_ROWS]
+
+    @property
+    def _num_judged(self) -> int:
+        return len(self._rows) // _JUDGED_SHARE
 
     def _features(
         self, rows: npt.NDArray[np.int64], what: str
-    ) -> Iterator[dict[int, torch.Tensor]]:
-        """Yield the features of rows, chunk by chunk, by tap; those of bad images left out."""
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the features of rows, chunk by chunk, by array; those of bad images left out."""
         spec = self._spec
         maker = ViewMaker(self._scan.paths, spec.view.augment, spec.seed)
         with tqdm(total=len(rows), desc=what, unit="image") as progress:
             for chunk in sample_chunks(self._scan, spec.seed, rows, spec.chunk_rows):
                 made = maker(chunk)
-                # A full chunk, as the builder always runs.
-                views = np.zeros((spec.chunk_rows, *made.views.shape[1:]), np.uint8)
-                views[: len(made.views)] = made.views
                 good = [idx for idx in range(len(made.views)) if idx not in made.bad]
-                taps = self._teacher.image_taps(torch.from_numpy(views))
-                yield {tap: features[good] for tap, features in taps.items()}
+                arrays = self._teacher.chunk_features(made.views, spec.chunk_rows)
+                yield {array: features[good] for array, features in arrays.items()}
                 progress.update(len(made.views))
 
 
 class _Moments:
-    """Sums over rows of a tap's standardised tokens."""
+    """Sums over rows of an image array's standardised tokens."""
 
     def __init__(self, num_tokens: int, width: int) -> None:
         self._count = 0
@@ -120,7 +104,7 @@ class _Moments:
 
 
 def fit_rows(features: torch.Tensor) -> KltBasis:
-    """Return the basis of some rows of a tap. Shape: (B, T, D)."""
+    """Return the basis of some rows of an image array. Shape: (B, T, D)."""
     moments = _Moments(*features.shape[1:])
     moments.add(features)
     return moments.fit()

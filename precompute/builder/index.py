@@ -1,10 +1,10 @@
 """The index of a cache: what its rows are. Made once, from a scan; made again if it was damaged.
 
-    scan ──► rows in their lasting order, labels, rejects ──► codecs, their tables ──► manifest
+    scan ──► rows in their lasting order, labels, rejects ──► tables of codecs ──► manifest
 
 The index is a function of the sources and of the spec, so a lost one can be made again, to the same
-bytes. Nothing is taken on trust: it is made beside the cache first, and takes its place only if it
-is the one that the manifest, or the commit records, are of.
+bytes. It is made in a scratch folder first, and is copied into the cache only if its `cache_id` is
+the one that the manifest, or the records of the units, carry.
 
 Shapes: N rows.
 """
@@ -14,67 +14,80 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePosixPath
 
-from ...shared.cache.codecs.choice import asked_fidelity
-from ...shared.cache.codecs.codecs import join_tap_codecs, klt_record_bytes
-from ...shared.cache.records import decode_record, encode_record
-from ...shared.cache.schema import COMMITS_FOLDER, MANIFEST_NAME, CacheSpec, Manifest
-from ...shared.cache.shards import (
-    GROUP_METADATA,
-    Array,
-    ArrayLayout,
-    encode_strings,
-    write_array,
-    write_metadata,
-)
+from ...shared.cache import names
+from ...shared.cache.json_record import decode_record, encode_record
+from ...shared.cache.names import MANIFEST_NAME
+from ...shared.cache.records import Manifest
+from ...shared.cache.shards import GROUP_METADATA, Array, ArrayLayout, write_array, write_metadata
+from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import LocalStorage, ReadStorage, scratch_folder
+from ...shared.cache.strings import encode_strings
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheCorruptError, CacheMismatchError
-from .calibrate import Calibration
-from .publish import encode_choice, publish_choice, publish_table
+from .calibrate import CodecSample
+from .publish_table import publish_table
 from .scan import Scan
 
-GROUPS = ("", "rows", "labels", "rejected", "image", "text")
-"""The Zarr groups of every cache."""
-CODEC_FOLDERS = ("codec", "choice")
-"""What a cache may have besides: tables of its codecs, and what they were chosen by."""
+
+def ensure_index(
+    storage: LocalStorage,
+    manifest: Manifest | None,
+    spec: CacheSpec,
+    scan: Scan,
+    sample: CodecSample,
+) -> Manifest:
+    """Make the index of a cache, or what is missing of it; return its manifest.
+
+    Args:
+        storage: Of the cache.
+        manifest: What there is; None: there is none, or it was lost.
+        spec: Of the cache, that of `manifest` if there is one.
+        scan: Of its sources.
+        sample: What tables of codecs are fit to, if one is missing.
+
+    Raises:
+        CacheMismatchError: what there is of the cache was made of something else.
+    """
+    if manifest is None:
+        return (restore_manifest if committed_cache_ids(storage) else write_index)(
+            storage, spec, scan, sample
+        )
+    if not is_index_whole(storage, manifest):
+        restore_index(storage, manifest, scan, sample)
+    return manifest
 
 
 def write_index(
     storage: LocalStorage,
     spec: CacheSpec,
     scan: Scan,
-    calibration: Calibration,
+    sample: CodecSample,
     shared: LocalStorage | None = None,
 ) -> Manifest:
     """Permute the rows and publish everything that says what they are; the manifest comes last.
 
     Args:
         storage: Where to.
-        spec: Of the cache; with codec ``auto:F`` the codec is chosen here.
+        spec: Of the cache.
         scan: Of its sources.
-        calibration: Makes what is not there yet of tables and choices.
-        shared: Where tables and choices may be, and are published first; None: `storage`.
+        sample: What tables of codecs are fit to, if they are not there yet.
+        shared: Where tables may be, and are published first; None: `storage`.
     """
     shared = shared or storage
     manifest = draft_manifest(spec, scan)
-    files = {name: storage.ensure(name, GROUP_METADATA) for name in map(_group, GROUPS)}
+    groups = map(names.metadata_file, names.GROUPS)
+    files = {name: storage.ensure(name, GROUP_METADATA) for name in groups}
     for layout, values in index_arrays(manifest, scan):
         files |= write_array(storage, layout, values)
-    manifest = _choose(replace(manifest, files=files), calibration, shared)
-    for key, name in manifest.choice_files().items():
-        files[name] = storage.ensure(name, encode_choice(manifest.choices[key]))
-    codecs = {f"block{tap}": codec for tap, codec in manifest.spec.tap_codecs.items()}
-    for key, layout in manifest.codec_layouts().items():
-        tap, name = int(key.removeprefix("block")), layout.shard_name(0)
-        make = partial(calibration.table, tap, klt_record_bytes(codecs[key]))
+    for array, layout in spec.codec_layouts(files).items():
+        name = layout.shard_name(0)
+        make = partial(sample.table, array, spec.image(array).codec.record_bytes)
         files[name] = publish_table(shared, layout, make)
         if shared is not storage:
             storage.write(name, shared.read(name))
         files |= write_metadata(storage, layout)
-        for folder in PurePosixPath(layout.name).parents[:-1]:
-            group = _group(str(folder))
+        for group in map(names.metadata_file, names.parents(layout.name)):
             files[group] = storage.ensure(group, GROUP_METADATA)
     manifest = replace(manifest, files=files)
     storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
@@ -103,45 +116,21 @@ def index_arrays(manifest: Manifest, scan: Scan) -> Iterator[tuple[ArrayLayout, 
     yield from ((layout, rejected[key]) for key, layout in manifest.rejected_layouts().items())
 
 
-def _choose(manifest: Manifest, calibration: Calibration, shared: LocalStorage) -> Manifest:
-    """Return the manifest with the codecs that ``auto:F`` takes; as it is if they are named."""
-    spec = manifest.spec
-    fidelity = asked_fidelity(spec.codec)
-    if fidelity is None:
-        return manifest
-    names = spec.choice_files(fidelity, manifest.files)
-    choices = {
-        f"block{tap}": publish_choice(
-            shared, names[f"block{tap}"], partial(calibration.choose, tap, fidelity)
-        )
-        for tap in spec.teacher.image_taps
-    }
-    codec = join_tap_codecs(choice.codec for choice in choices.values())
-    return replace(manifest, spec=replace(spec, codec=codec), choices=choices)
-
-
-def _group(folder: str) -> str:
-    return f"{folder}/zarr.json".lstrip("/")
-
-
 def is_index_whole(storage: ReadStorage, manifest: Manifest) -> bool:
     """Return whether every file of the index is there; a repair removes those that are damaged."""
     return all(storage.size(name) == file.num_bytes for name, file in manifest.files.items())
 
 
 def restore_index(
-    storage: LocalStorage, manifest: Manifest, scan: Scan, calibration: Calibration
+    storage: LocalStorage, manifest: Manifest, scan: Scan, sample: CodecSample
 ) -> None:
     """Put back the files of the index that are missing.
 
     Raises:
         CacheMismatchError: the index that comes out of `scan` is another one.
     """
-    # The manifest repeats them, so there is nothing to choose again.
-    for key, name in manifest.choice_files().items():
-        storage.ensure(name, encode_choice(manifest.choices[key]))
     with scratch_folder(storage) as scratch:
-        made = write_index(scratch, manifest.request, scan, calibration, storage)
+        made = write_index(scratch, manifest.spec, scan, sample, storage)
         if made.cache_id != manifest.cache_id:
             raise CacheMismatchError(
                 f"{storage}: its index has to be made again, and comes out as another "
@@ -153,7 +142,7 @@ def restore_index(
 
 
 def restore_manifest(
-    storage: LocalStorage, spec: CacheSpec, scan: Scan, calibration: Calibration
+    storage: LocalStorage, spec: CacheSpec, scan: Scan, sample: CodecSample
 ) -> Manifest:
     """Make manifest and index again for the units that are there.
 
@@ -161,7 +150,7 @@ def restore_manifest(
         CacheMismatchError: the units there are of another cache than `spec` and `scan` make.
     """
     with scratch_folder(storage) as scratch:
-        made = write_index(scratch, spec, scan, calibration, storage)
+        made = write_index(scratch, spec, scan, sample, storage)
         owners = committed_cache_ids(storage)
         if made.cache_id not in owners:
             raise CacheMismatchError(
@@ -178,7 +167,7 @@ def restore_manifest(
 def committed_cache_ids(storage: ReadStorage) -> set[str]:
     """Return the caches that the readable commit records below `storage` belong to."""
     owners = set()
-    for name in storage.names(COMMITS_FOLDER):
+    for name in storage.names(names.COMMITS_FOLDER):
         try:
             owners.add(str(decode_record(storage.read(name), name)["cache_id"]))
         except (CacheCorruptError, KeyError):
@@ -187,8 +176,8 @@ def committed_cache_ids(storage: ReadStorage) -> set[str]:
 
 
 def _differing(have: Manifest, made: Manifest) -> str:
-    names = sorted(set(have.files) | set(made.files))
-    return ", ".join(n for n in names if have.files.get(n) != made.files.get(n))
+    files = sorted(set(have.files) | set(made.files))
+    return ", ".join(name for name in files if have.files.get(name) != made.files.get(name))
 
 
 def _versions(manifest: Manifest) -> str:

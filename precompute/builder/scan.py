@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ...shared.cache.schema import REJECTION_REASONS, SourceSpec
+from ...shared.cache.records import REJECTION_REASONS
+from ...shared.cache.spec import SourceSpec
 from ...shared.charset import LabelProblem, LabelRules
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
@@ -79,7 +80,7 @@ class Scan:
         return np.argsort(hashes, kind="stable")
 
 
-def scan_sources(sources: dict[str, Path], rules: LabelRules) -> Scan:
+def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
     """Read every key and label of every source once, and no image.
 
     Raises:

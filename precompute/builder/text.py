@@ -2,7 +2,7 @@
 
 `clipocr cache build` makes the first; `clipocr cache text` adds others to a cache.
 
-Shapes: U unique strings, C context tokens, M trie nodes, D width.
+Shapes: U unique strings, C context tokens, M prefixes, D width.
 """
 
 from __future__ import annotations
@@ -16,49 +16,31 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from ...shared.cache import names
+from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.codecs.codecs import feature_codec
-from ...shared.cache.reader import FeatureCache, publish_seal, read_commits
-from ...shared.cache.schema import (
-    TOKENS,
-    Commit,
-    Manifest,
-    TeacherSpec,
-    TextSpec,
-    strings_layouts,
-)
+from ...shared.cache.reader import FeatureCache, publish_seal, read_committed
+from ...shared.cache.records import Committed, Manifest, TextRecord
 from ...shared.cache.shards import (
     GROUP_METADATA,
     Array,
     ArrayLayout,
     ArrayWriter,
-    encode_strings,
     write_array,
     write_metadata,
 )
+from ...shared.cache.spec import CacheSpec, TeacherSpec
 from ...shared.cache.storage import FileRecord, LocalStorage
+from ...shared.cache.strings import encode_strings
+from ...shared.cache.text_spec import TextArraySpec, TextSpec
 from ...shared.charset import Charset
+from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError, DataError, UsageError
 from ..teacher.clip import Teacher, load_teacher
-from ..teacher.tokens import TextTokenizer, TokenTrie, build_trie, padded_length, text_tokenizer
+from ..teacher.tokens import TextTokenizer, TokenTrie, build_trie, text_tokenizer
+from .config import TextConfig
 
-_EXACT = feature_codec("fp16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """What `clipocr cache text` was asked for."""
-
-    cache: Path
-    charset: Charset
-    tokens: str = "char"
-    """``char`` or ``word``."""
-    teacher: str | None = None
-    """``MODEL/WEIGHTS``; None: as the cache names it, which a weights file cannot be."""
-    device: torch.device = torch.device("cpu")
-
-    def __post_init__(self) -> None:
-        if self.tokens not in TOKENS:
-            raise UsageError(f"tokens is {self.tokens!r}, expected one of {', '.join(TOKENS)}")
+_EXACT = feature_codec(Codec.parse("fp16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,38 +67,37 @@ def add_text_table(config: TextConfig) -> TextSummary:
     """
     cache = FeatureCache.open(config.cache)
     storage, manifest = cache.folder, cache.manifest
-    commits = read_commits(storage, manifest, through_seal=False)
-    commit = find_text(commits, config.charset, config.tokens)
-    was_there = commit is not None
-    if commit is None:
+    committed = read_committed(storage, manifest, through_seal=False)
+    record = find_text(committed, config.charset, config.tokenizer)
+    was_there = record is not None
+    if record is None:
         teacher = load_same_teacher(
-            config.cache, manifest.spec.teacher, config.teacher, config.device
+            config.cache, manifest.spec, config.teacher, choose_device(config.device)
         )
         storage.sweep()
-        commit = build_text_table(
-            storage, manifest, cache.labels(), config.charset, teacher, tokens=config.tokens
+        record = build_text_table(
+            storage, manifest, cache.labels(), config.charset, teacher, config.tokenizer
         )
-        cache.publish(commit)
+        cache.publish(record)
     if cache.is_sealed:
         # Even if the table was there: a killed run may have published it and not the seal.
         publish_seal(storage, manifest)
-    assert commit.text is not None, commit
     return TextSummary(
-        spec=commit.text,
-        num_bytes=sum(file.num_bytes for file in commit.files.values()),
+        spec=record.spec,
+        num_bytes=sum(file.num_bytes for file in record.files.values()),
         was_there=was_there,
         teacher=manifest.spec.teacher,
     )
 
 
 def load_same_teacher(
-    place: str | Path, have: TeacherSpec, name: str | None, device: torch.device
+    place: str | Path, spec: CacheSpec, name: str | None, device: torch.device
 ) -> Teacher:
     """Load the teacher that made the cache at `place`.
 
     Args:
         place: Folder or address, for messages.
-        have: What the cache says of its teacher.
+        spec: Of the cache.
         name: ``MODEL/WEIGHTS``; None: as the cache names it, which a weights file cannot be.
         device: Where to run it.
 
@@ -125,6 +106,7 @@ def load_same_teacher(
         CacheMismatchError: other weights.
         TeacherError: CLIP weights cannot be had.
     """
+    have = spec.teacher
     if name is None and have.weights.startswith("file:"):
         raise UsageError(
             f"{place} was built with the weights file {have.weights[5:]}; "
@@ -132,8 +114,8 @@ def load_same_teacher(
         )
     teacher = load_teacher(
         name or have.name,
-        image_taps=have.image_taps,
-        text_taps=have.text_taps,
+        image_taps=spec.image_taps,
+        text_taps=spec.text_taps,
         precision=have.precision,
         device=device,
         activation=have.activation,
@@ -154,40 +136,27 @@ def build_text_table(
     labels: Sequence[str],
     charset: Charset,
     teacher: Teacher,
-    *,
-    tokens: str = "char",
-) -> Commit:
-    """Encode every label under `charset` and publish the table; return its commit, unpublished.
-
-    `tokens` is ``char`` or ``word``.
-
-    The padding positions after EOT are kept, because the official loss includes them.
+    tokenizer: str = "char",
+) -> TextRecord:
+    """Encode every label under `charset` and publish the table; return its record, unpublished.
 
     Raises:
         DataError: the charset leaves nothing of any label.
     """
-    draft = draft_text(
-        labels,
-        charset,
-        max_label_length=manifest.spec.labels.max_label_length,
-        context_length=teacher.context_length,
-        tokens=tokens,
-    )
+    draft = draft_text(labels, charset, manifest.spec.labels.max_label_length, teacher, tokenizer)
     spec = draft.spec
-    layouts = spec.layouts(manifest.spec.teacher, manifest.num_labels)
-    string_layouts = strings_layouts(f"text/{spec.name}", spec.num_strings, spec.num_string_bytes)
-    group = f"text/{spec.name}/zarr.json"
+    layouts = spec.string_layouts() | spec.layouts(manifest.num_labels)
+    group = names.metadata_file(names.text_group(spec.name))
     files = {group: storage.write(group, GROUP_METADATA)}
-    for key, layout in (string_layouts | layouts).items():
-        if key in draft.arrays:
-            files |= write_array(storage, layout, draft.arrays[key])
-    files |= _write_features(storage, layouts, draft.trie, teacher, manifest.spec.chunk_rows)
-    return Commit(name=f"text/{spec.name}", cache_id=manifest.cache_id, files=files, text=spec)
+    for key, values in draft.arrays.items():
+        files |= write_array(storage, layouts[key], values)
+    files |= _write_features(storage, spec, layouts, draft.trie, teacher, manifest.spec.chunk_rows)
+    return TextRecord(spec=spec, cache_id=manifest.cache_id, files=files)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDraft:
-    """All of a text table but what the teacher says."""
+    """All of a text table but its features."""
 
     spec: TextSpec
     trie: TokenTrie
@@ -198,53 +167,57 @@ class TextDraft:
 def draft_text(
     labels: Sequence[str],
     charset: Charset,
-    *,
     max_label_length: int,
-    context_length: int,
-    tokens: str = "char",
+    teacher: Teacher,
+    tokenizer: str = "char",
 ) -> TextDraft:
     """Apply a charset to the labels and number the token prefixes of what is left.
 
     Raises:
         DataError: nothing is left of any label.
     """
-    tokenizer = text_tokenizer(tokens)
-    strings, of_label = adapt_labels(labels, charset, tokenizer, max_label_length, context_length)
+    reads = text_tokenizer(tokenizer, max_label_length)
+    strings, of_label = adapt_labels(
+        labels, charset, reads, max_label_length, teacher.context_length
+    )
     if not strings:
         raise DataError(
             f"charset {charset.name} leaves nothing of any of the {len(labels)} labels; "
             "choose the charset these labels are written in"
         )
-    trie = build_trie(strings, tokenizer, max_label_length, pads=True)
-    arrays = encode_strings(strings) | {"of_label": of_label, "nodes": trie.label_nodes}
+    trie = build_trie(strings, reads)
+    arrays = encode_strings(strings) | {"of_label": of_label, "nodes": trie.nodes}
     spec = TextSpec(
-        name=f"{tokens}-{charset.name}",
-        tokens=tokens,
+        name=names.text_table(tokenizer, charset.name),
+        tokenizer=tokenizer,
+        context_length=trie.tokens.shape[1],
+        num_positions=reads.num_positions,
         charset_name=charset.name,
         characters=charset.characters,
         max_label_length=max_label_length,
         num_strings=len(strings),
         num_string_bytes=len(arrays["utf8"]),
-        num_nodes=trie.num_nodes,
-        pads=True,
+        num_prefixes=trie.num_prefixes,
+        arrays=tuple(
+            TextArraySpec(name=name, width=width, rows="string" if name == names.EOT else "prefix")
+            for name, width in teacher.text_widths.items()
+        ),
     )
     return TextDraft(spec=spec, trie=trie, arrays=arrays)
 
 
-def find_text(
-    commits: Mapping[str, Commit], charset: Charset, tokens: str = "char"
-) -> Commit | None:
+def find_text(committed: Committed, charset: Charset, tokenizer: str = "char") -> TextRecord | None:
     """Return the text table of a charset, if there is one.
 
     Raises:
         CacheMismatchError: there is one of that name, but of other characters.
     """
-    for commit in commits.values():
-        spec = commit.text
-        if spec is None or spec.tokens != tokens:
+    for record in committed.texts.values():
+        spec = record.spec
+        if spec.tokenizer != tokenizer:
             continue
         if spec.characters == charset.characters:
-            return commit
+            return record
         if spec.charset_name == charset.name:
             raise CacheMismatchError(
                 f"the cache's charset {charset.name} has {len(spec.characters)} characters, this "
@@ -270,10 +243,8 @@ def adapt_labels(
     def fits(string: str) -> bool:
         if not 1 <= len(string) <= max_label_length:
             return False
-        ids, ends = tokenizer.tokenize(string)
-        if len(ends) > max_label_length:
-            return False
-        return padded_length(ids, ends, max_label_length) <= context_length
+        sequence = tokenizer.tokenize(string)
+        return sequence is not None and sequence.length <= context_length
 
     ids: dict[str, int] = {}
     of_label = np.full(len(labels), -1, np.int32)
@@ -286,15 +257,24 @@ def adapt_labels(
 
 def _write_features(
     storage: LocalStorage,
-    layouts: dict[str, ArrayLayout],
+    spec: TextSpec,
+    layouts: Mapping[str, ArrayLayout],
     trie: TokenTrie,
     teacher: Teacher,
     batch_rows: int,
 ) -> dict[str, FileRecord]:
+    """Run the text encoder and publish the arrays of features."""
     num_strings, context = trie.tokens.shape
-    eot = np.empty((num_strings, teacher.spec.eot_width), np.float16)
-    taps = teacher.spec.text_taps
-    writers = {tap: ArrayWriter(storage, layouts[f"block{tap}"]) for tap in taps}
+    by_prefix = {
+        array.name: ArrayWriter(storage, layouts[array.name])
+        for array in spec.arrays
+        if array.rows == "prefix"
+    }
+    by_string = {
+        array.name: np.empty((num_strings, array.width), np.float16)
+        for array in spec.arrays
+        if array.rows == "string"
+    }
     try:
         with tqdm(total=num_strings, desc="text table", unit="label") as progress:
             for start in range(0, num_strings, batch_rows):
@@ -304,20 +284,23 @@ def _write_features(
                 position = np.zeros(batch_rows, np.int64)
                 tokens[: stop - start] = trie.tokens[start:stop]
                 position[: stop - start] = trie.eot_position[start:stop]
-                kept, projected = teacher.text_taps(
+                features = teacher.text_features(
                     torch.from_numpy(tokens), torch.from_numpy(position)
                 )
                 is_new = torch.from_numpy(trie.is_new[start:stop])
-                for tap, features in kept.items():
-                    writers[tap].append(_to_fp16(features[: stop - start].cpu()[is_new]))
-                eot[trie.order[start:stop]] = _to_fp16(projected[: stop - start].cpu())
+                for name, writer in by_prefix.items():
+                    writer.append(_to_fp16(features[name][: stop - start].cpu()[is_new]))
+                for name, rows in by_string.items():
+                    rows[trie.order[start:stop]] = _to_fp16(features[name][: stop - start].cpu())
                 progress.update(stop - start)
-        files = write_array(storage, layouts["eot"], eot)
-        for tap, writer in writers.items():
-            files |= {**write_metadata(storage, layouts[f"block{tap}"]), **writer.publish()}
+        files: dict[str, FileRecord] = {}
+        for name, rows in by_string.items():
+            files |= write_array(storage, layouts[name], rows)
+        for name, writer in by_prefix.items():
+            files |= {**write_metadata(storage, layouts[name]), **writer.publish()}
         return files
     finally:
-        for writer in writers.values():
+        for writer in by_prefix.values():
             writer.discard()
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead, process_pool, take_idle_time_only
+from ...shared.cache import names
 from ...shared.cache.codecs.codecs import filter_pixels, measure_fidelity
-from ...shared.cache.reader import FeatureCache, unit_name
-from ...shared.cache.schema import Commit
+from ...shared.cache.reader import FeatureCache
+from ...shared.cache.records import UnitRecord
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..teacher.clip import Teacher
 from .scan import hash_keys, sample_hashes
@@ -87,7 +87,8 @@ class UnitBuilder:
                     behind.on_exit(unit.discard)
                 # Encoded on this thread: torch would start a second team of threads for another,
                 # and on a CPU the two teams would hold each other up.
-                behind.submit(unit.append, made, unit.encode(made, self._teach(made)))
+                features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
+                behind.submit(unit.append, made, unit.encode(made, features))
                 if chunk.is_last:
                     behind.submit(unit.publish)
                     unit = None
@@ -96,7 +97,7 @@ class UnitBuilder:
         return num_built
 
     def _chunks(self, units: Sequence[tuple[int, int]], progress: tqdm[Any]) -> Iterator[_Chunk]:
-        names = [source.name for source in self._spec.sources]
+        source_names = [source.name for source in self._spec.sources]
         for view_idx, unit_idx in units:
             rows = self._cache.rows(unit_idx)
             source, lmdb_index = rows["source"], rows["lmdb_index"]
@@ -104,7 +105,7 @@ class UnitBuilder:
             if self._cache.is_committed(view_idx, unit_idx):
                 progress.update(num_rows)
                 continue
-            hashes = sample_hashes(self._spec.seed, names, source, lmdb_index)
+            hashes = sample_hashes(self._spec.seed, source_names, source, lmdb_index)
             for start in range(0, num_rows, chunk_rows):
                 part = slice(start, start + chunk_rows)
                 yield _Chunk(
@@ -118,15 +119,6 @@ class UnitBuilder:
                     is_last=start + chunk_rows >= num_rows,
                 )
 
-    def _teach(self, made: ViewChunk) -> dict[int, torch.Tensor]:
-        """Return each tap's features for a chunk. Shape: (B, T, D) each."""
-        # Always a full chunk: the shape of the batch must not depend on where the rows end.
-        num_rows = len(made.views)
-        views = np.zeros((self._spec.chunk_rows, *made.views.shape[1:]), np.uint8)
-        views[:num_rows] = made.views
-        taps = self._teacher.image_taps(torch.from_numpy(views))
-        return {tap: features[:num_rows] for tap, features in taps.items()}
-
 
 class _PendingUnit:
     """One unit on its way to disk."""
@@ -136,37 +128,36 @@ class _PendingUnit:
         self._view_idx, self._unit_idx = view_idx, unit_idx
         self._layouts = cache.spec.image_layouts(view_idx)
         self._writers = {
-            key: ArrayWriter(cache.folder, layout, unit_idx)
-            for key, layout in self._layouts.items()
+            array: ArrayWriter(cache.folder, layout, unit_idx)
+            for array, layout in self._layouts.items()
         }
         self._num_rows = 0
         self._bad: dict[int, str] = {}
         self._fidelity: dict[str, Mapping[str, float]] = {}
 
-    def encode(self, made: ViewChunk, features: Mapping[int, torch.Tensor]) -> dict[str, Array]:
+    def encode(self, made: ViewChunk, features: Mapping[str, torch.Tensor]) -> dict[str, Array]:
         """Return the stored form of a chunk's features by array; of bad images it is zeros."""
         bad = list(made.bad)
         good = [idx for idx in range(len(made.views)) if idx not in made.bad][:_FIDELITY_ROWS]
         encoded = {}
-        for tap, tap_features in features.items():
-            codec = self._cache.tap_codec(tap)
-            tap_features[bad] = 0
-            stored = codec.encode(tap_features)
-            key = f"block{tap}"
-            if key not in self._fidelity and good:
-                target = codec.target(tap_features[good])
-                self._fidelity[key] = measure_fidelity(target, codec.decode(stored[good]))
+        for array, of_array in features.items():
+            codec = self._cache.codec(array)
+            of_array[bad] = 0
+            stored = codec.encode(of_array)
+            if array not in self._fidelity and good:
+                target = codec.target(of_array[good])
+                self._fidelity[array] = measure_fidelity(target, codec.decode(stored[good]))
             stored[bad] = 0
-            encoded[key] = stored.cpu().numpy()
+            encoded[array] = stored.cpu().numpy()
         return encoded
 
     def append(self, made: ViewChunk, encoded: Mapping[str, Array]) -> None:
         """Write one chunk. On the writer thread, in order, as is all that follows."""
         first_row = self._cache.spec.unit_range(self._unit_idx)[0] + self._num_rows
         self._bad |= {first_row + idx: reason for idx, reason in made.bad.items()}
-        self._writers["pixels"].append(filter_pixels(made.views))
-        for key, stored in encoded.items():
-            self._writers[key].append(stored)
+        self._writers[names.PIXELS].append(filter_pixels(made.views))
+        for array, stored in encoded.items():
+            self._writers[array].append(stored)
         self._num_rows += len(made.views)
 
     def publish(self) -> None:
@@ -174,13 +165,14 @@ class _PendingUnit:
         start, stop = self._cache.spec.unit_range(self._unit_idx)
         assert self._num_rows == stop - start, (self._num_rows, start, stop)
         storage = self._cache.folder
-        group = f"image/view{self._view_idx}/zarr.json"
+        group = names.metadata_file(names.view_group(self._view_idx))
         files = {group: storage.ensure(group, GROUP_METADATA)}
-        for key, writer in self._writers.items():
-            files |= {**write_metadata(storage, self._layouts[key]), **writer.publish()}
+        for array, writer in self._writers.items():
+            files |= {**write_metadata(storage, self._layouts[array]), **writer.publish()}
         rows = self._cache.rows(self._unit_idx)
-        commit = Commit(
-            name=unit_name(self._view_idx, self._unit_idx),
+        record = UnitRecord(
+            view_idx=self._view_idx,
+            unit_idx=self._unit_idx,
             cache_id=self._cache.manifest.cache_id,
             files=files,
             rows=(start, stop),
@@ -188,7 +180,7 @@ class _PendingUnit:
             bad_rows=self._bad,
             fidelity=self._fidelity,
         )
-        self._cache.publish(commit)
+        self._cache.publish(record)
 
     def discard(self) -> None:
         """Remove temporary files; harmless after `publish`."""

@@ -30,12 +30,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="List bad images and rejected samples instead: source, LMDB key and reason, by tabs.",
 )
-@click.option(
-    "--plot",
-    type=NEW_PATH,
-    help="PNG to draw instead: what each codec took and kept when --codec auto chose.",
-)
-def info_command(cache_path: str | Path, lists_bad: bool, plot: Path | None) -> None:
+def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     """Say what a cache is, from what it was made, and what it weighs.
 
     CACHE is a folder, or an address such as s3://bucket/mjst.cache.
@@ -44,19 +39,11 @@ def info_command(cache_path: str | Path, lists_bad: bool, plot: Path | None) -> 
     Example:
       clipocr cache info mjst.cache
       clipocr cache info mjst.cache --bad
-      clipocr cache info mjst.cache --plot codecs.png
     """
     from tabulate import tabulate
 
     from ..inspect.info import describe_cache, list_bad_samples
 
-    if plot is not None:
-        from ..inspect.draw_choice import draw_choice
-
-        if lists_bad:
-            raise click.UsageError("pass --bad or --plot, not both")
-        click.echo(f"Wrote {draw_choice(cache_path, plot)}: the curves that codec auto chose by.")
-        return
     if lists_bad:
         for bad in list_bad_samples(cache_path):
             click.echo(f"{bad.source}\t{bad.lmdb_key}\t{bad.reason}")
@@ -372,7 +359,7 @@ def copy_command(
             source=source,
             out=out,
             fraction=fraction,
-            num_views=num_views,
+            views=num_views,
             image_taps=image_taps,
         )
     )

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from ...shared.cache.codecs.codecs import Pixels, unfilter_pixels
+from ...shared.cache.names import EOT, MANIFEST_NAME, PIXELS, TOKENIZERS
 from ...shared.cache.reader import FeatureCache
-from ...shared.cache.schema import MANIFEST_NAME, TOKENS
 from ...shared.charset import LabelProblem, LabelRules
 from ...shared.data.images import ImageProblemError, decode_image, stretch
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs, image_key
@@ -174,10 +174,11 @@ def compare_words(words: Sequence[AlignedWord], teacher: Teacher) -> tuple[Align
     pictures = torch.cat([teacher.image_embeddings(views[at]) for at in _batches(len(views))])
     labels = [word.label for word in words]
     cosines = {
-        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher)) for tokens in TOKENS
+        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher))
+        for tokens in TOKENIZERS
     }
     logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
-    probabilities = logits.softmax(dim=1).chunk(len(TOKENS), dim=1)
+    probabilities = logits.softmax(dim=1).chunk(len(TOKENIZERS), dim=1)
     return tuple(
         Alignment(tokens=tokens, cosines=of_tokens.numpy(), probabilities=shares.numpy())
         for (tokens, of_tokens), shares in zip(cosines.items(), probabilities, strict=True)
@@ -193,13 +194,13 @@ def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> torch.Tensor:
     """Return the projected EOT of each label. Shape: (N, E)."""
-    tokenizer = text_tokenizer(tokens)
-    sequences = [tokenizer.tokenize(label)[0] for label in labels]
-    context = max(map(len, sequences))
-    padded = torch.tensor([ids + [PAD_TOKEN] * (context - len(ids)) for ids in sequences])
-    eot = torch.tensor([len(ids) - 1 for ids in sequences])
+    tokenizer = text_tokenizer(tokens, teacher.context_length)
+    sequences = [s for s in map(tokenizer.tokenize, labels) if s is not None]
+    context = max(len(s.ids) for s in sequences)
+    padded = torch.tensor([s.ids + [PAD_TOKEN] * (context - len(s.ids)) for s in sequences])
+    eot = torch.tensor([s.eot_position for s in sequences])
     batches = _batches(len(labels))
-    return torch.cat([teacher.text_taps(padded[at], eot[at])[1] for at in batches])
+    return torch.cat([teacher.text_features(padded[at], eot[at])[EOT] for at in batches])
 
 
 def _batches(num_rows: int) -> list[slice]:
@@ -237,7 +238,7 @@ def _as_cache(source: str | Path) -> FeatureCache | None:
 
 def _load_teacher(config: AlignConfig, cache: FeatureCache | None) -> Teacher:
     if cache is not None:
-        return load_same_teacher(config.source, cache.spec.teacher, config.teacher, config.device)
+        return load_same_teacher(config.source, cache.spec, config.teacher, config.device)
     # The taps are not looked at, but a teacher has some.
     return load_teacher(
         config.teacher or "ViT-B-16/openai",
@@ -256,11 +257,11 @@ def _draw_words(
     It lower-cases, so of labels that differ in case only the first is taken; and labels that take
     more tokens than the encoder has positions are left out.
     """
-    tokenizers = [text_tokenizer(tokens) for tokens in TOKENS]
+    tokenizers = [text_tokenizer(tokens, context_length) for tokens in TOKENIZERS]
     words: dict[str, AlignedWord] = {}
     for word in _words_of_lmdbs(config) if cache is None else _words_of_cache(config, cache):
-        longest = max(len(tokenizer.tokenize(word.label)[0]) for tokenizer in tokenizers)
-        if longest <= context_length:
+        sequences = [tokenizer.tokenize(word.label) for tokenizer in tokenizers]
+        if all(sequence and len(sequence.ids) <= context_length for sequence in sequences):
             words.setdefault(word.label.lower(), word)
         if len(words) == config.num_words:
             break
@@ -316,7 +317,7 @@ def _words_of_cache(config: AlignConfig, cache: FeatureCache) -> Iterator[Aligne
         for row in range(start, stop):
             if row in bad:
                 continue
-            stored = torch.from_numpy(cache.view_reader(0, "pixels").rows(row, row + 1).copy())
+            stored = torch.from_numpy(cache.image_reader(0, PIXELS).rows(row, row + 1).copy())
             source = cache.spec.sources[columns["source"][row - start]].name
             key = image_key(int(columns["lmdb_index"][row - start])).decode()
             yield AlignedWord(

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...shared.cache import names
 from ...shared.cache.reader import FeatureCache
 from ...shared.data.word_lmdb import image_key, label_key
 
@@ -36,7 +37,6 @@ def describe_cache(path: str | Path) -> CacheDescription:
     # A unit of bad images only has none.
     fidelity = [unit.fidelity for unit in units if unit.fidelity]
     random = " (RANDOM weights: for trying the pipeline only)" if teacher.is_random else ""
-    tap_shape = f"{teacher.num_image_tokens} tokens of {teacher.image_width}"
     unicode = "Unicode kept" if spec.labels.keep_unicode else "NFKD to ASCII"
     facts = [
         ("cache id", cache.manifest.cache_id),
@@ -44,9 +44,10 @@ def describe_cache(path: str | Path) -> CacheDescription:
         ("teacher", teacher.name + random),
         ("weights", f"sha256 {teacher.weights_sha256[:16]}..., {teacher.activation}"),
         ("precision", teacher.precision),
-        ("image taps", f"{_list(teacher.image_taps)}: {tap_shape} each, codec {spec.codec}"),
-        *_choice(cache),
-        ("text taps", f"{_list(teacher.text_taps)}: {teacher.text_width} wide each"),
+        *(
+            (f"image {a.name}", f"{a.num_tokens} tokens of {a.width}, codec {a.codec}")
+            for a in spec.images
+        ),
         (
             "views",
             f"{cache.num_views}, {spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}",
@@ -64,18 +65,19 @@ def describe_cache(path: str | Path) -> CacheDescription:
             (
                 "text table",
                 f"{text.name}: {text.num_strings:,} labels of {len(text.characters)} characters, "
-                f"{text.num_nodes:,} prefixes",
+                f"{text.num_prefixes:,} prefixes; "
+                + ", ".join(f"{a.name} ({a.width})" for a in text.arrays),
             )
             for text in cache.text_specs()
         ),
         *(
             (
-                f"fidelity, {tap}",
-                f"centred cosine {min(f[tap]['cosine_p50'] for f in fidelity):.6f} (median), "
-                f"{min(f[tap]['cosine_p01'] for f in fidelity):.6f} (1st percentile); "
-                f"Gram error {max(f[tap]['gram_l1'] for f in fidelity):.6f}",
+                f"fidelity, {array}",
+                f"centred cosine {min(f[array]['cosine_p50'] for f in fidelity):.6f} (median), "
+                f"{min(f[array]['cosine_p01'] for f in fidelity):.6f} (1st percentile); "
+                f"Gram error {max(f[array]['gram_l1'] for f in fidelity):.6f}",
             )
-            for tap in (fidelity[0] if fidelity else ())
+            for array in (fidelity[0] if fidelity else ())
         ),
         ("built with", ", ".join(f"{k} {v}" for k, v in cache.manifest.built_with.items())),
     ]
@@ -85,24 +87,6 @@ def describe_cache(path: str | Path) -> CacheDescription:
         num_rows=spec.num_rows,
         num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
     )
-
-
-def _choice(cache: FeatureCache) -> list[tuple[str, str]]:
-    """Return what to say of how the codecs were chosen; nothing if they were named."""
-    choices = list(cache.manifest.choices.values())
-    if not choices:
-        return []
-    target = choices[0].target
-    row_bytes = " + ".join(f"{choice.chosen.row_bytes:,}" for choice in choices)
-    exact = 2 * cache.spec.teacher.num_image_tokens * cache.spec.teacher.image_width
-    return [
-        (
-            "codec chosen",
-            f"auto, fidelity {target.cosine_p50:g}: {row_bytes} bytes a row, {exact:,} each in "
-            f"fp16; measured on {choices[0].num_judged:,} rows",
-        ),
-        ("codec target", f"{target}"),
-    ]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -125,9 +109,9 @@ def list_bad_samples(path: str | Path) -> list[BadSample]:
     cache = FeatureCache.open(path)
     # Views share their images, so a row that is bad in one is bad in all.
     reasons: dict[int, dict[int, str]] = {}
-    for commit in cache.commits.values():
-        if commit.bad_rows:
-            reasons.setdefault(commit.rows[0], {}).update(commit.bad_rows)
+    for unit in cache.committed.units.values():
+        if unit.bad_rows:
+            reasons.setdefault(unit.rows[0], {}).update(unit.bad_rows)
     found = []
     for start, bad_rows in reasons.items():
         rows = cache.rows(start // cache.spec.unit_rows)
@@ -148,10 +132,6 @@ def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:
     )
 
 
-def _list(taps: tuple[int, ...]) -> str:
-    return ", ".join(map(str, taps))
-
-
 def _counts(counter: Counter[str]) -> str:
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in counter.most_common())
     return f"{counter.total():,}" + (f" ({reasons})" if reasons else "")
@@ -161,10 +141,8 @@ def _bytes_by_part(cache: FeatureCache) -> dict[str, int]:
     parts: Counter[str] = Counter()
     for file in cache.manifest.files.values():
         parts["index"] += file.num_bytes
-    for commit in cache.commits.values():
-        for name, file in commit.files.items():
-            # image/view0/block3/c/0/0/0 -> image/view0/block3; text/char-36/eot/... -> text/char-36
-            depth = 3 if commit.text is None else 2
-            part = "/".join(name.split("/")[:depth])
-            parts["metadata" if name.endswith("zarr.json") else part] += file.num_bytes
+    for record in cache.committed:
+        for name, file in record.files.items():
+            part = "metadata" if names.is_metadata(name) else names.part_of(name)
+            parts[part] += file.num_bytes
     return dict(sorted(parts.items()))

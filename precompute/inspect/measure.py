@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...shared.cache.codecs.codecs import Pixels, feature_codec, klt_record_bytes
-from ...shared.cache.schema import CacheSpec
+from ...shared.cache.codecs.codec import Codec
+from ...shared.cache.codecs.codecs import Pixels, feature_codec
 from ...shared.cache.shards import Array, ArrayWriter
+from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import LocalStorage
 from ..builder.calibrate import fit_rows, sample_chunks
 from ..builder.scan import Scan
@@ -66,28 +67,27 @@ def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:
     batch = torch.from_numpy(_repeated(views, chunk_rows))
 
     def work(size: int) -> None:
-        for features in teacher.image_taps(batch[:size]).values():
+        for features in teacher.image_features(batch[:size]).values():
             features.cpu()
 
     return _rate(work, chunk_rows)
 
 
-def measure_encoding(features: Mapping[int, torch.Tensor], codecs: Mapping[int, str]) -> float:
-    """Return rows/s of all taps that their codecs encode.
+def measure_encoding(features: Mapping[str, torch.Tensor], codecs: Mapping[str, Codec]) -> float:
+    """Return rows/s of all image arrays that their codecs encode.
 
     Args:
-        features: Of some rows, by tap. Shape: (B, T, D) each.
-        codecs: Of each tap. Tables, where there are any, are fitted to those features.
+        features: Of some rows, by array. Shape: (B, T, D) each.
+        codecs: Of each array. Tables, where there are any, are fitted to those features.
     """
     ready = {}
-    for tap, name in codecs.items():
-        record_bytes = klt_record_bytes(name)
-        table = fit_rows(features[tap]).table(record_bytes) if record_bytes else None
-        ready[tap] = feature_codec(name, table)
+    for array, codec in codecs.items():
+        basis = fit_rows(features[array]) if codec.has_table else None
+        ready[array] = feature_codec(codec, basis.table(codec.record_bytes) if basis else None)
 
     def work(size: int) -> None:
-        for tap, codec in ready.items():
-            codec.encode(features[tap][:size]).cpu()
+        for array, coder in ready.items():
+            coder.encode(features[array][:size]).cpu()
 
     return _rate(work, len(next(iter(features.values()))))
 
@@ -98,7 +98,7 @@ def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:
     position = torch.from_numpy(_repeated(trie.eot_position[:chunk_rows], chunk_rows))
 
     def work(size: int) -> None:
-        for features in teacher.text_taps(tokens[:size], position[:size])[0].values():
+        for features in teacher.text_features(tokens[:size], position[:size]).values():
             features.cpu()
 
     return _rate(work, chunk_rows)
@@ -110,7 +110,7 @@ def measure_disk(spec: CacheSpec, stored: Array, array: str, folder: Path | None
     Args:
         spec: Of the cache to be.
         stored: Some encoded rows of `array`.
-        array: ``block{i}``.
+        array: Name of an image array.
         folder: Where the files are written, and removed again; None: that of temporary files.
     """
     num_rows = min(spec.unit_rows, -(-_WRITTEN_ROWS // spec.chunk_rows) * spec.chunk_rows)

@@ -2,37 +2,36 @@
 
 Rows, labels, prefixes and every array's size but the pixels' are exact: the sources are scanned,
 the labels tokenised and the layouts weighed as the builder does. Pixels and all times come from a
-timed sample on this machine. Which codecs ``auto:F`` would take is measured as the builder does it,
-if that is asked for. Nothing is kept.
+timed sample on this machine. Which codecs keep a fidelity in the fewest bytes is measured if that
+is asked for; the build takes no choices. Nothing is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 
-from ...shared.cache.codecs.choice import asked_fidelity, auto_codec
-from ...shared.cache.codecs.codecs import (
-    FEATURE_CODEC_NAMES,
-    feature_codec,
-    join_tap_codecs,
-)
-from ...shared.cache.schema import REJECTION_REASONS, CacheSpec, ViewSpec
-from ...shared.charset import Charset, LabelRules
+from ...shared.cache import names
+from ...shared.cache.codecs.codec import CODEC_EXAMPLES, Codec, codec_per_array
+from ...shared.cache.codecs.codecs import feature_codec
+from ...shared.cache.records import REJECTION_REASONS
+from ...shared.cache.spec import CacheSpec, ImageArraySpec, ViewSpec
 from ...shared.data.word_lmdb import find_named_lmdbs
+from ...shared.device import choose_device
 from ...shared.errors import UsageError
-from ..builder.calibrate import CALIBRATION_ROWS, Calibration
+from ..builder.calibrate import SAMPLE_ROWS, CodecSample
+from ..builder.config import default_precision
 from ..builder.scan import Scan, scan_sources
 from ..builder.text import TextDraft, draft_text
 from ..teacher.clip import Teacher, load_teacher
+from .choose import choose_codec
 from .measure import (
     SampleViews,
     make_views,
@@ -41,60 +40,11 @@ from .measure import (
     measure_images,
     measure_labels,
 )
+from .plan_config import PlanConfig
 from .weigh import weigh_index, weigh_tables, weigh_text, weigh_view
 
 _ENCODED_ROWS = 64
 """Rows of features that are encoded, to time codecs and disk; enough for the components of klt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """What `clipocr cache plan` was asked for; fields as in `BuildConfig`."""
-
-    data: tuple[Path, ...]
-    out: Path | None = None
-    """Where the cache would be, to measure that disk; None: the disk of temporary files."""
-    teacher: str = "ViT-B-16/openai"
-    """Its weights are loaded for `fidelity` only: random ones of the same shape take the same
-    time."""
-    fidelity: float | None = None
-    """Plan for codec ``auto:F`` too; as slow as a few thousand images are."""
-    device: torch.device = torch.device("cpu")
-    precision: str | None = None
-    image_taps: tuple[int, ...] = (3, 6, 9)
-    text_taps: tuple[int, ...] = (3, 6, 9)
-    charsets: tuple[Charset, ...]
-    labels: LabelRules = LabelRules()
-    augment: str = "clean"
-    """Of the plan for one view; several are always ``randaugment``."""
-    views: tuple[int, ...] = (1, 2, 5)
-    """The numbers of views to plan for."""
-    seed: int = 0
-    unit_rows: int = 16384
-    chunk_rows: int = 256
-    num_workers: int = 0
-    num_cores: int = 1
-    """Cores that a teacher on the CPU shares with the decoding of images."""
-
-    def __post_init__(self) -> None:
-        if not self.views or min(self.views) < 1:
-            raise UsageError(f"views are {self.views}, expected numbers from 1 on")
-        if self.chunk_rows < 1 or self.unit_rows < 1 or self.unit_rows % self.chunk_rows:
-            raise UsageError(
-                f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
-            )
-
-    def augment_of(self, num_views: int) -> str:
-        """Return how that many views would be made; several clean ones would all be the same."""
-        return self.augment if num_views == 1 else "randaugment"
-
-    @property
-    def disk(self) -> Path | None:
-        """An existing folder on the disk that the cache would be on."""
-        if self.out is None:
-            return None
-        out = self.out.absolute()
-        return next(folder for folder in (out, *out.parents) if folder.is_dir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +58,6 @@ class Rates:
     """Images through the teacher."""
     encoded_per_s: Mapping[str, float]
     """Codec -> rows of all taps that it encodes where the teacher runs."""
-    choice_s: float
-    """Time it took to compare codecs for ``auto:F``; 0 if that was not asked for."""
     labels_per_s: float
     """Labels through the text encoder."""
     written_bytes_per_s: float
@@ -142,7 +90,7 @@ class TextPlan:
     name: str
     num_strings: int
     """U: unique labels that are left of it."""
-    num_nodes: int
+    num_prefixes: int
     """M: token prefixes, the pads of the official loss included."""
     num_left_out: int
     """Unique labels of which nothing is left."""
@@ -171,7 +119,7 @@ class Plan:
     costs: tuple[Cost, ...]
     """For each codec and number of views."""
     chosen_codec: str | None
-    """What ``auto:F`` would take for each tap, if that was asked for."""
+    """What keeps the fidelity that was asked for in the fewest bytes, as ``--codec`` takes it."""
     assumptions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -188,18 +136,14 @@ def plan_cache(config: PlanConfig) -> Plan:
         UsageError: the teacher or a tap is not possible.
     """
     sources = find_named_lmdbs(config.data)
-    teacher = _load_teacher(config)
+    device = choose_device(config.device)
+    teacher = _load_teacher(config, device)
     teacher.require_room(config.labels.max_label_length)
     started = time.perf_counter()
     scan = scan_sources(sources, config.labels)
     scan_s = time.perf_counter() - started
     drafts = [
-        draft_text(
-            scan.labels,
-            charset,
-            max_label_length=config.labels.max_label_length,
-            context_length=teacher.context_length,
-        )
+        draft_text(scan.labels, charset, config.labels.max_label_length, teacher)
         for charset in config.charsets
     ]
     spec = _spec(config, teacher, scan)
@@ -207,14 +151,15 @@ def plan_cache(config: PlanConfig) -> Plan:
     augments = {config.augment_of(num_views) for num_views in config.views}
     samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
     first_sample = next(iter(samples.values()))
-    codecs = {name: name for name in _possible_codecs(spec)}
-    chosen, choice_s = None, 0.0
+    specs = {spec.codec: spec for spec in _possible_specs(spec)}
+    chosen = None
     if config.fidelity is not None:
-        chosen, choice_s = _choose(spec, scan, teacher, config.fidelity)
-        codecs[auto_codec(config.fidelity)] = chosen
-    rates = _measure(config, spec, scan_s, choice_s, teacher, samples, codecs, drafts[0])
+        smallest = _with_smallest_codecs(spec, scan, teacher, config.fidelity)
+        chosen = smallest.codec
+        specs[chosen] = smallest
+    rates = _measure(config, specs, scan_s, teacher, samples, drafts[0])
     parts = {
-        f"text/{draft.spec.name}": weigh_text(spec, draft, len(scan.labels)) for draft in drafts
+        names.text_group(draft.spec.name): weigh_text(draft, len(scan.labels)) for draft in drafts
     }
     num_strings = sum(draft.spec.num_strings for draft in drafts)
     measured = _Measured(
@@ -224,13 +169,13 @@ def plan_cache(config: PlanConfig) -> Plan:
         fixed_s=scan_s + num_strings / rates.labels_per_s,
     )
     costs = [
-        _cost(config, measured, name, replace(spec, codec=codec), num_views)
-        for name, codec in codecs.items()
+        _cost(config, measured, device.type, of_codec, num_views)
+        for of_codec in specs.values()
         for num_views in config.views
     ]
     return Plan(
         teacher=config.teacher,
-        device=str(config.device),
+        device=str(device),
         precision=teacher.spec.precision,
         sources={source.name: source.num_samples for source in scan.sources},
         num_rows=spec.num_rows,
@@ -240,7 +185,7 @@ def plan_cache(config: PlanConfig) -> Plan:
             TextPlan(
                 name=draft.spec.name,
                 num_strings=draft.spec.num_strings,
-                num_nodes=draft.spec.num_nodes,
+                num_prefixes=draft.spec.num_prefixes,
                 num_left_out=int((draft.arrays["of_label"] < 0).sum()),
             )
             for draft in drafts
@@ -250,7 +195,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         rates=rates,
         costs=tuple(costs),
         chosen_codec=chosen,
-        assumptions=_assumptions(config, len(first_sample.views), chosen),
+        assumptions=_assumptions(config, device.type, len(first_sample.views), chosen),
     )
 
 
@@ -268,24 +213,22 @@ class _Measured:
 
 
 def _cost(
-    config: PlanConfig, measured: _Measured, name: str, spec: CacheSpec, num_views: int
+    config: PlanConfig, measured: _Measured, device_type: str, spec: CacheSpec, num_views: int
 ) -> Cost:
-    """Return what a build takes with codec `name`; `spec` has the codecs that this makes."""
+    """Return what the build of a spec takes."""
     rates, augment = measured.rates, config.augment_of(num_views)
     of_view = weigh_view(spec, measured.samples[augment].views)
     view_s, bottleneck = _image_seconds(
-        config, rates, name, augment, sum(of_view.values()), spec.num_rows
+        config, rates, device_type, spec.codec, augment, sum(of_view.values()), spec.num_rows
     )
-    table_bytes = weigh_tables(spec)
-    is_auto = asked_fidelity(name) is not None
-    sample_s = rates.choice_s if is_auto else 0.0
-    if is_auto or table_bytes:
-        sample_rows = min(CALIBRATION_ROWS, spec.num_rows)
-        sample_s += sample_rows * (1 / rates.images_per_s + 1 / rates.views_per_s[augment])
+    table_bytes, sample_s = weigh_tables(spec), 0.0
+    if table_bytes:
+        sample_rows = min(SAMPLE_ROWS, spec.num_rows)
+        sample_s = sample_rows * (1 / rates.images_per_s + 1 / rates.views_per_s[augment])
     bytes_by_part = {key: num_views * n for key, n in of_view.items()} | dict(measured.parts)
     bytes_by_part["index"] += table_bytes
     return Cost(
-        codec=name,
+        codec=spec.codec,
         num_views=num_views,
         augment=augment,
         bytes_by_part=bytes_by_part,
@@ -294,14 +237,22 @@ def _cost(
     )
 
 
-def _choose(spec: CacheSpec, scan: Scan, teacher: Teacher, fidelity: float) -> tuple[str, float]:
-    """Return what ``auto:F`` takes for each tap, and the time that comparing codecs took."""
-    calibration = Calibration(spec, scan, teacher)
-    calibration.run()
-    started = time.perf_counter()
-    choices = [calibration.choose(tap, fidelity) for tap in spec.teacher.image_taps]
-    seconds = time.perf_counter() - started
-    return join_tap_codecs(choice.codec for choice in choices), seconds
+def _with_smallest_codecs(
+    spec: CacheSpec, scan: Scan, teacher: Teacher, fidelity: float
+) -> CacheSpec:
+    """Return the spec with the codecs that keep a fidelity in the fewest bytes."""
+    sample = CodecSample(spec, scan, teacher)
+    codecs = {
+        array: choose_codec(sample.judged[array], sample.bases[array], fidelity).codec
+        for array in spec.image_names
+    }
+    return _with_codecs(spec, codecs)
+
+
+def _with_codecs(spec: CacheSpec, codecs: Mapping[str, Codec]) -> CacheSpec:
+    return replace(
+        spec, images=tuple(replace(image, codec=codecs[image.name]) for image in spec.images)
+    )
 
 
 def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
@@ -309,7 +260,11 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
         teacher=teacher.spec,
         view=ViewSpec(),
         labels=config.labels,
-        codec=FEATURE_CODEC_NAMES[0],
+        images=tuple(
+            ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=CODEC_EXAMPLES[0])
+            for name, (num_tokens, width) in teacher.image_shapes.items()
+        ),
+        text_taps=config.text_taps,
         seed=config.seed,
         sources=scan.sources,
         num_rows=len(scan.row_source),
@@ -318,40 +273,33 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
     )
 
 
-def _possible_codecs(spec: CacheSpec) -> list[str]:
-    """Return the codecs that can hold tokens of this width; a toy's are too small for some."""
-    names = []
-    for name in FEATURE_CODEC_NAMES:
+def _possible_specs(spec: CacheSpec) -> Iterator[CacheSpec]:
+    """Yield the spec with each codec that can hold tokens of this width; a toy's are too small."""
+    for codec in CODEC_EXAMPLES:
+        made = _with_codecs(spec, codec_per_array((codec,), spec.image_names))
         with contextlib.suppress(UsageError):
-            replace(spec, codec=name).image_layouts(0)
-            names.append(name)
-    return names
+            made.image_layouts(0)
+            yield made
 
 
-def _load_teacher(config: PlanConfig) -> Teacher:
+def _load_teacher(config: PlanConfig, device: torch.device) -> Teacher:
     """Return the teacher if its features are to be judged, else one that takes the same time."""
-    precision = config.precision or ("fp16" if config.device.type == "cuda" else "fp32")
-    if config.fidelity is not None:
-        return load_teacher(
-            config.teacher,
-            image_taps=config.image_taps,
-            text_taps=config.text_taps,
-            precision=precision,
-            device=config.device,
-        )
-    model, separator, weights = config.teacher.partition("/")
-    if not separator or not weights:
-        raise UsageError(f"teacher {config.teacher!r} is not MODEL/WEIGHTS")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    # QuickGELU is three operations where GELU is one.
-    is_quick = weights in tags and open_clip.get_pretrained_cfg(model, weights).get("quick_gelu")
+    name, activation = config.teacher, None
+    if config.fidelity is None:
+        model, separator, weights = config.teacher.partition("/")
+        if not separator or not weights:
+            raise UsageError(f"teacher {config.teacher!r} is not MODEL/WEIGHTS")
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        if weights in tags and open_clip.get_pretrained_cfg(model, weights).get("quick_gelu"):
+            activation = "quickgelu"  # Three operations where GELU is one.
+        name = f"{model}/random:0"
     return load_teacher(
-        f"{model}/random:0",
+        name,
         image_taps=config.image_taps,
         text_taps=config.text_taps,
-        precision=precision,
-        device=config.device,
-        activation="quickgelu" if is_quick else None,
+        precision=config.precision or default_precision(device.type),
+        device=device,
+        activation=activation,
     )
 
 
@@ -362,35 +310,34 @@ def _count_rejected(scan: Scan) -> dict[str, int]:
 
 def _measure(
     config: PlanConfig,
-    spec: CacheSpec,
+    specs: Mapping[str, CacheSpec],
     scan_s: float,
-    choice_s: float,
     teacher: Teacher,
     samples: Mapping[str, SampleViews],
-    codecs: Mapping[str, str],
     draft: TextDraft,
 ) -> Rates:
+    spec = next(iter(specs.values()))
     views = next(iter(samples.values())).views
-    features = teacher.image_taps(torch.from_numpy(views[:_ENCODED_ROWS]))
-    tap, of_tap = next(iter(features.items()))
-    stored = feature_codec(spec.codec).encode(of_tap).cpu().numpy()
+    features = teacher.image_features(torch.from_numpy(views[:_ENCODED_ROWS]))
+    image = spec.images[0]
+    stored = feature_codec(image.codec).encode(features[image.name]).cpu().numpy()
     return Rates(
         scan_s=scan_s,
-        choice_s=choice_s,
         views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
         images_per_s=measure_images(teacher, views, spec.chunk_rows),
         encoded_per_s={
-            name: measure_encoding(features, replace(spec, codec=codec).tap_codecs)
-            for name, codec in codecs.items()
+            codec: measure_encoding(features, {image.name: image.codec for image in some.images})
+            for codec, some in specs.items()
         },
         labels_per_s=measure_labels(teacher, draft.trie, spec.chunk_rows),
-        written_bytes_per_s=measure_disk(spec, stored, f"block{tap}", config.disk),
+        written_bytes_per_s=measure_disk(spec, stored, image.name, config.disk),
     )
 
 
 def _image_seconds(
     config: PlanConfig,
     rates: Rates,
+    device_type: str,
     codec: str,
     augment: str,
     view_bytes: int,
@@ -401,34 +348,36 @@ def _image_seconds(
     teacher_s = num_rows * (1 / rates.images_per_s + 1 / rates.encoded_per_s[codec])
     disk_s = view_bytes / rates.written_bytes_per_s
     views_s = num_rows / rates.views_per_s[augment]
-    if config.device.type == "cpu":
+    if device_type == "cpu":
         # They share the cores, so the two add up.
         times = {"teacher": teacher_s + views_s / config.num_cores, "disk": disk_s}
     else:
         times = {
             "teacher": teacher_s,
-            "views": views_s / max(config.num_workers, 1),
+            "views": views_s / max(config.num_workers(device_type), 1),
             "disk": disk_s,
         }
     bottleneck = max(times, key=lambda part: times[part])
     return times[bottleneck], bottleneck
 
 
-def _assumptions(config: PlanConfig, num_sampled: int, chosen: str | None) -> tuple[str, ...]:
+def _assumptions(
+    config: PlanConfig, device_type: str, num_sampled: int, chosen: str | None
+) -> tuple[str, ...]:
     shared = (
         f"views are made on the teacher's {config.num_cores} cores"
-        if config.device.type == "cpu"
-        else f"views are made by {max(config.num_workers, 1)} worker processes"
+        if device_type == "cpu"
+        else f"views are made by {max(config.num_workers(device_type), 1)} worker processes"
     )
     lines = [
         "features, text and index are exact to the byte; pixels are scaled up from "
         f"{num_sampled:,} real views; zarr.json files and commit records are not counted",
         ("the teacher ran" if chosen else "the teacher ran with random weights of the same shapes,")
         + f" in batches of up to {config.chunk_rows}; {shared}",
-        "codec auto may take less: --fidelity 0.99 measures what, with the teacher's own weights"
+        "--fidelity 0.99 measures which codecs keep that in the fewest bytes, with the teacher's "
+        "own weights"
         if chosen is None
-        else f"codec auto at fidelity {config.fidelity} takes {chosen}, here; other devices may "
-        "differ by a byte",
+        else f"fidelity {config.fidelity} is kept by --codec {chosen}",
         f"the disk is that of {config.disk or 'temporary files; --out names another'}",
         "one process; N of them, each with a device of its own, take about an N-th of the time",
     ]

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...shared.cache.codecs.codecs import Pixels, unfilter_pixels
+from ...shared.cache.names import PIXELS, block_name
 from ...shared.cache.reader import FeatureCache
 from ...shared.data.word_lmdb import image_key
 from ...shared.errors import CacheMismatchError, CacheMissingError, UsageError
@@ -99,11 +100,11 @@ def show_cache(config: ShowConfig) -> ShowSummary:
     cache = FeatureCache.open(config.cache)
     spec, teacher = cache.spec, cache.spec.teacher
     num_views = _choose_views(cache, config.num_views)
-    tap = teacher.image_taps[-1] if config.tap is None else config.tap
-    cache.require_taps("image", (tap,))
+    tap = spec.image_taps[-1] if config.tap is None else config.tap
+    cache.require_images((block_name(tap),))
     rows = _read_rows(cache, config, num_views, tap)
     explained = _color(rows)
-    num_patches = teacher.num_image_tokens - 1
+    num_patches = spec.image(block_name(tap)).num_tokens - 1
     header = [
         f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of {cache.num_views} "
         f"{'view' if cache.num_views == 1 else 'views'} ({spec.view.augment}, "
@@ -148,7 +149,7 @@ def _read_rows(cache: FeatureCache, config: ShowConfig, num_views: int, tap: int
     built = np.concatenate([np.arange(start, stop) for start, stop in bounds])
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(built, min(config.num_rows, len(built)), replace=False)
-    labels, codec = cache.labels(), cache.tap_codec(tap)
+    labels, codec = cache.labels(), cache.codec(block_name(tap))
     rows = []
     for row_idx in drawn.tolist():
         unit_idx = row_idx // cache.spec.unit_rows
@@ -170,9 +171,9 @@ def _read_rows(cache: FeatureCache, config: ShowConfig, num_views: int, tap: int
                 continue
             pixels, stored = (
                 torch.from_numpy(
-                    cache.view_reader(view_idx, array).rows(row_idx, row_idx + 1).copy()
+                    cache.image_reader(view_idx, array).rows(row_idx, row_idx + 1).copy()
                 )
-                for array in ("pixels", f"block{tap}")
+                for array in (PIXELS, block_name(tap))
             )
             tokens = codec.decode(stored).float()[0, 1:].numpy()
             row.cells.append(_Cell(view=unfilter_pixels(pixels)[0].numpy(), tokens=tokens))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...shared.cache.codecs.codecs import Pixels, filter_pixels
-from ...shared.cache.schema import CacheSpec, strings_layouts
+from ...shared.cache.names import PIXELS
 from ...shared.cache.shards import weigh_array
+from ...shared.cache.spec import CacheSpec
 from ..builder.index import draft_manifest, index_arrays
 from ..builder.scan import Scan
 from ..builder.text import TextDraft
@@ -23,16 +24,14 @@ def weigh_view(spec: CacheSpec, views: Pixels) -> dict[str, int]:
         views: Some of it, to tell what all pixels will take. Shape: (B, 32, 128, 3).
     """
     layouts = spec.image_layouts(0)
-    pixels = weigh_array(layouts["pixels"], filter_pixels(views))
-    of_taps = (weigh_array(layouts[f"block{tap}"], _NOTHING) for tap in spec.teacher.image_taps)
-    return {"pixels": pixels, "features": sum(of_taps)}
+    pixels = weigh_array(layouts.pop(PIXELS), filter_pixels(views))
+    features = sum(weigh_array(layout, _NOTHING) for layout in layouts.values())
+    return {"pixels": pixels, "features": features}
 
 
-def weigh_text(spec: CacheSpec, draft: TextDraft, num_labels: int) -> int:
+def weigh_text(draft: TextDraft, num_labels: int) -> int:
     """Return the bytes of a text table."""
-    text = draft.spec
-    layouts = text.layouts(spec.teacher, num_labels)
-    layouts |= strings_layouts(f"text/{text.name}", text.num_strings, text.num_string_bytes)
+    layouts = draft.spec.layouts(num_labels) | draft.spec.string_layouts()
     return sum(weigh_array(a, draft.arrays.get(key, _NOTHING)) for key, a in layouts.items())
 
 

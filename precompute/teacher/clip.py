@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
-from ...shared.cache.schema import TeacherSpec
+from ...shared.cache import names
+from ...shared.cache.codecs.codecs import Pixels
+from ...shared.cache.spec import TeacherSpec
 from ...shared.device import autocast
 from ...shared.errors import TeacherError, UsageError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
@@ -49,9 +52,18 @@ _FOREIGN_TEXT = {
 class Teacher:
     """Frozen CLIP on one device, at one precision."""
 
-    def __init__(self, model: torch.nn.Module, spec: TeacherSpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        spec: TeacherSpec,
+        device: torch.device,
+        *,
+        image_taps: Sequence[int],
+        text_taps: Sequence[int],
+    ) -> None:
         self.spec = spec
         self.device = device
+        self._image_taps, self._text_taps = tuple(image_taps), tuple(text_taps)
         self._model = model.to(device)
         visual: Any = model.visual
         text: Any = getattr(model, "text", model)
@@ -60,6 +72,17 @@ class Teacher:
             visual.positional_embedding.detach(), visual.conv1.kernel_size
         )
         self.context_length: int = text.positional_embedding.shape[0]
+        num_tokens, width = self._image_positions.shape
+        self.image_shapes = dict.fromkeys(names.block_names(self._image_taps), (num_tokens, width))
+        """(T, D) of a row of each array of `image_features`."""
+        projection = text.text_projection
+        is_linear = isinstance(projection, torch.nn.Linear)
+        text_width = text.positional_embedding.shape[1]
+        self.text_widths: dict[str, int] = {
+            **dict.fromkeys(names.block_names(self._text_taps), text_width),
+            names.EOT: projection.out_features if is_linear else projection.shape[1],
+        }
+        """D of each array of `text_features`."""
 
     def require_room(self, max_label_length: int) -> None:
         """Check that the longest label fits into the text encoder, between SOT and EOT.
@@ -75,14 +98,33 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def image_taps(self, views: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Return the image residual stream after each tapped block, in float32.
+    def image_features(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the image arrays by name: the residual stream after each tapped block, in float32.
 
         Shape: (B, 32, 128, 3) uint8 -> (B, T, D) each.
         """
         with self._exact():
             x = self._embed(views)
-            return _run_blocks(self._visual.transformer, x, self.spec.image_taps, None)
+            kept = _run_blocks(self._visual.transformer, x, self._image_taps, None)
+            return {names.block_name(block): features for block, features in kept.items()}
+
+    def chunk_features(
+        self, views: Pixels, chunk_rows: int, places: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return `image_features` of some rows, run as a full chunk.
+
+        The shape of the batch is always the same, because on a GPU it decides the last bits.
+
+        Args:
+            views: At most a chunk of them. Shape: (B, 32, 128, 3).
+            chunk_rows: Rows of a chunk.
+            places: Where in the chunk each row stands; None: at its beginning.
+        """
+        at = slice(len(views)) if places is None else list(places)
+        chunk = np.zeros((chunk_rows, *views.shape[1:]), np.uint8)
+        chunk[at] = views
+        features = self.image_features(torch.from_numpy(chunk))
+        return {name: of_chunk[at] for name, of_chunk in features.items()}
 
     @torch.no_grad()
     def image_embeddings(self, views: torch.Tensor) -> torch.Tensor:
@@ -131,10 +173,12 @@ class Teacher:
         return embedded
 
     @torch.no_grad()
-    def text_taps(
+    def text_features(
         self, tokens: torch.Tensor, eot_position: torch.Tensor
-    ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-        """Return the text residual stream after each tapped block, and the projected EOT, float32.
+    ) -> dict[str, torch.Tensor]:
+        """Return the text arrays by name, in float32.
+
+        They are the residual stream after each tapped block, and the projected EOT.
 
         Shape: (B, C) ids, (B,) positions -> (B, C, D) each, (B, E).
         """
@@ -145,13 +189,16 @@ class Teacher:
             x = text.token_embedding(tokens) + text.positional_embedding[:context]
             mask = text.attn_mask[:context, :context]
             num_blocks = len(text.transformer.resblocks)
-            kept = _run_blocks(text.transformer, x, (*self.spec.text_taps, num_blocks), mask)
-            last = kept[num_blocks] if num_blocks in self.spec.text_taps else kept.pop(num_blocks)
+            kept = _run_blocks(text.transformer, x, (*self._text_taps, num_blocks), mask)
+            last = kept[num_blocks] if num_blocks in self._text_taps else kept.pop(num_blocks)
             rows = torch.arange(len(tokens), device=self.device)
             eot = text.ln_final(last.to(x.dtype))[rows, eot_position.to(self.device)]
             projection = text.text_projection
             is_linear = isinstance(projection, torch.nn.Linear)
-            return kept, (projection(eot) if is_linear else eot @ projection).float()
+            return {
+                **{names.block_name(block): features for block, features in kept.items()},
+                names.EOT: (projection(eot) if is_linear else eot @ projection).float(),
+            }
 
 
 def _run_blocks(
@@ -240,7 +287,7 @@ def load_teacher(
         weights = f"file:{path.name}"
     model = model.eval().requires_grad_(False)
     spec = _spec(model, model_name, weights, activation, precision, image_taps, text_taps)
-    return Teacher(model, spec, device)
+    return Teacher(model, spec, device, image_taps=image_taps, text_taps=text_taps)
 
 
 def _create(model_name: str, activation: str) -> torch.nn.Module:
@@ -371,21 +418,12 @@ def _spec(
             f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
             f"these weights need {activation}; another open_clip version may help"
         )
-    positions = crop_positions(visual.positional_embedding.detach(), visual.conv1.kernel_size)
-    projection = text.text_projection
-    is_linear = isinstance(projection, torch.nn.Linear)
     return TeacherSpec(
         model=model_name,
         weights=weights,
         weights_sha256=_hash_weights(model),
         activation=activation,
         precision=precision,
-        image_taps=tuple(image_taps),
-        text_taps=tuple(text_taps),
-        num_image_tokens=positions.shape[0],
-        image_width=positions.shape[1],
-        text_width=text.positional_embedding.shape[1],
-        eot_width=projection.out_features if is_linear else projection.shape[1],
     )
 
 

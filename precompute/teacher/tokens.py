@@ -28,62 +28,95 @@ Ids = npt.NDArray[np.int32]
 PAD_TOKEN = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenSequence:
+    """One string as the text encoder reads it."""
+
+    ids: list[int]
+    """From SOT to EOT; pads, id 0, follow as far as positions read them."""
+    read: list[int]
+    """For each of the L positions the token that it reads, SOT being 0."""
+
+    @property
+    def eot_position(self) -> int:
+        """Which token is EOT."""
+        return len(self.ids) - 1
+
+    @property
+    def length(self) -> int:
+        """Tokens that the encoder has to see, pads among them."""
+        return max(len(self.ids), max(self.read) + 1)
+
+
 class TextTokenizer(Protocol):
-    """Labels to CLIP token ids."""
+    """Strings to CLIP token ids, and which of the tokens are kept."""
 
-    def tokenize(self, label: str) -> tuple[list[int], list[int]]:
-        """Return the ids from SOT to EOT, and the token that each label position before EOT reads.
+    num_positions: int
+    """L: positions that are read of every string."""
 
-        The position after those reads EOT, and the rest read pads.
-        """
+    def tokenize(self, string: str) -> TokenSequence | None:
+        """Return a string's tokens, or None if it takes more positions than there are."""
         ...
 
 
-class CharacterTokenizer:
-    """Character-split labels to CLIP token ids."""
+def _label_sequence(ids: list[int], ends: list[int], num_positions: int) -> TokenSequence | None:
+    """Return the sequence whose positions read some tokens, then EOT, then pads.
 
-    def __init__(self) -> None:
+    All pads are kept that the official run's longest batch would see: since the encoder is causal,
+    a shorter batch is a slice of it.
+    """
+    num_after = num_positions - len(ends)
+    if num_after < 1:
+        return None
+    return TokenSequence(ids=ids, read=[*ends, *range(len(ids) - 1, len(ids) - 1 + num_after)])
+
+
+class CharacterTokenizer:
+    """Labels split into characters."""
+
+    def __init__(self, max_label_length: int) -> None:
+        self.num_positions = max_label_length + 1
         self._bpe = SimpleTokenizer()
         self._of_character: dict[str, list[int]] = {}
-        self.sot: int = self._bpe.sot_token_id
-        self.eot: int = self._bpe.eot_token_id
 
-    def tokenize(self, label: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of one label and the position at which each character ends.
+    def tokenize(self, string: str) -> TokenSequence | None:
+        """Return the tokens of a label; position j reads the last token of character j.
 
         Every printable ASCII character is one token. Others may be several; the encoder is
         causal, so the last of them has seen the whole character and stands for it. CLIP's
         tokenizer lower-cases.
         """
-        ids, ends = [self.sot], []
-        for character in label:
+        ids, ends = [self._bpe.sot_token_id], []
+        for character in string:
             if character not in self._of_character:
                 self._of_character[character] = self._bpe.encode(character)
             ids += self._of_character[character]
             ends.append(len(ids) - 1)
-        ids.append(self.eot)
-        return ids, ends
+        return _label_sequence([*ids, self._bpe.eot_token_id], ends, self.num_positions)
 
 
 class WordTokenizer:
-    """Whole labels to CLIP token ids."""
+    """Whole labels, as CLIP's BPE splits them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_label_length: int) -> None:
+        self.num_positions = max_label_length + 1
         self._bpe = SimpleTokenizer()
 
-    def tokenize(self, label: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of one label, and its BPE tokens as the positions to read.
+    def tokenize(self, string: str) -> TokenSequence | None:
+        """Return the tokens of a label; position j reads BPE token j.
 
         ASCII labels never have more tokens than characters.
         """
-        ids = self._bpe.encode(label)
-        positions = list(range(1, len(ids) + 1))
-        return [self._bpe.sot_token_id, *ids, self._bpe.eot_token_id], positions
+        ids = self._bpe.encode(string)
+        ends = list(range(1, len(ids) + 1))
+        ids = [self._bpe.sot_token_id, *ids, self._bpe.eot_token_id]
+        return _label_sequence(ids, ends, self.num_positions)
 
 
-def text_tokenizer(tokens: str) -> TextTokenizer:
-    """Return the tokenizer of ``char`` or ``word`` tokens."""
-    return CharacterTokenizer() if tokens == "char" else WordTokenizer()
+def text_tokenizer(name: str, max_label_length: int) -> TextTokenizer:
+    """Return the tokenizer ``char`` or ``word`` for labels of up to a length."""
+    kind = CharacterTokenizer if name == "char" else WordTokenizer
+    return kind(max_label_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,82 +134,63 @@ class TokenTrie:
     """`tokens[i]` belongs to the string `order[i]`. Shape: (U,)."""
     eot_position: npt.NDArray[np.int64]
     """Shape: (U,), in sorted order."""
-    node: Ids
-    """Prefix number of each token, -1 where it is not kept. Shape: (U, C)."""
+    prefix: Ids
+    """Number of the prefix that ends in each token, -1 where it is not kept. Shape: (U, C)."""
     is_new: npt.NDArray[np.bool_]
     """Whether the prefix appears here for the first time. Shape: (U, C)."""
-    label_nodes: Ids
-    """Prefix number of each label position: characters or words, EOT, pads; -1 where there is none.
-    Shape: (U, L), in the order of the strings."""
+    nodes: Ids
+    """Prefix number that each position reads. Shape: (U, L), in the order of the strings."""
 
     @property
-    def num_nodes(self) -> int:
+    def num_prefixes(self) -> int:
         """M: how many distinct prefixes are kept."""
         return int(self.is_new.sum())
 
 
-def padded_length(ids: Sequence[int], ends: Sequence[int], max_label_length: int) -> int:
-    """Return how many tokens a label takes with a pad for each label position it leaves empty.
-
-    For words, and for characters of one token, that is max_label_length + 2, whatever the label.
-    """
-    return len(ids) + max_label_length - len(ends)
-
-
-def build_trie(
-    strings: Sequence[str], tokenizer: TextTokenizer, max_label_length: int, *, pads: bool
-) -> TokenTrie:
+def build_trie(strings: Sequence[str], tokenizer: TextTokenizer) -> TokenTrie:
     """Tokenize `strings` and number their prefixes.
 
-    SOT is not kept (no label position uses it). With `pads`, every label position after EOT is kept
-    too, as in the official run's longest batch; causality makes shorter batches a slice of it.
+    Kept are those from the first token that a position of any string reads to the last that a
+    position of this string does; SOT is thus left out where no position reads it.
 
     Args:
-        strings: U strings that take 1 to `max_label_length` positions before EOT.
-        tokenizer: Gives their tokens.
-        max_label_length: Decides L = max_label_length + 1.
-        pads: Whether to keep the positions after EOT.
+        strings: U strings that the tokenizer has positions for.
+        tokenizer: Gives their tokens, and says which are read.
     """
-    sequences = [tokenizer.tokenize(string) for string in strings]
-    num_strings, num_positions = len(sequences), max_label_length + 1
-    context = max(
-        padded_length(ids, ends, max_label_length) if pads else len(ids) for ids, ends in sequences
-    )
-    tokens = np.full((num_strings, context), PAD_TOKEN, np.int32)
-    # For each label position the token it reads: characters or words, EOT, then what follows it.
-    position = np.full((num_strings, num_positions), -1, np.int64)
+    num_strings, num_positions = len(strings), tokenizer.num_positions
+    ids: list[list[int]] = []
+    position = np.empty((num_strings, num_positions), np.int64)
     eot_position = np.empty(num_strings, np.int64)
-    for idx, (ids, ends) in enumerate(sequences):
-        tokens[idx, : len(ids)] = ids
-        eot_position[idx] = len(ids) - 1
-        num_after = num_positions - len(ends) if pads else 1
-        position[idx, : len(ends)] = ends
-        position[idx, len(ends) : len(ends) + num_after] = len(ids) - 1 + np.arange(num_after)
+    context = 0
+    for idx, string in enumerate(strings):
+        sequence = tokenizer.tokenize(string)
+        assert sequence is not None, string
+        ids.append(sequence.ids)
+        position[idx] = sequence.read
+        eot_position[idx] = sequence.eot_position
+        context = max(context, sequence.length)
+    tokens = np.full((num_strings, context), PAD_TOKEN, np.int32)
+    for row, some in zip(tokens, ids, strict=True):
+        row[: len(some)] = some
 
     order = np.lexsort(tokens.T[::-1])
     tokens, position, eot_position = tokens[order], position[order], eot_position[order]
-    last_kept = position.max(axis=1)
-    kept = np.arange(context) <= last_kept[:, None]
-    kept[:, 0] = False
+    kept = np.arange(context) <= position.max(axis=1)[:, None]
+    kept[:, : position.min()] = False
     differs = np.ones_like(kept)
     differs[1:] = np.logical_or.accumulate(tokens[1:] != tokens[:-1], axis=1)
     # A prefix is new where it differs from the neighbour above or was not kept there.
     differs[1:] |= ~kept[:-1]
     is_new = kept & differs
-    node = np.where(is_new, np.cumsum(is_new).reshape(is_new.shape) - 1, -1)
-    node = np.where(kept, np.maximum.accumulate(node, axis=0), -1).astype(np.int32)
-
-    label_nodes = np.full((num_strings, num_positions), -1, np.int32)
-    has_position = position >= 0
-    rows = np.nonzero(has_position)[0]
-    label_nodes[has_position] = node[rows, position[has_position]]
-    unsorted_nodes = np.empty_like(label_nodes)
-    unsorted_nodes[order] = label_nodes
+    prefix = np.where(is_new, np.cumsum(is_new).reshape(is_new.shape) - 1, -1)
+    prefix = np.where(kept, np.maximum.accumulate(prefix, axis=0), -1).astype(np.int32)
+    nodes = np.empty((num_strings, num_positions), np.int32)
+    nodes[order] = np.take_along_axis(prefix, position, axis=1)
     return TokenTrie(
         tokens=tokens,
         order=order,
         eot_position=eot_position,
-        node=node,
+        prefix=prefix,
         is_new=is_new,
-        label_nodes=unsorted_nodes,
+        nodes=nodes,
     )

@@ -16,33 +16,25 @@ import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
-from ...shared.cache.codecs.codecs import join_tap_codecs
+from ...shared.cache import names
+from ...shared.cache.json_record import encode_record
 from ...shared.cache.memory import Bytes
-from ...shared.cache.reader import (
-    FeatureCache,
-    publish_seal,
-    read_commits,
-    read_manifest,
-    unit_name,
-)
-from ...shared.cache.records import encode_record
-from ...shared.cache.schema import MANIFEST_NAME, Commit, Manifest
+from ...shared.cache.names import MANIFEST_NAME
+from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
+from ...shared.cache.records import Manifest, Record, TextRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
-from ...shared.errors import CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
+from ...shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 
 _BLOCK_BYTES = 1 << 23
 _READ_THREADS = 4
 """Blocks of a file on their way at once: one stream rarely fills a line to an object store."""
-
-_OURS = {".tmp", "zarr.json", "rows", "labels", "rejected", "codec", "choice", "image", "text"}
-"""What a copy that was killed before its manifest may have left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +46,7 @@ class CopyConfig:
     out: Path
     fraction: float = 1.0
     """Share of the committed units, from the first on; at least one."""
-    num_views: int | None = None
+    views: int | None = None
     """How many views, from view 0 on. None: all."""
     image_taps: tuple[int, ...] | None = None
     """Image blocks to keep. None: all."""
@@ -62,8 +54,8 @@ class CopyConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")
-        if self.num_views is not None and self.num_views < 1:
-            raise UsageError(f"views is {self.num_views}, expected 1 or more")
+        if self.views is not None and self.views < 1:
+            raise UsageError(f"views is {self.views}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +80,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
     source = FeatureCache.open(config.source)
     target = LocalStorage(config.out)
     manifest = _manifest(source, config)
-    commits = _commits(source, config, manifest)
+    records = _records(source, config, manifest)
     begun = read_manifest(target)
     if begun is None:
         _require_free(config.out)
@@ -99,21 +91,21 @@ def copy_cache(config: CopyConfig) -> CopySummary:
         )
     config.out.mkdir(parents=True, exist_ok=True)
     target.sweep()
-    num_bytes = sum(_num_bytes(files) for files in (manifest.files, *(c.files for c in commits)))
+    num_bytes = sum(_num_bytes(files) for files in (manifest.files, *(r.files for r in records)))
     bar = tqdm(total=num_bytes, desc="copy", unit="B", unit_scale=True)
     with bar as progress, ThreadPoolExecutor(_READ_THREADS) as executor:
         copier = _Copier(source.storage, target, executor, progress)
         copier.copy(manifest.files)
         if begun is None:
             target.write(MANIFEST_NAME, encode_record(manifest.to_json()))
-        for commit in commits:
-            copier.copy(commit.files)
-            target.ensure(commit.record_name, encode_record(commit.to_json()))
+        for record in records:
+            copier.copy(record.files)
+            target.ensure(names.record_file(record.name), encode_record(record.to_json()))
     # Whatever is there: an earlier copy may have brought more.
     held = (
         publish_seal(target, manifest)
         if source.is_sealed
-        else read_commits(target, manifest, through_seal=False)
+        else read_committed(target, manifest, through_seal=False)
     )
     return CopySummary(
         cache=FeatureCache(target, manifest, held),
@@ -124,7 +116,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
 
 def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
     """Return the manifest of the copy: the source's own unless taps are left out."""
-    held, wanted = source.spec.teacher.image_taps, config.image_taps
+    held, wanted = source.spec.image_taps, config.image_taps
     if wanted is None:
         return source.manifest
     missing = [tap for tap in wanted if tap not in held]
@@ -133,81 +125,60 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
             f"{source.storage} holds image taps {held}, not {', '.join(map(str, missing))}; pass "
             f"--taps with some of {','.join(map(str, held))}"
         )
-    return _with_taps(source.manifest, tuple(tap for tap in held if tap in wanted))
+    return _with_arrays(source.manifest, {names.block_name(tap) for tap in wanted})
 
 
-def _with_taps(manifest: Manifest, taps: tuple[int, ...]) -> Manifest:
-    """Return what a build with these of a cache's image taps alone would have made."""
-    spec, codecs, keys = manifest.spec, manifest.spec.tap_codecs, {f"block{tap}" for tap in taps}
-    made = replace(
-        manifest,
-        spec=replace(
-            spec,
-            teacher=replace(spec.teacher, image_taps=taps),
-            codec=join_tap_codecs(codecs[tap] for tap in taps),
-        ),
-        choices={key: choice for key, choice in manifest.choices.items() if key in keys},
-    )
+def _with_arrays(manifest: Manifest, arrays: set[str]) -> Manifest:
+    """Return what a build with these of a cache's image arrays alone would have made."""
+    images = tuple(image for image in manifest.spec.images if image.name in arrays)
+    made = replace(manifest, spec=replace(manifest.spec, images=images))
     tables = [layout.name for layout in made.codec_layouts().values()]
     # Of the tables' groups only those that still lead to one.
-    groups = {folder.as_posix() for name in tables for folder in PurePosixPath(name).parents}
-    ours = {*(f"{group}/zarr.json" for group in groups), *made.choice_files().values()}
+    kept = {*tables, *(folder for table in tables for folder in names.parents(table))}
     files = {
         name: file
         for name, file in manifest.files.items()
-        if not name.startswith(("codec/", "choice/"))
-        or name in ours
-        or name.startswith(tuple(f"{table}/" for table in tables))
+        if not names.is_of_codec(name) or names.array_of(name) in kept
     }
     return replace(made, files=files)
 
 
-def _commits(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> list[Commit]:
-    """Return the commits of the copy: text tables, then units, view by view."""
-    units = source.units()
-    if not units:
-        raise CacheMissingError(
-            f"{source.storage} has no finished unit yet; finish its build before copying it"
-        )
-    held = source.num_views
-    if config.num_views is not None and config.num_views > held:
+def _records(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> list[Record]:
+    """Return the records of the copy: text tables, then units, view by view."""
+    units, held = source.first_units(config.fraction), source.num_views
+    if config.views is not None and config.views > held:
         raise CacheMismatchError(
-            f"{source.storage} has {held} views, not {config.num_views}; pass --views {held}"
+            f"{source.storage} has {held} views, not {config.views}; pass --views {held}"
         )
-    # The same units that `clipocr train --fraction` takes.
-    units = units[: max(1, round(config.fraction * len(units)))]
-    names = [name for name, commit in sorted(source.commits.items()) if commit.text]
-    names += [
-        unit_name(view_idx, unit_idx)
-        for view_idx in range(config.num_views or held)
-        for unit_idx in units
-    ]
-    return [
-        _cut(source.commits[name], source, manifest) for name in names if name in source.commits
-    ]
+    committed = source.committed
+    texts = [committed.texts[name] for name in sorted(committed.texts)]
+    keys = [(v, u) for v in range(config.views or held) for u in units]
+    held_units = [committed.units[key] for key in keys if key in committed.units]
+    records: list[Record] = [*texts, *held_units]
+    return [_cut(record, manifest) for record in records]
 
 
-def _cut(commit: Commit, source: FeatureCache, manifest: Manifest) -> Commit:
-    """Return a commit as the cache of `manifest` has it."""
-    kept = manifest.spec.teacher.image_taps
-    arrays = {f"block{tap}" for tap in source.spec.teacher.image_taps if tap not in kept}
+def _cut(record: Record, manifest: Manifest) -> Record:
+    """Return a record as the cache of `manifest` has it."""
+    if isinstance(record, TextRecord):
+        return replace(record, cache_id=manifest.cache_id)
+    arrays = manifest.spec.image_layouts(record.view_idx)
 
     def stays(name: str) -> bool:
-        # image/view0/block3/c/0/0/0
-        parts = name.split("/")
-        return not (parts[0] == "image" and parts[2] in arrays)
+        file = names.parse_image_file(name)
+        return file is None or file.array in arrays
 
     return replace(
-        commit,
+        record,
         cache_id=manifest.cache_id,
-        files={name: file for name, file in commit.files.items() if stays(name)},
-        fidelity={name: value for name, value in commit.fidelity.items() if name not in arrays},
+        files={name: file for name, file in record.files.items() if stays(name)},
+        fidelity={array: value for array, value in record.fidelity.items() if array in arrays},
     )
 
 
 def _require_free(out: Path) -> None:
     """Refuse a folder that holds other things: a cache must be deletable as a whole."""
-    strange = sorted(p.name for p in out.iterdir() if p.name not in _OURS) if out.is_dir() else []
+    strange = names.strange_in(out)
     if strange:
         raise UsageError(f"{out} holds {', '.join(strange[:3])} and no cache; copy to a new folder")
 

@@ -21,13 +21,13 @@ import torch
 from tqdm import tqdm
 
 from ...shared.cache.codecs.codecs import FeatureCodec, Pixels, unfilter_pixels
+from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.errors import CacheMismatchError, CacheMissingError, UsageError
 from ..builder.scan import sample_hashes
 from ..builder.text import load_same_teacher
 from ..builder.views import ChunkRows, ViewMaker
-from ..teacher.clip import Teacher
 
 _HALF_ULP = 2.0**-11
 _SMALLEST = 2.0**-24
@@ -120,19 +120,21 @@ def recompute_rows(config: RecomputeConfig) -> RecomputeReport:
     cache = FeatureCache.open(config.cache)
     sources = _same_sources(cache, config.data)
     rows = _draw(cache, config.num_rows, config.seed)
-    teacher = load_same_teacher(config.cache, cache.spec.teacher, config.teacher, config.device)
+    teacher = load_same_teacher(config.cache, cache.spec, config.teacher, config.device)
     maker = ViewMaker(sources, cache.spec.view.augment, cache.spec.seed)
-    taps = {f"block{tap}": TapReport() for tap in cache.spec.teacher.image_taps}
+    taps = {array: TapReport() for array in cache.spec.image_names}
     differing: list[str] = []
     means: dict[str, torch.Tensor] = {}
     with tqdm(total=len(rows), desc="recompute", unit="row") as progress:
         for batch in _batches(cache, rows):
             views = np.concatenate([_views(cache, row) for row in batch.rows])
             differing += _differing_views(cache, maker, batch, views)
-            for key, features in _teach(cache, teacher, batch, views).items():
+            # Each row where it stood in its chunk, as the builder ran it.
+            taught = teacher.chunk_features(views, cache.spec.chunk_rows, batch.places)
+            for key, features in taught.items():
                 stored = _stored(cache, key, batch, config.device)
                 # The first batch is the largest.
-                codec = cache.tap_codec(int(key.removeprefix("block")))
+                codec = cache.codec(key)
                 mean = means.setdefault(key, codec.target(features).mean(dim=0))
                 _compare(taps[key], features, stored, mean, codec)
             progress.update(len(batch.rows))
@@ -181,8 +183,7 @@ def _draw(cache: FeatureCache, num_rows: int, seed: int) -> list[_Row]:
         unit = units[at]
         row = unit.rows[1] - (ends[at] - number)
         if row not in unit.bad_rows:
-            view_idx = int(unit.name.removeprefix("view").partition("/")[0])
-            rows.append(_Row(view_idx=view_idx, unit_idx=row // cache.spec.unit_rows, row=row))
+            rows.append(_Row(view_idx=unit.view_idx, unit_idx=unit.unit_idx, row=row))
     return rows[:num_rows]
 
 
@@ -208,7 +209,7 @@ def _batches(cache: FeatureCache, rows: Sequence[_Row]) -> Iterator[_Batch]:
 
 def _views(cache: FeatureCache, row: _Row) -> Pixels:
     """Return the view of a row as the cache has it. Shape: (1, 32, 128, 3)."""
-    stored = cache.view_reader(row.view_idx, "pixels").rows(row.row, row.row + 1)
+    stored = cache.image_reader(row.view_idx, PIXELS).rows(row.row, row.row + 1)
     views: Pixels = unfilter_pixels(torch.from_numpy(stored)).numpy()
     return views
 
@@ -246,23 +247,9 @@ def _differing_views(
     return differing
 
 
-def _teach(
-    cache: FeatureCache,
-    teacher: Teacher,
-    batch: _Batch,
-    views: Pixels,
-) -> dict[str, torch.Tensor]:
-    """Return what the teacher says of a batch. Shape: (rows, T, D) each."""
-    # A full chunk, as the builder always runs.
-    chunk = np.zeros((cache.spec.chunk_rows, *views.shape[1:]), np.uint8)
-    chunk[batch.places] = views
-    taps = teacher.image_taps(torch.from_numpy(chunk))
-    return {f"block{tap}": features[batch.places] for tap, features in taps.items()}
-
-
 def _stored(cache: FeatureCache, key: str, batch: _Batch, device: torch.device) -> torch.Tensor:
     """Return what the cache says of a batch, as it is stored."""
-    rows = [cache.view_reader(row.view_idx, key).rows(row.row, row.row + 1) for row in batch.rows]
+    rows = [cache.image_reader(row.view_idx, key).rows(row.row, row.row + 1) for row in batch.rows]
     return torch.from_numpy(np.concatenate(rows)).to(device)
 
 

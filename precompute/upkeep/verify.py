@@ -13,20 +13,21 @@ Repairing a cache means to take back what is damaged; its build makes it again, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
+from ...shared.cache import names
 from ...shared.cache.memory import Bytes
+from ...shared.cache.names import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
 from ...shared.cache.remote import open_storage
-from ...shared.cache.schema import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
 from ...shared.cache.shards import GROUP_METADATA
 from ...shared.cache.storage import LocalStorage, ReadStorage
 from ...shared.errors import CacheMissingError, CacheUnavailableError
@@ -34,8 +35,6 @@ from .verify_records import INDEX, SEAL, Fault, VouchedFile, check_records, name
 from .verify_tables import check_tables
 
 _BLOCK_BYTES = 1 << 22
-_CRC_BYTES = 4
-_ENTRY_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +75,13 @@ def verify_cache(place: str | Path, *, jobs: int = 1) -> VerifyReport:
     faults += _check_files(storage, list(files.values()), jobs)
     notes = records.notes
     if records.manifest is not None:
-        faults += check_tables(storage, records.manifest, records.commits, faults)
+        faults += check_tables(storage, records.manifest, records.committed, faults)
         notes += _strays(storage, files)
     return VerifyReport(
         faults=tuple(sorted(faults)),
         notes=tuple(notes),
         files=files,
-        commits=tuple(sorted(records.commits)),
+        commits=tuple(record.name for record in records.committed),
         num_units_planned=records.manifest.spec.num_units if records.manifest else 0,
         is_sealed=records.is_sealed,
     )
@@ -138,9 +137,7 @@ def _shard_problem(storage: ReadStorage, file: VouchedFile) -> str:
     for chunk_idx, num_bytes in enumerate(lengths):
         stored = _read(storage, file.name, position, num_bytes)
         digest.update(stored.data)
-        # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
-        checksum = google_crc32c.value(stored[:-_CRC_BYTES])
-        if f"{checksum:08x}" != record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]:
+        if not layout.chunk_is(stored, record, chunk_idx):
             wrong.append(chunk_idx)
         position += num_bytes
     for start in range(position, record.num_bytes, _BLOCK_BYTES):
@@ -166,26 +163,20 @@ def _chunk_lengths(storage: ReadStorage, file: VouchedFile) -> list[int]:
     layout = file.layout
     assert layout is not None, file
     assert file.shard_idx is not None, file
-    num_bytes = layout.chunks_per_shard * _ENTRY_BYTES
-    index_at = file.record.num_bytes - num_bytes - _CRC_BYTES
+    index_at = file.record.num_bytes - layout.index_bytes
     if index_at < 0:
         return []
-    stored = _read(storage, file.name, index_at, num_bytes)
-    index = np.frombuffer(stored, "<u8").reshape(-1, 2)[: layout.num_chunks(file.shard_idx)]
-    position = 0
-    for offset, length in index.tolist():
-        if offset != position or not _CRC_BYTES < length <= index_at - position:
-            return []
-        position += length
-    return [int(length) for length in index[:, 1]] if position == index_at else []
+    index = _read(storage, file.name, index_at, layout.index_bytes)
+    bounds = layout.chunk_bounds(file.shard_idx, index, index_at) or [0]
+    return [stop - start for start, stop in itertools.pairwise(bounds)]
 
 
 def _strays(storage: ReadStorage, files: Mapping[str, VouchedFile]) -> list[str]:
     """Return notes on files that nothing names."""
     ours = {MANIFEST_NAME, SEAL_NAME, *files}
-    names = [name for name in storage.names("") if name not in ours]
-    leftovers = [name for name in names if name.startswith(".tmp/")]
-    strays = [name for name in names if not name.startswith((".tmp/", f"{COMMITS_FOLDER}/"))]
+    others = [name for name in storage.names("") if name not in ours]
+    leftovers = [name for name in others if name.startswith(".tmp/")]
+    strays = [name for name in others if not name.startswith((".tmp/", f"{COMMITS_FOLDER}/"))]
     notes = []
     if leftovers:
         notes.append(f"files in .tmp, of builders at work or killed: {len(leftovers):,}")
@@ -221,7 +212,7 @@ def repair_cache(path: Path, report: VerifyReport) -> Repair:
     unit was made by. Nobody should be building meanwhile.
     """
     storage = LocalStorage(path)
-    metadata = [f for f in report.faults if f.file in report.files and _is_metadata(report, f)]
+    metadata = [f for f in report.faults if f.file in report.files and names.is_metadata(f.file)]
     rest = [fault for fault in report.faults if fault not in metadata]
     # A manifest that is readable and of this cache, but wrong, was written so: no build mends it.
     is_manifest_ours = report.num_units_planned > 0
@@ -231,7 +222,7 @@ def repair_cache(path: Path, report: VerifyReport) -> Repair:
     rewritten = [fault.file for fault in metadata if _rewrite(storage, report.files[fault.file])]
     units = sorted({fault.unit for fault in rest if fault.unit not in (INDEX, SEAL)})
     for unit in units:
-        storage.remove(f"{COMMITS_FOLDER}/{unit}.json")
+        storage.remove(names.record_file(unit))
     if units:
         storage.remove(SEAL_NAME)
     for fault in rest:
@@ -242,11 +233,6 @@ def repair_cache(path: Path, report: VerifyReport) -> Repair:
         rewritten=tuple(rewritten),
         beyond=tuple(fault for fault in metadata if fault.file not in rewritten),
     )
-
-
-def _is_metadata(report: VerifyReport, fault: Fault) -> bool:
-    # Of what has no shards only the choice of a codec is no Zarr metadata.
-    return report.files[fault.file].shard_idx is None and fault.file.endswith("zarr.json")
 
 
 def _rewrite(storage: LocalStorage, file: VouchedFile) -> bool:

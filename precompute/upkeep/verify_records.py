@@ -6,18 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...shared.cache.reader import unit_name
-from ...shared.cache.records import decode_record, encode_record
-from ...shared.cache.schema import (
-    COMMITS_FOLDER,
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    SEAL_NAME,
-    Commit,
-    Manifest,
-    strings_layouts,
-)
+from ...shared.cache import names
+from ...shared.cache.json_record import decode_record, encode_record
+from ...shared.cache.names import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
+from ...shared.cache.records import Committed, Manifest, Record, TextRecord, parse_record
 from ...shared.cache.shards import ArrayLayout
+from ...shared.cache.spec import FORMAT_VERSION
 from ...shared.cache.storage import FileRecord, ReadStorage
 from ...shared.errors import (
     CacheCorruptError,
@@ -62,8 +56,8 @@ class Records:
 
     manifest: Manifest | None = None
     """None: unreadable, or of another cache; nothing else can be judged without it."""
-    commits: dict[str, Commit] = field(default_factory=dict)
-    """Sound ones, by unit."""
+    committed: Committed = field(default_factory=Committed)
+    """Sound ones."""
     is_sealed: bool = False
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,35 +73,36 @@ def check_records(storage: ReadStorage) -> Records:
     """
     # The seal before the records: a builder at work beside us may add to both meanwhile.
     seal, seal_problem = _read_record(storage, SEAL_NAME)
-    names = storage.names(COMMITS_FOLDER)
-    manifest, problem = _read_manifest(storage, is_cache=bool(names) or seal is not None)
+    record_files = storage.names(COMMITS_FOLDER)
+    manifest, problem = _read_manifest(storage, is_cache=bool(record_files) or seal is not None)
     found = Records(manifest=manifest, is_sealed=seal_problem != "is missing")
     if manifest is None:
         found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
         return found
     owners, foreign = set(), []
-    for file in names:
-        unit = file.removeprefix(f"{COMMITS_FOLDER}/").removesuffix(".json")
+    for file in record_files:
+        unit = names.unit_of_record(file)
         data, problem = _read_record(storage, file)
         owner = data.get("cache_id", manifest.cache_id) if data else manifest.cache_id
-        commit, problem = _commit(data, manifest, unit) if data else (None, problem)
-        if commit is not None:
-            found.commits[unit] = commit
+        record, problem = _record(data, manifest, unit) if data else (None, problem)
+        if record is not None:
+            found.committed.add(record)
         elif owner != manifest.cache_id:
             owners.add(owner)
             foreign.append(Fault(unit=unit, file=file, problem=problem))
         else:
             found.faults.append(Fault(unit=unit, file=file, problem=problem))
-    if len(owners) == 1 and not found.commits:
-        # No record is of this manifest's cache, and all are of one other: it is the stranger.
+    if len(owners) == 1 and not len(found.committed):
+        # No record is of this manifest's cache, and all are of one other: the manifest was
+        # replaced.
         problem = f"is of cache {manifest.cache_id}, but every record is of {owners.pop()}"
         found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
         found.manifest = None
         return found
     found.faults += foreign
     if found.is_sealed:
-        _check_seal(found, manifest, seal, seal_problem, set(names))
-    elif _is_complete(found.commits, manifest):
+        _check_seal(found, manifest, seal, seal_problem, set(record_files))
+    elif _is_complete(found.committed, manifest):
         found.notes.append("everything is there but the seal; its cache build command makes it")
     return found
 
@@ -147,38 +142,27 @@ def _read_manifest(storage: ReadStorage, *, is_cache: bool) -> tuple[Manifest | 
     return Manifest.from_json(data), ""
 
 
-def _commit(data: dict[str, Any], manifest: Manifest, unit: str) -> tuple[Commit | None, str]:
-    """Return the commit of a record at the place of `unit`, or None and what is wrong with it."""
+def _record(data: dict[str, Any], manifest: Manifest, unit: str) -> tuple[Record | None, str]:
+    """Return the record at the place of `unit`, or None and what is wrong with it."""
     try:
-        commit = Commit.from_json(data)
-    except (AttributeError, KeyError, TypeError, ValueError):
+        record = parse_record(unit, data)
+    except ValueError:
         return None, "is another record, not that of a unit or a text table"
-    if commit.cache_id != manifest.cache_id:
-        return None, f"belongs to cache {commit.cache_id}, not to this one ({manifest.cache_id})"
-    if commit.name != unit:
-        return None, f"is the record of {commit.name}"
-    spec = manifest.spec
-    if commit.text is not None:
-        is_planned = unit == f"text/{commit.text.name}"
-    else:
-        view_idx, unit_idx = _numbers(unit)
-        start, stop = commit.rows
+    if record.cache_id != manifest.cache_id:
+        return None, f"belongs to cache {record.cache_id}, not to this one ({manifest.cache_id})"
+    if record.name != unit:
+        return None, f"is the record of {record.name}"
+    if not isinstance(record, TextRecord):
+        spec, (start, stop) = manifest.spec, record.rows
         is_planned = (
-            0 <= unit_idx < spec.num_units
-            and unit == unit_name(view_idx, unit_idx)
-            and commit.rows == spec.unit_range(unit_idx)
-            and all(start <= row < stop for row in commit.bad_rows)
+            record.unit_idx < spec.num_units
+            and record.rows == spec.unit_range(record.unit_idx)
+            and all(start <= row < stop for row in record.bad_rows)
         )
-    if not is_planned:
-        return None, "does not fit what the manifest plans"
-    missing = {file.name for file in _files_of(commit, manifest)} - set(commit.files)
-    return (None, f"does not vouch for {min(missing)}") if missing else (commit, "")
-
-
-def _numbers(unit: str) -> tuple[int, int]:
-    """Return (view, unit) of a unit's name, or -1s."""
-    view, _, number = unit.removeprefix("view").partition("/unit-")
-    return (int(view), int(number)) if view.isdecimal() and number.isdecimal() else (-1, -1)
+        if not is_planned:
+            return None, "does not fit what the manifest plans"
+    missing = {file.name for file in _files_of(record, manifest)} - set(record.files)
+    return (None, f"does not vouch for {min(missing)}") if missing else (record, "")
 
 
 def _check_seal(
@@ -186,7 +170,7 @@ def _check_seal(
     manifest: Manifest,
     data: dict[str, Any] | None,
     problem: str,
-    record_names: set[str],
+    record_files: set[str],
 ) -> None:
     """Compare the seal with the records; both repeat the same, or the seal is older."""
 
@@ -194,20 +178,21 @@ def _check_seal(
         found.faults.append(Fault(unit=SEAL, file=SEAL_NAME, problem=problem))
 
     records = data.get("commits") if data else None
+    held = found.committed.by_name
     if not isinstance(records, dict):
         blame(problem or "is another record, not a seal")
         return
     for unit, stored in records.items():
-        commit, problem = _commit(stored, manifest, unit)
-        record_name = f"{COMMITS_FOLDER}/{unit}.json"
-        if commit is None:
+        record, problem = _record(stored, manifest, unit)
+        file = names.record_file(unit)
+        if record is None:
             blame(f"its record of {unit} {problem}")
-        elif record_name not in record_names:
+        elif file not in record_files:
             problem = f"is missing, though {SEAL_NAME} repeats it"
-            found.faults.append(Fault(unit=unit, file=record_name, problem=problem))
-        elif found.commits.get(unit, commit) != commit:
+            found.faults.append(Fault(unit=unit, file=file, problem=problem))
+        elif held.get(unit, record) != record:
             blame(f"vouches for another {unit} than its record")
-    younger = sorted(set(found.commits) - set(records))
+    younger = sorted(set(held) - set(records))
     if younger:
         found.notes.append(
             f"{SEAL_NAME} is older than {named(younger)}, and readers see what it names; the next "
@@ -215,10 +200,10 @@ def _check_seal(
         )
 
 
-def _is_complete(commits: Mapping[str, Commit], manifest: Manifest) -> bool:
-    units = [unit for unit, commit in commits.items() if commit.text is None]
-    num_views = len({_numbers(unit)[0] for unit in units})
-    return len(commits) > len(units) == num_views * manifest.spec.num_units > 0
+def _is_complete(committed: Committed, manifest: Manifest) -> bool:
+    num_views = len({view_idx for view_idx, _ in committed.units})
+    num_units = num_views * manifest.spec.num_units
+    return bool(committed.texts) and len(committed.units) == num_units > 0
 
 
 def vouched_files(found: Records) -> dict[str, VouchedFile]:
@@ -243,8 +228,8 @@ def vouched_files(found: Records) -> dict[str, VouchedFile]:
         problem = f"does not vouch for {name}"
         found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
     files = groups | {name: file for name, file in arrays.items() if name in groups}
-    for commit in found.commits.values():
-        for file in _files_of(commit, manifest):
+    for record in found.committed:
+        for file in _files_of(record, manifest):
             known = files.setdefault(file.name, file)
             if file.record not in (known.record, *known.younger):
                 younger = (*known.younger, file.record)
@@ -252,21 +237,19 @@ def vouched_files(found: Records) -> dict[str, VouchedFile]:
     return files
 
 
-def _files_of(commit: Commit, manifest: Manifest) -> Iterator[VouchedFile]:
-    """Yield the files that a commit has to vouch for, with what it says of them."""
-    text = commit.text
-    if text is None:
-        view_idx, unit_idx = _numbers(commit.name)
-        owner = f"view{view_idx}"
-        yield _vouched(owner, f"image/{owner}/zarr.json", commit.files, None, None)
-        for layout in manifest.spec.image_layouts(view_idx).values():
-            yield from _array_files(owner, commit.name, layout, [unit_idx], commit.files)
-        return
-    yield _vouched(commit.name, f"{commit.name}/zarr.json", commit.files, None, None)
-    strings = strings_layouts(commit.name, text.num_strings, text.num_string_bytes)
-    for layout in (strings | text.layouts(manifest.spec.teacher, manifest.num_labels)).values():
-        shards = range(layout.num_shards)
-        yield from _array_files(commit.name, commit.name, layout, shards, commit.files)
+def _files_of(record: Record, manifest: Manifest) -> Iterator[VouchedFile]:
+    """Yield the files that a record has to vouch for, with what it says of them."""
+    if isinstance(record, TextRecord):
+        owner, folder = record.name, record.name
+        texts = record.spec.string_layouts() | record.spec.layouts(manifest.num_labels)
+        shards = {layout: range(layout.num_shards) for layout in texts.values()}
+    else:
+        owner, folder = names.view_name(record.view_idx), names.view_group(record.view_idx)
+        images = manifest.spec.image_layouts(record.view_idx)
+        shards = {layout: range(record.unit_idx, record.unit_idx + 1) for layout in images.values()}
+    yield _vouched(owner, names.metadata_file(folder), record.files, None, None)
+    for layout, of_record in shards.items():
+        yield from _array_files(owner, record.name, layout, of_record, record.files)
 
 
 def _array_files(
@@ -276,7 +259,7 @@ def _array_files(
     shards: Sequence[int],
     files: Mapping[str, FileRecord],
 ) -> Iterator[VouchedFile]:
-    yield _vouched(metadata_unit, f"{layout.name}/zarr.json", files, layout, None)
+    yield _vouched(metadata_unit, names.metadata_file(layout.name), files, layout, None)
     for shard_idx in shards:
         yield _vouched(unit, layout.shard_name(shard_idx), files, layout, shard_idx)
 
@@ -292,7 +275,7 @@ def _vouched(
     return VouchedFile(unit=unit, name=name, record=record, layout=layout, shard_idx=shard_idx)
 
 
-def named(names: Sequence[str]) -> str:
-    """Return the first few of `names`, and how many more there are."""
-    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+def named(some: Sequence[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    more = f" and {len(some) - _MAX_NAMED:,} more" if len(some) > _MAX_NAMED else ""
+    return ", ".join(some[:_MAX_NAMED]) + more

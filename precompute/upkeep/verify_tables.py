@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ...shared.cache import names
+from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache
-from ...shared.cache.schema import (
-    MANIFEST_NAME,
+from ...shared.cache.records import (
     REJECTION_REASONS,
-    Commit,
+    Committed,
     Manifest,
-    TextSpec,
-    strings_layouts,
+    TextRecord,
+    UnitRecord,
 )
 from ...shared.cache.shards import Array, ArrayLayout, ArrayReader
 from ...shared.cache.storage import FileRecord, ReadStorage
@@ -26,7 +27,7 @@ from .verify_records import INDEX, Fault
 def check_tables(
     storage: ReadStorage,
     manifest: Manifest,
-    commits: dict[str, Commit],
+    committed: Committed,
     faults: Sequence[Fault],
 ) -> list[Fault]:
     """Check the index, and each text table, unless `faults` names a file of it."""
@@ -35,10 +36,10 @@ def check_tables(
         return []
     check = _Check(storage)
     check.index(manifest)
-    check.rows(FeatureCache(storage, manifest, commits))
-    for commit in commits.values():
-        if commit.text and commit.name not in damaged:
-            check.text(commit, commit.text, manifest)
+    check.rows(FeatureCache(storage, manifest, committed))
+    for record in committed.texts.values():
+        if record.name not in damaged:
+            check.text(record, manifest)
     return check.faults
 
 
@@ -64,28 +65,25 @@ class _Check:
         self._range(INDEX, layouts["label"], manifest.files, 0, manifest.num_labels)
         most = max(source.num_samples for source in spec.sources)
         self._range(INDEX, layouts["lmdb_index"], manifest.files, 1, most + 1)
-        views: dict[int, list[Commit]] = {}
-        for commit in cache.commits.values():
-            if commit.text is None:
-                views.setdefault(commit.rows[0] // spec.unit_rows, []).append(commit)
+        views: dict[int, list[UnitRecord]] = {}
+        for record in cache.committed.units.values():
+            views.setdefault(record.unit_idx, []).append(record)
         for unit_idx, units in sorted(views.items()):
             keys_sha256 = hash_keys(cache.rows(unit_idx))
-            for commit in units:
-                if commit.keys_sha256 != keys_sha256:
+            for record in units:
+                if record.keys_sha256 != keys_sha256:
                     problem = "was made of other rows than the index has there"
-                    fault = Fault(unit=commit.name, file=commit.record_name, problem=problem)
-                    self.faults.append(fault)
+                    file = names.record_file(record.name)
+                    self.faults.append(Fault(unit=record.name, file=file, problem=problem))
 
-    def text(self, commit: Commit, spec: TextSpec, manifest: Manifest) -> None:
+    def text(self, record: TextRecord, manifest: Manifest) -> None:
         """Check one text table."""
-        utf8, offsets = strings_layouts(
-            commit.name, spec.num_strings, spec.num_string_bytes
-        ).values()
-        self._offsets(commit.name, offsets, commit.files, utf8.shape[0])
-        layouts = spec.layouts(manifest.spec.teacher, manifest.num_labels)
-        self._range(commit.name, layouts["of_label"], commit.files, -1, spec.num_strings)
-        lowest = 0 if spec.pads else -1
-        self._range(commit.name, layouts["nodes"], commit.files, lowest, spec.num_nodes)
+        spec, unit, files = record.spec, record.name, record.files
+        utf8, offsets = spec.string_layouts().values()
+        self._offsets(unit, offsets, files, utf8.shape[0])
+        layouts = spec.layouts(manifest.num_labels)
+        self._range(unit, layouts["of_label"], files, -1, spec.num_strings)
+        self._range(unit, layouts["nodes"], files, 0, spec.num_prefixes)
 
     def _range(
         self, unit: str, layout: ArrayLayout, files: Mapping[str, FileRecord], low: int, stop: int

@@ -1,67 +1,43 @@
-"""Reading a feature cache. Only what a commit record vouches for is ever returned."""
+"""Reading a feature cache. Only what a record vouches for is ever returned."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ..charset import Charset
 from ..errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
+from . import names
 from .codecs.codecs import FeatureCodec, feature_codec
-from .records import decode_record, encode_record
-from .remote import open_storage
-from .schema import (
-    COMMITS_FOLDER,
-    FORMAT_VERSION,
-    MANIFEST_NAME,
+from .json_record import decode_record, encode_record
+from .names import MANIFEST_NAME, SEAL_NAME
+from .records import (
     REJECTION_REASONS,
-    SEAL_NAME,
-    CacheSpec,
-    Commit,
+    Committed,
     Manifest,
-    TextSpec,
-    strings_layouts,
+    Record,
+    UnitRecord,
+    parse_record,
 )
-from .shards import Array, ArrayLayout, ArrayReader, decode_strings
+from .remote import open_storage
+from .shards import Array, ArrayLayout, ArrayReader
+from .spec import FORMAT_VERSION, CacheSpec
 from .storage import FileRecord, LocalStorage, ReadStorage
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """What the teacher says of every label under one charset, in memory.
-
-    Shapes: U unique strings, M trie nodes, L label positions, D text width, E joint width.
-    """
-
-    spec: TextSpec
-    of_label: npt.NDArray[np.int32]
-    """Label id -> text id, -1 where the charset leaves nothing. Shape: (labels,)."""
-    strings: list[str]
-    """The U training labels."""
-    nodes: npt.NDArray[np.int32]
-    """Feature row of each label position: characters, EOT, then padding (-1 without pads).
-    Shape: (U, L)."""
-    taps: Mapping[int, npt.NDArray[np.float16]]
-    """Text residual stream after each tapped block. Shape: (M, D) each."""
-    eot: npt.NDArray[np.float16]
-    """Projected EOT embedding. Shape: (U, E)."""
+from .strings import decode_strings
+from .text_spec import TextSpec, TextTable
 
 
 class FeatureCache:
     """An opened cache; cheap to open, safe to share between threads."""
 
-    def __init__(self, storage: ReadStorage, manifest: Manifest, commits: dict[str, Commit]):
+    def __init__(self, storage: ReadStorage, manifest: Manifest, committed: Committed) -> None:
         self.storage = storage
         self.manifest = manifest
-        self.commits = commits
+        self.committed = committed
         self._readers: dict[tuple[int, str], ArrayReader] = {}
-        self._codecs: dict[int, FeatureCodec] = {}
+        self._codecs: dict[str, FeatureCodec] = {}
 
     @classmethod
     def open(
@@ -89,7 +65,7 @@ class FeatureCache:
                 f"{place} is not a feature cache (no {MANIFEST_NAME}); "
                 f"make one with: clipocr cache build --data ROOT --out {folder}"
             )
-        return cls(storage, manifest, read_commits(storage, manifest, through_seal=True))
+        return cls(storage, manifest, read_committed(storage, manifest, through_seal=True))
 
     @property
     def folder(self) -> LocalStorage:
@@ -122,21 +98,42 @@ class FeatureCache:
 
     def units(self, view_idx: int = 0) -> list[int]:
         """Return the committed units of a view, in order."""
-        return [u for u in range(self.spec.num_units) if unit_name(view_idx, u) in self.commits]
+        return self.committed.units_of(view_idx)
+
+    def first_units(self, fraction: float) -> list[int]:
+        """Return the first `fraction` of the committed units of view 0, at least one.
+
+        Rows were permuted at build, so any units are a fair sample.
+
+        Raises:
+            CacheMissingError: nothing is built yet.
+        """
+        units = self.units()
+        if not units:
+            raise CacheMissingError(
+                f"{self.storage} has no finished unit yet; run its cache build command again"
+            )
+        return units[: max(1, round(fraction * len(units)))]
+
+    def num_views_of(self, units: Iterable[int]) -> int:
+        """Return how many views have all of some units, counted from view 0 without a gap."""
+        wanted = set(units)
+        assert wanted
+        return next(v for v in itertools.count() if not wanted <= set(self.units(v)))
 
     def num_bytes(self) -> int:
         """Return the size of all committed files."""
-        commits = [self.manifest.files, *(commit.files for commit in self.commits.values())]
-        return sum(file.num_bytes for files in commits for file in files.values())
+        files = [self.manifest.files, *(record.files for record in self.committed)]
+        return sum(file.num_bytes for some in files for file in some.values())
 
-    def unit(self, view_idx: int, unit_idx: int) -> Commit:
-        """Return a unit's commit record.
+    def unit(self, view_idx: int, unit_idx: int) -> UnitRecord:
+        """Return a unit's record.
 
         Raises:
             CacheMissingError: the unit is not built.
         """
         try:
-            return self.commits[unit_name(view_idx, unit_idx)]
+            return self.committed.units[view_idx, unit_idx]
         except KeyError:
             raise CacheMissingError(
                 f"{self.storage} holds no unit {unit_idx} of view {view_idx}; "
@@ -145,16 +142,18 @@ class FeatureCache:
 
     def is_committed(self, view_idx: int, unit_idx: int) -> bool:
         """Return whether a unit is committed by now, by whatever process."""
-        name = unit_name(view_idx, unit_idx)
-        return name in self.commits or self.storage.exists(f"{COMMITS_FOLDER}/{name}.json")
+        name = names.unit_name(view_idx, unit_idx)
+        return (view_idx, unit_idx) in self.committed.units or self.storage.exists(
+            names.record_file(name)
+        )
 
-    def publish(self, commit: Commit) -> None:
+    def publish(self, record: Record) -> None:
         """Make a unit or a text table part of the cache; its files must be published already."""
-        self.folder.write(commit.record_name, encode_record(commit.to_json()))
-        self.commits[commit.name] = commit
+        self.folder.write(names.record_file(record.name), encode_record(record.to_json()))
+        self.committed.add(record)
 
-    def view_reader(self, view_idx: int, array: str) -> ArrayReader:
-        """Return the reader of ``pixels`` or ``block{i}`` of a view.
+    def image_reader(self, view_idx: int, array: str) -> ArrayReader:
+        """Return the reader of the pixels or of an image array of a view.
 
         Raises:
             CacheMismatchError: this cache has no such array.
@@ -172,14 +171,14 @@ class FeatureCache:
             self._readers[key] = ArrayReader(self.storage, layouts[array], files)
         return self._readers[key]
 
-    def tap_codec(self, tap: int) -> FeatureCodec:
-        """Return the codec of an image tap, with its table if it works by one."""
-        if tap not in self._codecs:
-            layout = self.manifest.codec_layouts().get(f"block{tap}")
+    def codec(self, array: str) -> FeatureCodec:
+        """Return the codec of an image array, with its table if it works by one."""
+        if array not in self._codecs:
+            layout = self.manifest.codec_layouts().get(array)
             files = self.manifest.files
             table = ArrayReader(self.storage, layout, files).all() if layout else None
-            self._codecs[tap] = feature_codec(self.spec.tap_codecs[tap], table)
-        return self._codecs[tap]
+            self._codecs[array] = feature_codec(self.spec.image(array).codec, table)
+        return self._codecs[array]
 
     def rows(self, unit_idx: int) -> dict[str, Array]:
         """Return ``source``, ``lmdb_index`` and ``label`` of each row of a unit."""
@@ -210,21 +209,29 @@ class FeatureCache:
 
     def text_specs(self) -> list[TextSpec]:
         """Return the text tables there are."""
-        return [commit.text for commit in self.commits.values() if commit.text]
+        return [record.spec for _, record in sorted(self.committed.texts.items())]
 
     def require_text(
-        self, charset: Charset, max_label_length: int, tokens: str = "char"
+        self,
+        charset: Charset,
+        max_label_length: int,
+        tokenizer: str = "char",
+        arrays: Sequence[str] = (),
     ) -> TextSpec:
         """Return the text table of a charset, long enough for `max_label_length`.
 
-        `tokens` is ``char`` or ``word``.
+        Args:
+            charset: Whose characters the labels are written in.
+            max_label_length: Of the longest label that is needed.
+            tokenizer: ``char`` or ``word``.
+            arrays: Names of the arrays that it must have.
 
         Raises:
             CacheMismatchError: there is none.
         """
         specs = self.text_specs()
         for spec in specs:
-            if (spec.tokens, spec.characters) == (tokens, charset.characters):
+            if (spec.tokenizer, spec.characters) == (tokenizer, charset.characters):
                 if spec.max_label_length < max_label_length:
                     raise CacheMismatchError(
                         f"{self.storage}: text table {spec.name} holds labels of up to "
@@ -232,59 +239,64 @@ class FeatureCache:
                         f"pass --max-label-length {spec.max_label_length}, or build another cache "
                         f"with cache build --max-label-length {max_label_length}"
                     )
+                self._require_arrays("text", spec.array_names, arrays)
                 return spec
         held = ", ".join(
-            f"{s.charset_name} ({len(s.characters)} characters, {s.tokens} tokens)" for s in specs
+            f"{s.charset_name} ({len(s.characters)} characters, tokenizer {s.tokenizer})"
+            for s in specs
         )
         raise CacheMismatchError(
             f"{self.storage} has text for charset {held or 'none yet'}, this run needs "
-            f"{charset.name} ({len(charset.characters)} characters, {tokens} tokens). Pass what it "
-            f"has, or add a table with: clipocr cache text {self.storage} --charset {charset.name}"
-            f" --tokens {tokens}"
+            f"{charset.name} ({len(charset.characters)} characters, tokenizer {tokenizer}). Pass "
+            f"what it has, or add a table with: clipocr cache text {self.storage} "
+            f"--charset {charset.name} --tokenizer {tokenizer}"
         )
 
-    def require_taps(self, kind: str, wanted: Sequence[int]) -> None:
-        """Check that the ``image`` or ``text`` taps a run wants are there.
+    def require_images(self, arrays: Sequence[str]) -> None:
+        """Check that the image arrays a run wants are there.
 
         Raises:
             CacheMismatchError: one is not.
         """
-        teacher = self.spec.teacher
-        held = teacher.image_taps if kind == "image" else teacher.text_taps
-        missing = [tap for tap in wanted if tap not in held]
-        if missing:
-            raise CacheMismatchError(
-                f"{self.storage} holds {kind} taps {held}, this run needs {tuple(wanted)}; pass "
-                f"--{kind}-taps {','.join(map(str, held))}, or build a cache with: "
-                f"clipocr cache build --{kind}-taps {','.join(map(str, wanted))} ..."
-            )
+        self._require_arrays("image", self.spec.image_names, arrays)
 
-    def text_table(self, name: str, taps: Sequence[int] | None = None) -> TextTable:
+    def _require_arrays(self, kind: str, held: Sequence[str], wanted: Sequence[str]) -> None:
+        missing = [array for array in wanted if array not in held]
+        if not missing:
+            return
+        blocks = {
+            name: ",".join(str(names.block_of(a)) for a in arrays if names.block_of(a))
+            for name, arrays in (("held", held), ("wanted", wanted))
+        }
+        raise CacheMismatchError(
+            f"{self.storage} holds {kind} arrays {', '.join(held)}, this run needs "
+            f"{', '.join(wanted)}; pass --{kind}-taps {blocks['held']}, or build a cache with: "
+            f"clipocr cache build --{kind}-taps {blocks['wanted']} ..."
+        )
+
+    def text_table(self, name: str, arrays: Sequence[str] | None = None) -> TextTable:
         """Read a text table into memory, every chunk checked.
 
         Args:
             name: Of the table, e.g. ``char-36``.
-            taps: Text blocks to read; None: all there are.
+            arrays: Arrays of features to read, by name; None: all there are.
         """
-        commit = self.commits[f"text/{name}"]
-        spec = commit.text
-        assert spec is not None, commit
+        record = self.committed.texts[name]
+        spec = record.spec
 
         def read(layout: ArrayLayout) -> Array:
-            return ArrayReader(self.storage, layout, commit.files).all()
+            return ArrayReader(self.storage, layout, record.files).all()
 
-        layouts = spec.layouts(self.spec.teacher, self.manifest.num_labels)
-        taps = self.spec.teacher.text_taps if taps is None else taps
+        layouts = spec.layouts(self.manifest.num_labels)
         return TextTable(
             spec=spec,
             of_label=read(layouts["of_label"]),
-            strings=self._strings(
-                strings_layouts(f"text/{name}", spec.num_strings, spec.num_string_bytes),
-                commit.files,
-            ),
+            strings=self._strings(spec.string_layouts(), record.files),
             nodes=read(layouts["nodes"]),
-            taps={tap: read(layouts[f"block{tap}"]) for tap in taps},
-            eot=read(layouts["eot"]),
+            arrays={
+                array: read(layouts[array])
+                for array in (spec.array_names if arrays is None else arrays)
+            },
         )
 
     def _strings(
@@ -292,11 +304,6 @@ class FeatureCache:
     ) -> list[str]:
         utf8, offsets = (ArrayReader(self.storage, a, files).all() for a in layouts.values())
         return decode_strings(utf8, offsets)
-
-
-def unit_name(view_idx: int, unit_idx: int) -> str:
-    """Return the commit name of a unit."""
-    return f"view{view_idx}/unit-{unit_idx:05d}"
 
 
 def read_manifest(storage: ReadStorage) -> Manifest | None:
@@ -322,55 +329,60 @@ def read_manifest(storage: ReadStorage) -> Manifest | None:
     return Manifest.from_json(data)
 
 
-def publish_seal(storage: LocalStorage, manifest: Manifest) -> dict[str, Commit]:
-    """Publish all commit records in one, so that readers open one file; return them.
+def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:
+    """Publish all records in one, so that readers open one file; return them.
 
     Safe beside other processes that publish: whoever seals last has seen every record there is.
     """
-    # A builder killed in just this left a file that no unit's builder would come to sweep.
+    # What a builder left that was killed while it sealed: no unit's builder comes to sweep it.
     storage.sweep()
-    commits = read_commits(storage, manifest, through_seal=False)
+    committed = read_committed(storage, manifest, through_seal=False)
     while True:
-        records = {name: commit.to_json() for name, commit in sorted(commits.items())}
+        records = {record.name: record.to_json() for record in committed}
         # An older seal, of fewer views or charsets, is true until this one takes its place.
         storage.ensure(SEAL_NAME, encode_record({"commits": records}))
-        sealed, commits = commits, read_commits(storage, manifest, through_seal=False)
-        if commits == sealed:
-            return commits
+        sealed, committed = committed, read_committed(storage, manifest, through_seal=False)
+        if committed == sealed:
+            return committed
 
 
-def read_commits(
-    storage: ReadStorage, manifest: Manifest, *, through_seal: bool
-) -> dict[str, Commit]:
-    """Return commit records by name.
+def read_committed(storage: ReadStorage, manifest: Manifest, *, through_seal: bool) -> Committed:
+    """Return the records of all units and text tables.
 
     Args:
         storage: Of the cache.
         manifest: Of the cache; records of another cache are refused.
-        through_seal: Take those of the seal, if there is one, in one read; a reader is content
-            with them. A builder wants what is there by now, record by record.
+        through_seal: Whether to take those that the seal repeats, if there is one: one read, and
+            enough for a reader. A builder reads record by record, to see those added since.
+
+    Raises:
+        CacheCorruptError: a record is damaged, or in another's place.
     """
     if through_seal and storage.exists(SEAL_NAME):
         seal = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")
         sealed = seal.get("commits", {"seal": seal})
-        records = [(SEAL_NAME, f"{COMMITS_FOLDER}/{name}.json", sealed[name]) for name in sealed]
+        records = [(SEAL_NAME, unit, data) for unit, data in sealed.items()]
     else:
         records = [
-            (name, name, decode_record(storage.read(name), f"{storage}/{name}"))
-            for name in storage.names(COMMITS_FOLDER)
+            (
+                file,
+                names.unit_of_record(file),
+                decode_record(storage.read(file), f"{storage}/{file}"),
+            )
+            for file in storage.names(names.COMMITS_FOLDER)
         ]
-    commits = {}
-    for file, record_name, data in records:
+    committed = Committed()
+    for file, unit, data in records:
         try:
-            commit = Commit.from_json(data)
-        except (AttributeError, KeyError, TypeError, ValueError):
+            record = parse_record(unit, data)
+        except ValueError:
             raise CacheCorruptError(
                 f"{storage}/{file} is another record than its name says. {MEND}"
             ) from None
-        if (commit.cache_id, commit.record_name) != (manifest.cache_id, record_name):
+        if (record.cache_id, record.name) != (manifest.cache_id, unit):
             raise CacheCorruptError(
-                f"{storage}/{file} holds the record of {commit.name} of cache {commit.cache_id}, "
-                f"expected {record_name} of {manifest.cache_id}. {MEND}"
+                f"{storage}/{file} holds the record of {record.name} of cache {record.cache_id}, "
+                f"expected {unit} of {manifest.cache_id}. {MEND}"
             )
-        commits[commit.name] = commit
-    return commits
+        committed.add(record)
+    return committed

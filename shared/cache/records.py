@@ -1,76 +1,202 @@
-"""Records: readable JSON that carries its own checksum, and specs compared field by field."""
+"""The records of a cache: its manifest, and one for each unit and each text table.
+
+A file counts only if a record vouches for it. All records are JSON with a checksum of their own;
+see `json_record`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
 
-from ..errors import MEND, CacheCorruptError, CacheMismatchError
+from . import names
+from .json_record import canonical_json
+from .shards import ArrayLayout
+from .spec import CacheSpec
+from .storage import FileRecord
+from .strings import flat_layout, strings_layouts
+from .text_spec import TextSpec
+
+REJECTION_REASONS = (
+    "missing image",
+    "missing label",
+    "empty label",
+    "label too long",
+    "label not UTF-8",
+)
+"""Meaning of ``rejected/reason``."""
 
 
-def canonical_json(data: object) -> bytes:
-    """Return the one JSON form that checksums are taken of."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """What makes a unit of a view part of the cache."""
+
+    view_idx: int
+    unit_idx: int
+    cache_id: str
+    files: Mapping[str, FileRecord]
+    rows: tuple[int, int]
+    """Rows [start, stop) of the unit."""
+    keys_sha256: str
+    """Digest of the unit's (source, LMDB index) pairs."""
+    bad_rows: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Row -> reason, for images that could not become a view; readers never yield them."""
+    fidelity: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    """Image array -> measure -> value: how well the codec kept this unit's own features."""
+
+    @property
+    def name(self) -> str:
+        """Name of the unit, e.g. ``view0/unit-00003``."""
+        return names.unit_name(self.view_idx, self.unit_idx)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self) | {"bad_rows": {str(row): why for row, why in self.bad_rows.items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a record from its JSON form."""
+        return cls(
+            **{
+                **data,
+                "rows": tuple(data["rows"]),
+                "files": _files(data),
+                "bad_rows": {int(row): why for row, why in data["bad_rows"].items()},
+            }
+        )
 
 
-def encode_record(data: Mapping[str, Any]) -> bytes:
-    """Return a record as it is stored: readable JSON that carries its own checksum."""
-    checksum = hashlib.sha256(canonical_json(data)).hexdigest()
-    return (json.dumps({**data, "sha256": checksum}, indent=1, sort_keys=True) + "\n").encode()
+@dataclass(frozen=True, kw_only=True)
+class TextRecord:
+    """What makes a text table part of the cache."""
+
+    spec: TextSpec
+    cache_id: str
+    files: Mapping[str, FileRecord]
+
+    @property
+    def name(self) -> str:
+        """Name of the table as a unit, e.g. ``text/char-36``."""
+        return names.text_group(self.spec.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a record from its JSON form."""
+        return cls(**{**data, "spec": TextSpec.from_json(data["spec"]), "files": _files(data)})
 
 
-def decode_record(stored: bytes, where: str) -> dict[str, Any]:
-    """Return a record's content.
+Record = UnitRecord | TextRecord
+
+
+def parse_record(unit: str, data: Mapping[str, Any]) -> Record:
+    """Return the record of a unit, or of a text table, from its JSON form.
+
+    Args:
+        unit: Its name, which tells the two apart.
+        data: The JSON form.
 
     Raises:
-        CacheCorruptError: not JSON, or not what its checksum says.
+        ValueError: the data is not such a record.
     """
+    kind = TextRecord if names.parse_unit(unit) is None else UnitRecord
     try:
-        data = json.loads(stored)
-        checksum = data.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        data, checksum = None, ""
-    if data is None or hashlib.sha256(canonical_json(data)).hexdigest() != checksum:
-        raise CacheCorruptError(f"{where} is not the record that was written. {MEND}")
-    return dict(data)
+        return kind.from_json(data)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"not a {kind.__name__}") from e
 
 
-def require_equal(have: object, want: object, what: str, remedy: str) -> None:
-    """Compare two specs field by field.
+@dataclass
+class Committed:
+    """All records of units and text tables of a cache, or those that were read of them."""
 
-    Raises:
-        CacheMismatchError: naming every field that differs, both values, and `remedy`.
-    """
-    differences = list(_differences(asdict(have), asdict(want), ""))  # type: ignore[call-overload]
-    if differences:
-        listed = "; ".join(f"{path} is {a!r}, wanted {b!r}" for path, a, b in differences)
-        raise CacheMismatchError(f"{what}: {listed}. {remedy}")
+    units: dict[tuple[int, int], UnitRecord] = dataclasses.field(default_factory=dict)
+    """By (view, unit)."""
+    texts: dict[str, TextRecord] = dataclasses.field(default_factory=dict)
+    """By the name of the table."""
+
+    def add(self, record: Record) -> None:
+        """Add a record, or put it in the place of the one of its name."""
+        if isinstance(record, UnitRecord):
+            self.units[record.view_idx, record.unit_idx] = record
+        else:
+            self.texts[record.spec.name] = record
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield all records, sorted by name."""
+        yield from (self.texts[name] for name in sorted(self.texts))
+        yield from (self.units[key] for key in sorted(self.units))
+
+    def __len__(self) -> int:
+        return len(self.units) + len(self.texts)
+
+    @property
+    def by_name(self) -> dict[str, Record]:
+        """The records by the name of their unit."""
+        return {record.name: record for record in self}
+
+    def units_of(self, view_idx: int) -> list[int]:
+        """Return the units of a view, in order."""
+        return sorted(unit_idx for view, unit_idx in self.units if view == view_idx)
 
 
-def differing_fields(have: object, want: object) -> list[str]:
-    """Return the path of every field that differs between two specs."""
-    return [path for path, _, _ in _differences(asdict(have), asdict(want), "")]  # type: ignore[call-overload]
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a cache is; written once, when its rows are decided, and never changed."""
+
+    spec: CacheSpec
+    num_labels: int
+    """Unique labels of all rows."""
+    num_label_bytes: int
+    num_rejected: int
+    """Samples that did not become rows."""
+    built_with: Mapping[str, str]
+    """Versions of what made it; for people, not compared."""
+    files: Mapping[str, FileRecord]
+    """The index: rows, labels, rejected samples, tables of codecs, the groups' metadata."""
+
+    @cached_property
+    def cache_id(self) -> str:
+        """Digest of the spec and of the index; every record of a unit or table carries it."""
+        files = {name: asdict(file) for name, file in self.files.items()}
+        identity = {"spec": self.spec.to_json(), "files": files}
+        return hashlib.sha256(canonical_json(identity)).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        head = {"format": "clipocr-cache", "cache_id": self.cache_id}
+        return head | asdict(self) | {"spec": self.spec.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a manifest from its JSON form."""
+        fields = {k: v for k, v in data.items() if k not in ("format", "cache_id")}
+        return cls(
+            **{**fields, "spec": CacheSpec.from_json(data["spec"]), "files": _files(data)},
+        )
+
+    def label_layouts(self) -> dict[str, ArrayLayout]:
+        """Return the arrays of the unique labels."""
+        return strings_layouts("labels", self.num_labels, self.num_label_bytes)
+
+    def codec_layouts(self) -> dict[str, ArrayLayout]:
+        """Return the tables of the codecs that work by one, by image array."""
+        return self.spec.codec_layouts(self.files)
+
+    def rejected_layouts(self) -> dict[str, ArrayLayout]:
+        """Return the arrays of the samples that did not become rows."""
+        return {
+            key: flat_layout(f"rejected/{key}", self.num_rejected, dtype)
+            for key, dtype in (("source", "uint16"), ("lmdb_index", "uint32"), ("reason", "uint8"))
+        }
 
 
-def _differences(have: object, want: object, path: str) -> Iterator[tuple[str, object, object]]:
-    if isinstance(have, dict) and isinstance(want, dict):
-        for key in have:
-            yield from _differences(have[key], want[key], f"{path}.{key}" if path else key)
-    elif isinstance(have, tuple) and isinstance(want, tuple) and len(have) == len(want):
-        for idx, (a, b) in enumerate(zip(have, want, strict=True)):
-            named = f"{path}[{a.get('name', idx)}]" if isinstance(a, dict) else path
-            if not isinstance(a, dict) and have != want:
-                yield path, have, want
-                return
-            yield from _differences(a, b, named)
-    elif have != want:
-        yield path, _short(have), _short(want)
-
-
-def _short(value: object) -> object:
-    """Return a list of named things by their names."""
-    is_list = isinstance(value, tuple) and all(isinstance(item, dict) for item in value)
-    return tuple(item.get("name", item) for item in value) if is_list else value  # type: ignore[attr-defined]
+def _files(data: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {name: FileRecord(**file) for name, file in data["files"].items()}

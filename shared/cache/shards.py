@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import google_crc32c
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from numcodecs import Zstd
 
 from ..errors import MEND, CacheCorruptError, CacheMissingError
+from . import names
 from .memory import Bytes, MemoryPool
 from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
 
@@ -83,7 +83,12 @@ class ArrayLayout:
 
     def shard_name(self, shard_idx: int) -> str:
         """Return the file that holds shard `shard_idx`."""
-        return "/".join([self.name, "c", str(shard_idx)] + ["0"] * len(self.row_shape))
+        return names.shard_file(self.name, shard_idx, len(self.shape))
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Return all files that hold shards."""
+        return [self.shard_name(shard_idx) for shard_idx in range(self.num_shards)]
 
     def num_chunks(self, shard_idx: int) -> int:
         """Return how many chunks of a shard hold rows."""
@@ -154,7 +159,7 @@ class ArrayLayout:
             fill_value=0,
             config={"write_empty_chunks": True},
         )
-        metadata: bytes = files[f"{self.name}/zarr.json"].to_bytes()
+        metadata: bytes = files[names.metadata_file(self.name)].to_bytes()
         return metadata
 
 
@@ -323,9 +328,8 @@ class ArrayReader:
         return block
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
-        # image/view0/block3/c/1/0/0 is a file of unit 1.
-        parts = name.split("/")
-        unit = f" of {parts[1]}/unit-{int(parts[4]):05d}" if parts[0] == "image" else ""
+        file = names.parse_image_file(name)
+        unit = f" of {file.unit}" if file and file.unit else ""
         return CacheCorruptError(
             f"{self._storage}/{name}: {what}{unit} is not what was committed (a damaged, truncated "
             f"or exchanged file). {MEND}"
@@ -362,14 +366,6 @@ def _crc32c(stored: Bytes) -> int:
     return checksum
 
 
-def encode_strings(strings: Sequence[str]) -> dict[str, Array]:
-    """Return the arrays of a string list: UTF-8 bytes in a row, and the offset of each."""
-    encoded = [string.encode() for string in strings]
-    lengths = np.fromiter((len(e) for e in encoded), np.uint64, len(encoded))
-    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)])
-    return {"utf8": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
-
-
 def write_array(storage: LocalStorage, layout: ArrayLayout, values: Array) -> dict[str, FileRecord]:
     """Publish a whole array and its Zarr metadata; return the records of the files."""
     writer = ArrayWriter(storage, layout)
@@ -382,11 +378,5 @@ def write_array(storage: LocalStorage, layout: ArrayLayout, values: Array) -> di
 
 def write_metadata(storage: LocalStorage, layout: ArrayLayout) -> dict[str, FileRecord]:
     """Publish an array's ``zarr.json``."""
-    name = f"{layout.name}/zarr.json"
+    name = names.metadata_file(layout.name)
     return {name: storage.ensure(name, layout.metadata())}
-
-
-def decode_strings(utf8: Array, offsets: Array) -> list[str]:
-    """Invert `encode_strings`."""
-    encoded, bounds = utf8.tobytes(), offsets.tolist()
-    return [encoded[a:b].decode() for a, b in pairwise(bounds)]

@@ -207,7 +207,7 @@ def test_everything_else_became_a_row_with_its_label(bad_cache: Path) -> None:
 
 def test_sound_rows_hold_their_picture_and_what_the_teacher_says_of_it(bad_cache: Path) -> None:
     cache = FeatureCache.open(bad_cache)
-    stored = cache.view_reader(0, "pixels").all()
+    stored = cache.image_reader(0, "pixels").all()
     views = unfilter_pixels(torch.from_numpy(stored.copy()))
     rows = table(cache)
     for idx, (name, encoded) in enumerate(GOOD.items(), start=1):
@@ -229,8 +229,8 @@ def test_sound_rows_hold_their_picture_and_what_the_teacher_says_of_it(bad_cache
         TINY_TEACHER, image_taps=(1, 2, 3), text_taps=(1, 2, 3), precision="fp32",
         device=torch.device("cpu"),
     )  # fmt: skip
-    for tap, expected in teacher.image_taps(views).items():
-        features = torch.from_numpy(cache.view_reader(0, f"block{tap}").all().copy()).float()
+    for array, expected in teacher.image_features(views).items():
+        features = torch.from_numpy(cache.image_reader(0, array).all().copy()).float()
         torch.testing.assert_close(features[good], expected[good], rtol=2**-11, atol=1e-4)
         assert not features[sorted(bad)].any()
 
@@ -263,9 +263,7 @@ def test_a_sound_cache_lists_nothing(tmp_path: Path) -> None:
 def test_augmented_views_and_workers_find_the_same(
     bad_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny_build(
-        bad_root, tmp_path / "cache", augment="randaugment", num_views=2, num_workers=1
-    )
+    config = tiny_build(bad_root, tmp_path / "cache", augment="randaugment", views=2, workers=1)
     summary = build_cache(config)
     assert (summary.is_complete, summary.num_bad_rows) == (True, len(BAD))
     found = [(b.source, b.lmdb_key, b.reason) for b in list_bad_samples(tmp_path / "cache")]

@@ -130,9 +130,9 @@ def serve(folder: Path) -> None:
     cpu = torch.device("cpu")
     teacher = build.load_teacher("ViT-tiny-test/random:0", **config, device=cpu)
     build.load_teacher = lambda *_, **__: teacher
-    tokenizer = text.text_tokenizer("char")
-    text.text_tokenizer = lambda _: tokenizer
-    teacher.image_taps(torch.zeros(8, 32, 128, 3, dtype=torch.uint8))
+    tokenizer = text.text_tokenizer("char", 25)
+    text.text_tokenizer = lambda *_: tokenizer
+    teacher.image_features(torch.zeros(8, 32, 128, 3, dtype=torch.uint8))
     gc.freeze()  # So that children need not copy what they never change.
     for line in sys.stdin:
         request = json.loads(line)

@@ -9,7 +9,8 @@ import torch
 from loading import loader_of, needing
 from samples import WORDS, files_of, tiny_build, write_words
 
-from clipocr.precompute.builder.build import BuildConfig, build_cache
+from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.config import BuildConfig
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.errors import CacheError
 from clipocr.train.data.batch import Batch
@@ -43,7 +44,7 @@ class World:
             **(
                 {
                     "augment": "randaugment",
-                    "num_views": 2,
+                    "views": 2,
                     "unit_rows": 16,
                     "codec": self._codec,
                 }

@@ -8,7 +8,7 @@ from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.train.data.labels import TrainingLabels
 from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop.preflight import choose_num_views, choose_units
+from clipocr.train.loop.preflight import choose_num_views
 from clipocr.train.methods.base import Needs, TextNeeds
 
 
@@ -34,7 +34,7 @@ def loader_of(
     else:
         spec = cache.require_text(charset, max_label_length, needs.text.tokenizer)
         labels = TrainingLabels.read(cache, charset, needs.text, spec)
-    units = choose_units(cache, 1.0)
+    units = cache.first_units(1.0)
     settings: dict[str, object] = {
         "batch_size": 12,
         "seed": 0,

@@ -59,9 +59,9 @@ class OnlineLoader:
         )
         labels = [label for _, _, label in samples]
         images = {}
-        for tap, features in self.teacher.image_taps(views).items():
-            codec = self.cache.tap_codec(tap)
-            images[f"block{tap}"] = codec.decode(codec.encode(features))
+        for name, features in self.teacher.image_features(views).items():
+            codec = self.cache.codec(name)
+            images[name] = codec.decode(codec.encode(features))
         # Official system.py 276-277: as long as the longest label of the batch, padded with id 0.
         num_positions = max(map(len, labels)) + 1
         context = self.context or num_positions + 1
@@ -69,13 +69,14 @@ class OnlineLoader:
         for row, label in zip(tokens, labels, strict=True):
             ids = open_clip.tokenize(" ".join(label))[0]
             row[: len(label) + 2] = ids[: len(label) + 2]
-        text, eot = self.teacher.text_taps(tokens, tokens.argmax(dim=1))
+        text = self.teacher.text_features(tokens, tokens.argmax(dim=1))
+        eot = text.pop("eot")
         return Batch(
             views=views,
             labels=labels,
             num_positions=num_positions,
             images=images,
-            text={f"block{tap}": f[:, 1 : num_positions + 1].half() for tap, f in text.items()}
+            text={name: f[:, 1 : num_positions + 1].half() for name, f in text.items()}
             | {"eot": eot.half()},
             device=views.device,
         )

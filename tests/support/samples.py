@@ -15,8 +15,8 @@ from pathlib import Path
 import open_clip
 from PIL import Image, ImageDraw, ImageFont
 
-from clipocr.precompute.builder.build import BuildConfig
-from clipocr.shared.charset import Charset
+from clipocr.precompute.builder.config import BuildConfig
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.data.word_lmdb import WordLmdbWriter
 
 TINY_CLIP = {
@@ -66,15 +66,21 @@ def write_words(path: Path, words: Sequence[str], images: dict[int, bytes] | Non
 
 
 def tiny_build(data_root: Path, out: Path, **changes: object) -> BuildConfig:
-    """Return a build of the small data set: 73 rows in three units of four chunks."""
+    """Return a build of the small data set: 73 rows in three units of four chunks.
+
+    Features are stored exactly, for tests to compare.
+    """
     settings: dict[str, object] = {
         "data": (data_root,),
         "out": out,
         "teacher": TINY_TEACHER,
         "image_taps": (1, 2, 3),
         "text_taps": (1, 2, 3),
-        "charset": Charset.load("36"),
+        "codec": "fp16",
         "unit_rows": 32,
         "chunk_rows": 8,
+        "device": "cpu",
     }
-    return BuildConfig(**(settings | changes))
+    settings |= changes
+    codec = tuple(map(Codec.parse, str(settings["codec"]).split(",")))
+    return BuildConfig(**(settings | {"codec": codec}))

@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ...shared.atomic import replacing
-from ...shared.cache.schema import TeacherSpec
+from ...shared.cache.spec import TeacherSpec
 from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, benchmark_of
 from ..evaluation.results import WEIGHTED
 from .table import AblationTable

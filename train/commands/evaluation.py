@@ -94,7 +94,7 @@ def _figures_path(run: Path) -> Path:
 
 
 def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batch_size) -> Reader:
-    from ...shared.cache.schema import TeacherSpec
+    from ...shared.cache.spec import TeacherSpec
     from ..reading.readers import load_reader
 
     reader = load_reader(

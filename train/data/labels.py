@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...shared.cache.reader import FeatureCache
-from ...shared.cache.schema import TextSpec
 from ...shared.cache.shards import Array
+from ...shared.cache.text_spec import TextSpec
 from ...shared.charset import Charset
 from ..methods.base import TextNeeds
 
@@ -40,14 +40,14 @@ class TrainingLabels:
     @classmethod
     def read(cls, cache: FeatureCache, charset: Charset, needs: TextNeeds, spec: TextSpec) -> Self:
         """Read a text table, and of its arrays those that a method needs."""
-        blocks = [int(name.removeprefix("block")) for name in needs.arrays if name != "eot"]
-        table = cache.text_table(spec.name, blocks)
+        table = cache.text_table(spec.name, needs.arrays)
+        per_string = {array.name for array in spec.arrays if array.rows == "string"}
         return cls(
             charset_name=charset.name,
             of_label=table.of_label,
             strings=table.strings,
-            by_position={f"block{block}": table.taps[block] for block in blocks},
-            by_label={"eot": table.eot} if "eot" in needs.arrays else {},
+            by_position={k: v for k, v in table.arrays.items() if k not in per_string},
+            by_label={k: v for k, v in table.arrays.items() if k in per_string},
             rows_of_positions=table.nodes,
         )
 

@@ -31,6 +31,7 @@ import torch
 from ...shared.ahead import iterate_ahead, map_ahead
 from ...shared.cache.codecs.codecs import unfilter_pixels
 from ...shared.cache.memory import MemoryPool
+from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
@@ -41,8 +42,6 @@ from .order import NUM_LANES, EpochOrder, lanes_of
 
 T = TypeVar("T")
 _Arrays = Mapping[str, torch.Tensor]
-
-_PIXELS = "pixels"
 
 _READ_THREADS = 2
 _CHUNKS_AHEAD = 8
@@ -144,18 +143,16 @@ class CacheLoader:
             )
         self._cache, self._labels, self._device = cache, labels, device
         self._memory = MemoryPool()
-        arrays = (_PIXELS, *needs.images) if needs.pixels else needs.images
+        arrays = (PIXELS, *needs.images) if needs.pixels else needs.images
         self._readers = [
-            {name: cache.view_reader(view_idx, name) for name in arrays}
+            {name: cache.image_reader(view_idx, name) for name in arrays}
             for view_idx in range(num_views)
         ]
         self._row_types = {
             name: np.empty((0, *reader.layout.row_shape), reader.layout.dtype)
             for name, reader in self._readers[0].items()
         }
-        self._codecs = {
-            name: cache.tap_codec(int(name.removeprefix("block"))) for name in needs.images
-        }
+        self._codecs = {name: cache.codec(name) for name in needs.images}
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._lengths = np.fromiter(map(len, labels.strings), np.int64, len(labels.strings))
@@ -336,7 +333,7 @@ class CacheLoader:
             yield batch
 
     def _decode(self, batch: EncodedBatch) -> Batch:
-        pixels = batch.images.get(_PIXELS)
+        pixels = batch.images.get(PIXELS)
         return Batch(
             labels=batch.labels,
             num_positions=batch.num_positions,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...shared.cache.reader import FeatureCache
-from ...shared.cache.schema import TextSpec
-from ...shared.errors import CacheMismatchError, CacheMissingError
+from ...shared.cache.text_spec import TextSpec
+from ...shared.errors import CacheMismatchError
 from ..data.labels import TrainingLabels
 from ..methods.base import Needs, Shapes
 from .config import TrainConfig, TrainPlace
@@ -45,49 +45,26 @@ def check_cache(config: TrainConfig, cache: FeatureCache) -> Preflight:
     Raises:
         CacheError: it has not.
     """
-    needs, teacher = config.method.needs(), cache.spec.teacher
-    text_spec = None
+    needs = config.method.needs()
+    text_spec, text_shapes = None, {}
     if needs.text is not None:
         text_spec = cache.require_text(
-            config.charset, config.max_label_length, needs.text.tokenizer
+            config.charset, config.max_label_length, needs.text.tokenizer, needs.text.arrays
         )
-        cache.require_taps("text", _blocks(needs.text.arrays))
-    cache.require_taps("image", _blocks(needs.images))
-    units = choose_units(cache, config.fraction)
+        text_shapes = {name: (text_spec.array(name).width,) for name in needs.text.arrays}
+    cache.require_images(needs.images)
+    units = cache.first_units(config.fraction)
     return Preflight(
         cache=cache,
         needs=needs,
         text_spec=text_spec,
         shapes=Shapes(
-            images=dict.fromkeys(needs.images, (teacher.num_image_tokens, teacher.image_width)),
-            text={
-                name: (teacher.eot_width if name == "eot" else teacher.text_width,)
-                for name in (needs.text.arrays if needs.text else ())
-            },
+            images={name: cache.spec.image(name).row_shape for name in needs.images},
+            text=text_shapes,
         ),
         units=units,
         num_views=choose_num_views(cache, units, config.views),
     )
-
-
-def _blocks(arrays: Sequence[str]) -> tuple[int, ...]:
-    return tuple(int(name.removeprefix("block")) for name in arrays if name != "eot")
-
-
-def choose_units(cache: FeatureCache, fraction: float) -> list[int]:
-    """Return the first `fraction` of the committed units, at least one.
-
-    Rows were permuted at build, so any units are a fair sample.
-
-    Raises:
-        CacheMissingError: nothing is built yet.
-    """
-    units = cache.units()
-    if not units:
-        raise CacheMissingError(
-            f"{cache.storage} has no finished unit yet; run its cache build command again"
-        )
-    return units[: max(1, round(fraction * len(units)))]
 
 
 def choose_num_views(cache: FeatureCache, units: Sequence[int], wanted: int | None) -> int:
@@ -96,7 +73,7 @@ def choose_num_views(cache: FeatureCache, units: Sequence[int], wanted: int | No
     Raises:
         CacheMismatchError: there are fewer than wanted.
     """
-    held = sum(set(units) <= set(cache.units(view_idx)) for view_idx in range(cache.num_views))
+    held = cache.num_views_of(units)
     if wanted is not None and wanted > held:
         raise CacheMismatchError(
             f"{cache.storage} has {held} views of these units, this run needs {wanted}; pass "

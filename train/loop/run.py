@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ...shared.cache.schema import MANIFEST_NAME
+from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
 from ...shared.errors import CacheError, CheckpointError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ...shared.cache.schema import TeacherSpec
+from ...shared.cache.spec import TeacherSpec
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import Figures
 from ..evaluation.results import ShownTable, results_as_table

@@ -18,7 +18,7 @@ Shapes: B rows, T image tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from ...errors import TeacherError, UsageError
 from ...geometry import VIEW_SHAPE
 from . import klt
+from .codec import Codec
 from .klt import KltTable
 
 if TYPE_CHECKING:
@@ -261,65 +262,21 @@ def _require_at_most(features: torch.Tensor, most: float, codec: str) -> None:
         )
 
 
-_KLT_BYTES = 192
 _FIXED_CODECS: dict[str, FeatureCodec] = {
     codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())
 }
 
-FEATURE_CODEC_NAMES = (*_FIXED_CODECS, f"klt:{_KLT_BYTES}")
-"""Names of the codecs there are; ``klt`` takes any number of bytes."""
 
-
-def feature_codec(name: str, table: npt.NDArray[np.float32] | None = None) -> FeatureCodec:
-    """Return the codec of that name.
+def feature_codec(codec: Codec, table: npt.NDArray[np.float32] | None = None) -> FeatureCodec:
+    """Return what encodes and decodes by a codec.
 
     Args:
-        name: One of `FEATURE_CODEC_NAMES`, or ``klt:P``; ``klt`` alone takes the usual P.
-        table: Of the tap, for ``klt``; without one it knows its layout only.
-
-    Raises:
-        UsageError: there is none.
+        codec: Which.
+        table: Of the image array, for ``klt``; without one only its layout is known.
     """
-    kind, _, record_bytes = name.partition(":")
-    if kind == "klt" and (name == kind or record_bytes.isdecimal()):
-        return KltCodec(int(record_bytes or _KLT_BYTES), table)
-    if name not in _FIXED_CODECS:
-        raise UsageError(
-            f"feature codec {name!r} is unknown; expected one of {', '.join(_FIXED_CODECS)}, "
-            "klt:BYTES"
-        )
-    return _FIXED_CODECS[name]
-
-
-def parse_tap_codecs(codec: str, num_taps: int) -> tuple[str, ...]:
-    """Return the codec of each image tap, by its full name.
-
-    Args:
-        codec: One codec for all taps, or one for each, by commas: ``klt:96,klt:80,int4``.
-        num_taps: How many there are.
-
-    Raises:
-        UsageError: there is no such codec, or another number of them.
-    """
-    names = tuple(feature_codec(name).name for name in codec.split(","))
-    if len(names) not in (1, num_taps):
-        raise UsageError(
-            f"codec {codec!r} is of {len(names)} image taps, there are {num_taps}; "
-            "pass one codec for all, or one for each"
-        )
-    return names * num_taps if len(names) == 1 else names
-
-
-def join_tap_codecs(names: Iterable[str]) -> str:
-    """Invert `parse_tap_codecs`, as short as can be."""
-    names = tuple(names)
-    return names[0] if len(set(names)) == 1 else ",".join(names)
-
-
-def klt_record_bytes(name: str) -> int:
-    """Return the P of ``klt:P``; 0 of a codec that works without tables."""
-    codec = feature_codec(name)
-    return codec.record_bytes if isinstance(codec, KltCodec) else 0
+    if codec.kind == "klt":
+        return KltCodec(codec.record_bytes, table)
+    return _FIXED_CODECS[codec.kind]
 
 
 def pixel_layout() -> StoredRow:

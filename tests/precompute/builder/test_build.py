@@ -26,6 +26,7 @@ from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
+from clipocr.shared.processes import Process
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_rows_are_all_samples_in_another_order(cache: FeatureCache) -> None:
 
 
 def test_pixels_are_the_stretched_images(cache: FeatureCache, data_root: Path) -> None:
-    stored = cache.view_reader(0, "pixels").all()
+    stored = cache.image_reader(0, "pixels").all()
     views = unfilter_pixels(torch.from_numpy(stored.copy())).numpy()
     sources = [WordLmdb(data_root / "MJ" / "train"), WordLmdb(data_root / "ST")]
     for (source, index, _), view in zip(row_table(cache), views, strict=True):
@@ -73,12 +74,12 @@ def test_pixels_are_the_stretched_images(cache: FeatureCache, data_root: Path) -
 
 
 def test_features_are_what_the_teacher_says(cache: FeatureCache, teacher) -> None:
-    stored = cache.view_reader(0, "pixels").all()
+    stored = cache.image_reader(0, "pixels").all()
     views = unfilter_pixels(torch.from_numpy(stored.copy()))
     bad = row_table(cache).index((1, 3, "charlie"))
     good = [row for row in range(len(views)) if row != bad]
-    for tap, expected in teacher.image_taps(views).items():
-        features = torch.from_numpy(cache.view_reader(0, f"block{tap}").all().copy()).float()
+    for array, expected in teacher.image_features(views).items():
+        features = torch.from_numpy(cache.image_reader(0, array).all().copy()).float()
         # Half precision: 11 bits of mantissa.
         torch.testing.assert_close(features[good], expected[good], rtol=2**-11, atol=1e-4)
         assert not features[bad].any()
@@ -87,17 +88,18 @@ def test_features_are_what_the_teacher_says(cache: FeatureCache, teacher) -> Non
 def test_text_is_what_the_teacher_says(cache: FeatureCache, teacher) -> None:
     table = cache.text_table("char-36")
     assert sorted(table.strings) == sorted({Charset.load("36").adapt(w) for w in WORDS})
-    tokenizer = CharacterTokenizer()
+    tokenizer = CharacterTokenizer(25)
     for text_idx, label in enumerate(table.strings):
-        ids = tokenizer.tokenize(label)[0]
+        ids = tokenizer.tokenize(label).ids
         tokens = torch.zeros(1, 27, dtype=torch.int32)
         tokens[0, : len(ids)] = torch.tensor(ids)
-        taps, eot = teacher.text_taps(tokens, torch.tensor([len(ids) - 1]))
-        for tap, expected in taps.items():
-            features = table.taps[tap][table.nodes[text_idx]]
+        features = teacher.text_features(tokens, torch.tensor([len(ids) - 1]))
+        eot = features.pop("eot")
+        for array, expected in features.items():
+            stored = table.arrays[array][table.nodes[text_idx]]
             # All 26 positions after SOT: characters, EOT and the padding of the official loss.
-            np.testing.assert_allclose(features, expected[0, 1:], rtol=2**-10, atol=1e-4)
-        np.testing.assert_allclose(table.eot[text_idx], eot[0], rtol=2**-10, atol=1e-4)
+            np.testing.assert_allclose(stored, expected[0, 1:], rtol=2**-10, atol=1e-4)
+        np.testing.assert_allclose(table.arrays["eot"][text_idx], eot[0], rtol=2**-10, atol=1e-4)
 
 
 def test_labels_find_their_text(cache: FeatureCache) -> None:
@@ -121,7 +123,7 @@ def test_commits_state_the_fidelity_they_measured(cache: FeatureCache) -> None:
 def test_plain_zarr_opens_it(cache_path: Path, cache: FeatureCache) -> None:
     group = zarr.open_group(cache_path, mode="r")
     np.testing.assert_array_equal(
-        group["image/view0/block2"][:], cache.view_reader(0, "block2").all()
+        group["image/view0/block2"][:], cache.image_reader(0, "block2").all()
     )
     assert group["text/char-36/nodes"].shape == (len(set(map(str.lower, WORDS))), 26)
 
@@ -170,7 +172,7 @@ def test_the_teacher_only_ever_sees_batches_of_one_shape(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the shape of a batch decides the last bits, so no number of rows may change it."""
-    shapes: dict[str, set[tuple[int, ...]]] = {"image_taps": set(), "text_taps": set()}
+    shapes: dict[str, set[tuple[int, ...]]] = {"image_features": set(), "text_features": set()}
     for name, seen in shapes.items():
         real = getattr(Teacher, name)
 
@@ -187,7 +189,7 @@ def test_the_teacher_only_ever_sees_batches_of_one_shape(
         monkeypatch.setattr(Teacher, name, watched)
     # 73 rows and 30 labels in chunks of 8: neither comes out even.
     build_cache(tiny_build(data_root, tmp_path / "cache"))
-    assert shapes == {"image_taps": {(8, 32, 128, 3)}, "text_taps": {(8, 27)}}
+    assert shapes == {"image_features": {(8, 32, 128, 3)}, "text_features": {(8, 27)}}
 
 
 def test_features_do_not_depend_on_unit_boundaries(
@@ -197,19 +199,19 @@ def test_features_do_not_depend_on_unit_boundaries(
         build_cache(tiny_build(data_root, tmp_path / str(unit_rows), unit_rows=unit_rows))
         other = FeatureCache.open(tmp_path / str(unit_rows))
         for key in cache.spec.image_layouts(0):
-            stored = (c.view_reader(0, key).all().tobytes() for c in (cache, other))
+            stored = (c.image_reader(0, key).all().tobytes() for c in (cache, other))
             assert len(set(stored)) == 1, (unit_rows, key)
-        assert other.commits["text/char-36"].files == cache.commits["text/char-36"].files
+        assert other.committed.texts["char-36"].files == cache.committed.texts["char-36"].files
 
 
 def test_bytes_do_not_depend_on_workers(cache_path: Path, data_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
-    build_cache(tiny_build(data_root, out, num_workers=2))
+    build_cache(tiny_build(data_root, out, workers=2))
     assert files_of(out) == files_of(cache_path)
 
 
 def test_views_are_the_augmented_pictures(data_root: Path, tmp_path: Path) -> None:
-    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", num_views=2))
+    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", views=2))
     cache = FeatureCache.open(tmp_path / "cache")
     assert cache.num_views == 2
     sources = [WordLmdb(data_root / "MJ" / "train"), WordLmdb(data_root / "ST")]
@@ -219,7 +221,7 @@ def test_views_are_the_augmented_pictures(data_root: Path, tmp_path: Path) -> No
         0, names, np.array([s for s, _, _ in table]), np.array([i for _, i, _ in table])
     )
     views = [
-        unfilter_pixels(torch.from_numpy(cache.view_reader(v, "pixels").all().copy())).numpy()
+        unfilter_pixels(torch.from_numpy(cache.image_reader(v, "pixels").all().copy())).numpy()
         for v in range(2)
     ]
     assert sum(not np.array_equal(a, b) for a, b in zip(*views, strict=True)) > 40
@@ -235,10 +237,10 @@ def test_views_are_the_augmented_pictures(data_root: Path, tmp_path: Path) -> No
 
 def test_views_can_be_added_to_a_finished_cache(data_root: Path, tmp_path: Path) -> None:
     both, grown = tmp_path / "both", tmp_path / "grown"
-    build_cache(tiny_build(data_root, both, augment="randaugment", num_views=2))
+    build_cache(tiny_build(data_root, both, augment="randaugment", views=2))
     build_cache(tiny_build(data_root, grown, augment="randaugment"))
     before = files_of(grown)
-    summary = build_cache(tiny_build(data_root, grown, augment="randaugment", num_views=2))
+    summary = build_cache(tiny_build(data_root, grown, augment="randaugment", views=2))
     assert summary.num_rows_built == 73
     after = files_of(grown)
     assert after == files_of(both)
@@ -247,14 +249,17 @@ def test_views_can_be_added_to_a_finished_cache(data_root: Path, tmp_path: Path)
 
 def test_several_clean_views_are_refused(data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 clean views would all be the same"):
-        tiny_build(data_root, tmp_path, num_views=2)
+        tiny_build(data_root, tmp_path, views=2)
 
 
 def test_processes_share_the_work_and_make_the_same_bytes(
     cache_path: Path, data_root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cache"
-    built = [build_cache(tiny_build(data_root, out, rank=rank, world_size=2)) for rank in (1, 0)]
+    built = [
+        build_cache(tiny_build(data_root, out, process=Process(rank=rank, world_size=2)))
+        for rank in (1, 0)
+    ]
     # Rank 1 first: it has no text table yet and cannot seal; rank 0 finishes.
     assert [summary.is_complete for summary in built] == [False, True]
     assert sum(summary.num_rows_built for summary in built) == 73
@@ -265,9 +270,10 @@ def test_processes_share_the_work_and_make_the_same_bytes(
     ("changes", "said", "option"),
     [
         ({"seed": 1}, "seed is 0, wanted 1", "--seed 0"),
-        ({"image_taps": (1, 2)}, r"teacher.image_taps is \(1, 2, 3\), wanted \(1, 2\)",
+        ({"image_taps": (1, 2)},
+         r"images is \('block1', 'block2', 'block3'\), wanted \('block1', 'block2'\)",
          "--image-taps 1,2,3"),
-        ({"text_taps": (2,)}, r"teacher.text_taps is \(1, 2, 3\), wanted \(2,\)",
+        ({"text_taps": (2,)}, r"text_taps is \(1, 2, 3\), wanted \(2,\)",
          "--text-taps 1,2,3"),
         ({"teacher": "ViT-tiny-test/random:1"}, "weights is 'random:0', wanted 'random:1'",
          "--teacher ViT-tiny-test/random:0"),
@@ -282,6 +288,7 @@ def test_processes_share_the_work_and_make_the_same_bytes(
          "--max-label-length 25"),
         ({"labels": LabelRules(keep_unicode=True)}, "keep_unicode is False",
          r"\(without --keep-unicode\)"),
+        ({"codec": "int8"}, r"images\[block2\].codec is 'fp16', wanted 'int8'", "--codec fp16"),
         ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'",
          "--augment clean"),
     ],
@@ -338,9 +345,10 @@ def test_a_charset_that_leaves_nothing_is_refused(data_root: Path, tmp_path: Pat
 def test_labels_longer_than_the_text_encoder_are_refused_before_anything_is_written(
     data_root: Path, tmp_path: Path
 ) -> None:
-    labels = LabelRules(max_label_length=76)
     with pytest.raises(UsageError, match="has room for 75 characters"):
-        build_cache(tiny_build(data_root, tmp_path / "cache", labels=labels))
+        build_cache(
+            tiny_build(data_root, tmp_path / "cache", labels=LabelRules(max_label_length=76))
+        )
     assert not list((tmp_path / "cache").iterdir())
 
 

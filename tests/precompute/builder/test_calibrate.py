@@ -14,8 +14,8 @@ from samples import files_of, tiny_build
 
 from clipocr.precompute.builder import build, units
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.builder.calibrate import Calibration
-from clipocr.precompute.builder.publish import publish_table
+from clipocr.precompute.builder.calibrate import CodecSample
+from clipocr.precompute.builder.publish_table import publish_table
 from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
 from clipocr.precompute.upkeep.verify import repair_cache, verify_cache
 from clipocr.shared.cache.codecs.codecs import measure_fidelity
@@ -24,6 +24,7 @@ from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.shards import Array, ArrayLayout
 from clipocr.shared.cache.storage import LocalStorage
 from clipocr.shared.errors import CacheMismatchError, UsageError
+from clipocr.shared.processes import Process
 
 CODEC = "klt:32"
 
@@ -43,9 +44,9 @@ def copied(klt_path: Path, tmp_path: Path) -> Path:
     return out
 
 
-def none_of_it(*_: object) -> Calibration:
-    """Stand in for `Calibration` where all that it would make is there."""
-    return Calibration.__new__(Calibration)
+def none_of_it(*_: object) -> CodecSample:
+    """Stand in for `CodecSample` where all that it would make is there."""
+    return CodecSample.__new__(CodecSample)
 
 
 def tables_of(path: Path) -> list[str]:
@@ -54,14 +55,14 @@ def tables_of(path: Path) -> list[str]:
 
 def test_what_is_decoded_is_what_the_teacher_said(klt_path: Path, cache: FeatureCache) -> None:
     klt = FeatureCache.open(klt_path)
-    assert klt.view_reader(0, "block2").layout.row_shape == (17, 32)
+    assert klt.image_reader(0, "block2").layout.row_shape == (17, 32)
     for tap in (1, 2, 3):
-        features = torch.from_numpy(cache.view_reader(0, f"block{tap}").all().copy()).float()
-        stored = torch.from_numpy(klt.view_reader(0, f"block{tap}").all().copy())
+        features = torch.from_numpy(cache.image_reader(0, f"block{tap}").all().copy()).float()
+        stored = torch.from_numpy(klt.image_reader(0, f"block{tap}").all().copy())
         bad = [row for u in klt.units() for row in klt.unit(0, u).bad_rows]
         assert not stored[bad].any()
         good = [row for row in range(73) if row not in bad]
-        codec = klt.tap_codec(tap)
+        codec = klt.codec(f"block{tap}")
         measured = measure_fidelity(codec.target(features[good]), codec.decode(stored[good]))
         assert measured["cosine_p50"] > 0.98
         for unit_idx in klt.units():
@@ -75,7 +76,9 @@ def test_plain_zarr_and_numpy_decode_it(klt_path: Path) -> None:
     records = group["image/view0/block2"][:]
     cache = FeatureCache.open(klt_path)
     decoded = KltTable(table, 17, 32, torch.device("cpu")).decode(torch.from_numpy(records))
-    own = cache.tap_codec(2).decode(torch.from_numpy(cache.view_reader(0, "block2").all().copy()))
+    own = cache.codec("block2").decode(
+        torch.from_numpy(cache.image_reader(0, "block2").all().copy())
+    )
     assert torch.equal(decoded, own)
 
 
@@ -84,7 +87,9 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
 ) -> None:
     shared = tmp_path / "shared.cache"
     for rank in (1, 0):
-        config = tiny_build(data_root, shared, codec=CODEC, rank=rank, world_size=2)
+        config = tiny_build(
+            data_root, shared, codec=CODEC, process=Process(rank=rank, world_size=2)
+        )
         build_cache(config)
     build_cache(tiny_build(data_root, shared, codec=CODEC))
     assert files_of(shared) == files_of(klt_path)
@@ -101,7 +106,7 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
     with pytest.raises(OSError, match="No space left"):
         build_cache(tiny_build(data_root, broken, codec=CODEC))
     monkeypatch.setattr(units, "filter_pixels", real)
-    monkeypatch.setattr(build, "Calibration", none_of_it)
+    monkeypatch.setattr(build, "CodecSample", none_of_it)
     build_cache(tiny_build(data_root, broken, codec=CODEC))
     assert files_of(broken) == files_of(klt_path)
 
@@ -110,14 +115,14 @@ def test_whoever_comes_first_decides_for_all(
     klt_path: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two builders at once, on devices that differ in the last bits."""
-    out, real = tmp_path / "cache", Calibration.table
+    out, real = tmp_path / "cache", CodecSample.table
 
-    def other_makes_it_meanwhile(of_sample: Calibration, tap: int, record_bytes: int) -> Array:
-        monkeypatch.setattr(Calibration, "table", real)
+    def other_makes_it_meanwhile(sample: CodecSample, array: str, record_bytes: int) -> Array:
+        monkeypatch.setattr(CodecSample, "table", real)
         build_cache(tiny_build(data_root, out, codec=CODEC))
-        return np.nextafter(real(of_sample, tap, record_bytes), np.float32(9))
+        return np.nextafter(real(sample, array, record_bytes), np.float32(9))
 
-    monkeypatch.setattr(Calibration, "table", other_makes_it_meanwhile)
+    monkeypatch.setattr(CodecSample, "table", other_makes_it_meanwhile)
     build_cache(tiny_build(data_root, out, codec=CODEC))
     assert files_of(out) == files_of(klt_path)
 
@@ -190,7 +195,9 @@ def test_a_copy_of_fewer_taps_has_their_tables(
 
 
 def test_another_rate_is_another_cache(copied: Path, data_root: Path) -> None:
-    with pytest.raises(CacheMismatchError, match=r"codec is 'klt:32', wanted 'klt:16'.*klt:32"):
+    with pytest.raises(
+        CacheMismatchError, match=r"block1\].codec is 'klt:32', wanted 'klt:16'.*--codec klt:32 "
+    ):
         build_cache(tiny_build(data_root, copied, codec="klt:16"))
 
 

@@ -15,7 +15,8 @@ from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 from clipocr.cli import main
 from clipocr.precompute.builder import text
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.builder.text import TextConfig, add_text_table
+from clipocr.precompute.builder.config import TextConfig
+from clipocr.precompute.builder.text import add_text_table
 from clipocr.precompute.teacher.clip import load_teacher
 from clipocr.precompute.teacher.tokens import WordTokenizer, build_trie
 from clipocr.shared.cache.reader import FeatureCache
@@ -27,7 +28,7 @@ SOT, EOT = 49406, 49407
 
 @pytest.fixture(scope="module")
 def words() -> WordTokenizer:
-    return WordTokenizer()
+    return WordTokenizer(25)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def own_cache(cache_path: Path, tmp_path: Path) -> Path:
 def word_cache(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("word") / "word.cache"
     shutil.copytree(cache_path, path)
-    add_text_table(TextConfig(cache=path, charset=Charset.load("36"), tokens="word"))
+    add_text_table(TextConfig(cache=path, charset=Charset.load("36"), tokenizer="word"))
     return path
 
 
@@ -88,7 +89,7 @@ def test_a_table_that_missed_its_seal_is_sealed(own_cache: Path) -> None:
     charset = Charset.load("62")
     add_text_table(TextConfig(cache=own_cache, charset=charset))
     (own_cache / "sealed.json").write_bytes(seal)  # As if killed in between.
-    assert not FeatureCache.open(own_cache).commits.keys() & {"text/char-62"}
+    assert not FeatureCache.open(own_cache).committed.texts.keys() & {"char-62"}
     add_text_table(TextConfig(cache=own_cache, charset=charset))
     assert FeatureCache.open(own_cache).require_text(charset, 25).name == "char-62"
 
@@ -136,8 +137,8 @@ def test_a_charset_of_the_same_name_and_other_characters_is_refused(own_cache: P
         add_text_table(
             TextConfig(cache=own_cache, charset=Charset(name="hiragana", characters="あ"))
         )
-    with pytest.raises(UsageError, match="tokens is 'bpe', expected one of char, word"):
-        TextConfig(cache=own_cache, charset=Charset.load("36"), tokens="bpe")
+    with pytest.raises(UsageError, match="tokenizer is 'bpe', expected one of char, word"):
+        TextConfig(cache=own_cache, charset=Charset.load("36"), tokenizer="bpe")
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -155,9 +156,10 @@ def test_a_charset_of_the_same_name_and_other_characters_is_refused(own_cache: P
 def test_a_label_is_what_clip_makes_of_it(
     words: WordTokenizer, label: str, expected: list[int]
 ) -> None:
-    ids, positions = words.tokenize(label)
-    assert ids == [SOT, *expected, EOT]
-    assert positions == list(range(1, len(expected) + 1))
+    sequence = words.tokenize(label)
+    assert sequence.ids == [SOT, *expected, EOT]
+    assert sequence.read == list(range(1, 27))
+    assert sequence.eot_position == len(expected) + 1
 
 
 def test_ascii_labels_never_have_more_tokens_than_characters(words: WordTokenizer) -> None:
@@ -165,19 +167,19 @@ def test_ascii_labels_never_have_more_tokens_than_characters(words: WordTokenize
     characters = np.array(list(Charset.load("94").characters))
     for _ in range(500):
         label = "".join(rng.choice(characters, rng.integers(1, 26)))
-        assert len(words.tokenize(label)[1]) <= len(label)
+        assert len(words.tokenize(label).ids) - 2 <= len(label)
 
 
-def test_positions_see_tokens_then_eot_then_pads(words: WordTokenizer) -> None:
-    labels = ["analysis", "zulu7", "cat"]
-    trie = build_trie(labels, words, 9, pads=True)
+def test_positions_see_tokens_then_eot_then_pads() -> None:
+    labels, words = ["analysis", "zulu7", "cat"], WordTokenizer(9)
+    trie = build_trie(labels, words)
     prefix_of = {
         int(n): tuple(trie.tokens[r, : c + 1].tolist())
         for r, c in zip(*np.nonzero(trie.is_new), strict=True)
-        for n in [trie.node[r, c]]
+        for n in [trie.prefix[r, c]]
     }
-    for label, nodes in zip(labels, trie.label_nodes, strict=True):
-        sequence = [*words.tokenize(label)[0], *[0] * 11][:11]
+    for label, nodes in zip(labels, trie.nodes, strict=True):
+        sequence = [*words.tokenize(label).ids, *[0] * 11][:11]
         for position in range(10):
             assert prefix_of[int(nodes[position])] == tuple(sequence[: position + 2])
 
@@ -187,19 +189,20 @@ def test_word_features_are_what_the_official_code_would_align(
 ) -> None:
     cache = FeatureCache.open(word_cache)
     spec = cache.require_text(Charset.load("36"), 25, "word")
-    assert (spec.name, spec.tokens) == ("word-36", "word")
+    assert (spec.name, spec.tokenizer) == ("word-36", "word")
     table = cache.text_table("word-36")
     assert table.strings == cache.text_table("char-36").strings
     tiny = teacher()
     for text_idx, label in enumerate(table.strings):
-        ids = words.tokenize(label)[0]
+        ids = words.tokenize(label).ids
         tokens = torch.zeros(1, 27, dtype=torch.int32)
         tokens[0, : len(ids)] = torch.tensor(ids)
-        taps, eot = tiny.text_taps(tokens, torch.tensor([len(ids) - 1]))
-        for tap, expected in taps.items():
-            features = table.taps[tap][table.nodes[text_idx]]
-            np.testing.assert_allclose(features, expected[0, 1:], rtol=2**-10, atol=1e-4)
-        np.testing.assert_allclose(table.eot[text_idx], eot[0], rtol=2**-10, atol=1e-4)
+        features = tiny.text_features(tokens, torch.tensor([len(ids) - 1]))
+        eot = features.pop("eot")
+        for array, expected in features.items():
+            stored = table.arrays[array][table.nodes[text_idx]]
+            np.testing.assert_allclose(stored, expected[0, 1:], rtol=2**-10, atol=1e-4)
+        np.testing.assert_allclose(table.arrays["eot"][text_idx], eot[0], rtol=2**-10, atol=1e-4)
 
 
 def test_batches_hold_the_words_position_by_position(word_cache: Path) -> None:
@@ -210,7 +213,7 @@ def test_batches_hold_the_words_position_by_position(word_cache: Path) -> None:
     assert batch.text["block2"].shape[1] == max(map(len, batch.labels)) + 1
     for label, features in zip(batch.labels, batch.text["block2"], strict=True):
         nodes = table.nodes[table.strings.index(label), : len(features)]
-        np.testing.assert_array_equal(features, table.taps[2][nodes])
+        np.testing.assert_array_equal(features, table.arrays["block2"][nodes])
 
 
 def test_words_of_more_tokens_than_the_label_has_positions_are_left_out(tmp_path: Path) -> None:
@@ -220,9 +223,9 @@ def test_words_of_more_tokens_than_the_label_has_positions_are_left_out(tmp_path
     charset = Charset(name="mixed", characters="日本龘ab")
     rules = LabelRules(keep_unicode=True, max_label_length=4)
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=charset, labels=rules))
-    add_text_table(TextConfig(cache=tmp_path / "cache", charset=charset, tokens="word"))
+    add_text_table(TextConfig(cache=tmp_path / "cache", charset=charset, tokenizer="word"))
     cache = FeatureCache.open(tmp_path / "cache")
-    kept = [label for label in labels if len(WordTokenizer().tokenize(label)[1]) <= 4]
+    kept = [label for label in labels if WordTokenizer(4).tokenize(label)]
     assert "龘龘龘龘" not in kept
     assert sorted(cache.text_table("word-mixed").strings) == sorted(kept)
 
@@ -236,16 +239,18 @@ def test_commands_add_words_and_train_on_them(own_cache: Path, tmp_path: Path) -
 
     train = ("train", "--cache", own_cache, "--out", tmp_path / "run", "--student", "tiny",
              "--image-taps", "1,2,3", "--text-taps", "1,2,3", "--epochs", 1, "--batch-size", 40,
-             "--tokens", "word", "--device", "cpu")  # fmt: skip
+             "--tokenizer", "word", "--device", "cpu")  # fmt: skip
     refused = invoke(*train)
     assert refused.exit_code == 1
-    assert "has text for charset 36 (36 characters, char tokens), this run needs" in refused.stderr
-    assert refused.stderr.endswith(f"cache text {own_cache} --charset 36 --tokens word\n")
+    assert (
+        "has text for charset 36 (36 characters, tokenizer char), this run needs" in refused.stderr
+    )
+    assert refused.stderr.endswith(f"cache text {own_cache} --charset 36 --tokenizer word\n")
 
-    result = invoke("cache", "text", own_cache, "--charset", 36, "--tokens", "word")
+    result = invoke("cache", "text", own_cache, "--charset", 36, "--tokenizer", "word")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(f"Wrote {own_cache}/text/word-36: 30 labels, ")
-    again = invoke("cache", "text", own_cache, "--charset", 36, "--tokens", "word")
+    again = invoke("cache", "text", own_cache, "--charset", 36, "--tokenizer", "word")
     assert again.stdout.startswith("Found ")
     assert again.stdout.endswith("; nothing was missing.\n")
     assert invoke(*train).exit_code == 0

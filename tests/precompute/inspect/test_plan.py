@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from samples import TINY_TEACHER, WORDS, draw_word, tiny_build, write_words
 
@@ -16,11 +14,13 @@ from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.inspect import measure, plan
 from clipocr.precompute.inspect.measure import SampleViews
-from clipocr.precompute.inspect.plan import Plan, PlanConfig, plan_cache
+from clipocr.precompute.inspect.plan import Plan, plan_cache
+from clipocr.precompute.inspect.plan_config import PlanConfig
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.klt import num_table_rows
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.cache.schema import CacheSpec, TeacherSpec, ViewSpec
 from clipocr.shared.cache.shards import weigh_array
+from clipocr.shared.cache.spec import CacheSpec, ImageArraySpec, TeacherSpec, ViewSpec
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdbWriter
 from clipocr.shared.errors import DataError, TeacherError, UsageError
@@ -43,6 +43,7 @@ def tiny_plan(data_root: Path, **changes: object) -> Plan:
         "charsets": (Charset.load("36"), Charset.load("94")),
         "unit_rows": 32,
         "chunk_rows": 8,
+        "device": "cpu",
     }
     return plan_cache(PlanConfig(**(settings | changes)))
 
@@ -68,7 +69,7 @@ def test_sizes_are_those_of_the_build(cache_path: Path, data_root: Path) -> None
 
 def test_weights_are_files_to_the_byte(cache: FeatureCache) -> None:
     for key, layout in cache.spec.image_layouts(0).items():
-        values = cache.view_reader(0, key).all()
+        values = cache.image_reader(0, key).all()
         written = sum(
             file.num_bytes
             for unit_idx in cache.units()
@@ -85,8 +86,8 @@ def test_counts_are_those_of_the_build(cache_path: Path, data_root: Path) -> Non
     assert planned.num_labels == len(cache.labels())
     (built,) = cache.text_specs()
     text = planned.texts[0]
-    assert (text.name, text.num_strings, text.num_nodes, text.num_left_out) == (
-        built.name, built.num_strings, built.num_nodes, 0,
+    assert (text.name, text.num_strings, text.num_prefixes, text.num_left_out) == (
+        built.name, built.num_strings, built.num_prefixes, 0,
     )  # fmt: skip
     assert planned.num_sampled == 16
 
@@ -134,30 +135,32 @@ def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
 def test_time_is_that_of_the_slowest(
     device: str, views_per_s: float, disk: float, expected: tuple[float, str]
 ) -> None:
-    config = PlanConfig(
-        data=(), charsets=(), device=torch.device(device), num_cores=2, num_workers=2
-    )
+    config = PlanConfig(data=(), charsets=(), num_cores=2, workers=2)
     rates = plan.Rates(
-        scan_s=0, choice_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
+        scan_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
         encoded_per_s={"klt:9": 200.0}, labels_per_s=1, written_bytes_per_s=disk,
     )  # fmt: skip
-    seconds, bottleneck = plan._image_seconds(config, rates, "klt:9", "clean", 2000, 1000)
+    seconds, bottleneck = plan._image_seconds(config, rates, device, "klt:9", "clean", 2000, 1000)
     assert (pytest.approx(seconds), bottleneck) == expected
 
 
 def test_codecs_with_tables_pay_for_their_sample() -> None:
     teacher = TeacherSpec(
         model="m", weights="w", weights_sha256="", activation="gelu", precision="fp32",
-        image_taps=(3,), text_taps=(3,), num_image_tokens=17, image_width=768, text_width=512,
-        eot_width=512,
     )  # fmt: skip
-    spec = CacheSpec(
-        teacher=teacher, view=ViewSpec(), labels=LabelRules(), codec="fp16", seed=0, sources=(),
-        num_rows=10_000, unit_rows=256, chunk_rows=256,
-    )  # fmt: skip
-    codecs = {"fp16": "fp16", "klt:96": "klt:96", "auto:0.9": "klt:96", "auto:0.99999": "int8"}
+    codecs = ("fp16", "klt:96")
+    specs = {
+        codec: CacheSpec(
+            teacher=teacher, view=ViewSpec(), labels=LabelRules(), text_taps=(3,), seed=0,
+            images=(
+                ImageArraySpec(name="block3", num_tokens=17, width=768, codec=Codec.parse(codec)),
+            ),
+            sources=(), num_rows=10_000, unit_rows=256, chunk_rows=256,
+        )
+        for codec in codecs
+    }  # fmt: skip
     rates = plan.Rates(
-        scan_s=0, choice_s=7, views_per_s={"clean": 200.0}, images_per_s=100.0,
+        scan_s=0, views_per_s={"clean": 200.0}, images_per_s=100.0,
         encoded_per_s=dict.fromkeys(codecs, 1e12), labels_per_s=1, written_bytes_per_s=1e12,
     )  # fmt: skip
     views = np.zeros((4, 32, 128, 3), np.uint8)
@@ -167,32 +170,27 @@ def test_codecs_with_tables_pay_for_their_sample() -> None:
         parts={"index": 50},
         fixed_s=3,
     )
-    config = PlanConfig(data=(), charsets=(), device=torch.device("cpu"), num_cores=1)
-    costs = {
-        name: plan._cost(config, measured, name, replace(spec, codec=codec), 1)
-        for name, codec in codecs.items()
-    }
+    config = PlanConfig(data=(), charsets=(), num_cores=1)
+    costs = {name: plan._cost(config, measured, "cpu", spec, 1) for name, spec in specs.items()}
     seconds = {name: cost.seconds for name, cost in costs.items()}
     # 10,000 rows at 100/s of teacher and 200/s of views; 2,304 of them twice.
     assert seconds["fp16"] == pytest.approx(3 + 150)
     assert seconds["klt:96"] == pytest.approx(3 + 150 + 34.56)
-    assert seconds["auto:0.9"] == seconds["auto:0.99999"] == pytest.approx(3 + 150 + 34.56 + 7)
     table_bytes = 4 * 768 * num_table_rows(17, 768)
     assert costs["klt:96"].bytes_by_part["index"] == pytest.approx(50 + table_bytes, abs=100)
-    assert costs["auto:0.9"].bytes_by_part == costs["klt:96"].bytes_by_part
-    assert costs["auto:0.99999"].bytes_by_part["index"] == 50
+    assert costs["fp16"].bytes_by_part["index"] == 50
 
 
-def test_what_auto_would_take_is_what_it_takes(tmp_path: Path) -> None:
+def test_the_codec_it_advises_takes_what_it_says(tmp_path: Path) -> None:
     write_words(tmp_path / "data" / "set", WORDS * 4)
     planned = tiny_plan(
         tmp_path / "data", charsets=(Charset.load("36"),), views=(1,), fidelity=0.97
     )
-    summary = build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", codec="auto:0.97"))
-    assert planned.chosen_codec == summary.cache.spec.codec
-    assert any(planned.chosen_codec in line for line in planned.assumptions)
+    codec = planned.chosen_codec
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", codec=codec))
+    assert any(f"--codec {codec}" in line for line in planned.assumptions)
     cost = planned.costs[-1]
-    assert cost.codec == "auto:0.97"
+    assert cost.codec == codec
     built = sum(bytes_below(tmp_path / f"cache/image/view0/block{tap}") for tap in (1, 2, 3))
     assert cost.bytes_by_part["features"] == built
     tables = bytes_below(tmp_path / "cache/codec")
@@ -248,9 +246,9 @@ def test_the_command_prints_a_table_or_json(data_root: Path) -> None:
     more = ["--json", "--views", "2", "--fidelity", "0.9"]
     printed = json.loads(CliRunner().invoke(main, [*map(str, args), *more]).stdout)
     costs = printed["costs"]
-    assert [cost["codec"] for cost in costs] == [*CODECS, "auto:0.9"]
+    assert [cost["codec"] for cost in costs] == [*CODECS, printed["chosen_codec"]]
     assert printed["chosen_codec"].startswith("klt:")
-    assert set(printed["rates"]["encoded_per_s"]) == {*CODECS, "auto:0.9"}
+    assert set(printed["rates"]["encoded_per_s"]) == {*CODECS, printed["chosen_codec"]}
     cost = costs[0]
     assert cost["num_views"] == 2
     assert cost["num_bytes"] == sum(cost["bytes_by_part"].values())

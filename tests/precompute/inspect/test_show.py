@@ -47,7 +47,7 @@ def magnified(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def views_of(cache: FeatureCache, view_idx: int) -> np.ndarray:
-    stored = cache.view_reader(view_idx, "pixels").all()
+    stored = cache.image_reader(view_idx, "pixels").all()
     return unfilter_pixels(torch.from_numpy(stored.copy())).numpy()
 
 
@@ -109,7 +109,7 @@ def test_a_sheet_holds_every_view_and_its_colors(cache_path: Path, tmp_path: Pat
         assert contains(sheet, magnified(views[row], 2)), row
     assert not contains(sheet, magnified(views[bad], 2))  # Never its black stand-in.
     assert (sheet == 0xFBEAE9).sum() > 5000  # Said in its place.
-    tokens = cache.view_reader(0, "block2").all()[:, 1:].astype(np.float32)
+    tokens = cache.image_reader(0, "block2").all()[:, 1:].astype(np.float32)
     # The order of the tokens does not matter to the basis, so all rows' colours can be redone.
     colors, _ = color_tokens(tokens[good])
     for of_row in colors[::12]:
@@ -119,7 +119,7 @@ def test_a_sheet_holds_every_view_and_its_colors(cache_path: Path, tmp_path: Pat
 @pytest.mark.parametrize("num_views", [2, 3])
 def test_views_stand_side_by_side(data_root: Path, tmp_path: Path, num_views: int) -> None:
     path = tmp_path / "cache"
-    build_cache(tiny_build(data_root, path, augment="randaugment", num_views=num_views))
+    build_cache(tiny_build(data_root, path, augment="randaugment", views=num_views))
     cache = FeatureCache.open(path)
     out = tmp_path / "sheet.png"
     summary = show_cache(ShowConfig(cache=path, out=out, num_rows=73))
@@ -137,7 +137,7 @@ def test_views_stand_side_by_side(data_root: Path, tmp_path: Path, num_views: in
 
 def test_a_view_that_is_not_built_yet_is_left_blank(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    build_cache(tiny_build(data_root, path, augment="randaugment", num_views=2))
+    build_cache(tiny_build(data_root, path, augment="randaugment", views=2))
     (path / "sealed.json").unlink()
     (path / "commits/view1/unit-00001.json").unlink()
     summary = show_cache(ShowConfig(cache=path, out=tmp_path / "sheet.png", num_rows=73))

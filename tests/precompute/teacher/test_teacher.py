@@ -71,22 +71,22 @@ def test_image_taps_equal_open_clip_with_cropped_positions(
     with torch.no_grad():
         projected = small.encode_image((pixels - mean) / std)
     torch.testing.assert_close(teacher.image_embeddings(views), projected, rtol=1e-5, atol=1e-5)
-    taps = teacher.image_taps(views)
-    assert list(taps) == [1, 2, 3]
-    for tap, features in taps.items():
+    arrays = teacher.image_features(views)
+    assert list(arrays) == ["block1", "block2", "block3"]
+    for block, features in enumerate(arrays.values(), start=1):
         assert features.shape == (5, 17, 64)
-        torch.testing.assert_close(features, seen[tap], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, seen[block], rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_after_the_last_tap_are_not_run(teacher: Teacher) -> None:
     seen = hooked(teacher._model.visual.transformer.resblocks)
-    teacher.image_taps(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
+    teacher.image_features(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
     assert sorted(seen) == [1, 2, 3]
 
 
 def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Module) -> None:
-    tokenizer = CharacterTokenizer()
-    sequences = [tokenizer.tokenize(label)[0] for label in ("cat", "a", "catalogue")]
+    tokenizer = CharacterTokenizer(25)
+    sequences = [tokenizer.tokenize(label).ids for label in ("cat", "a", "catalogue")]
     short = torch.zeros(3, 12, dtype=torch.int32)
     full = torch.zeros(3, 77, dtype=torch.int32)
     for row, ids in enumerate(sequences):
@@ -94,20 +94,20 @@ def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Mod
     seen = hooked(plain.transformer.resblocks)
     with torch.no_grad():
         projected = plain.encode_text(full)
-    taps, eot = teacher.text_taps(short, torch.tensor([len(ids) - 1 for ids in sequences]))
+    arrays = teacher.text_features(short, torch.tensor([len(ids) - 1 for ids in sequences]))
+    assert list(arrays) == ["block1", "block2", "block3", "eot"]
+    torch.testing.assert_close(arrays.pop("eot"), projected, rtol=1e-5, atol=1e-5)
     # Causal: a context of 12 is the beginning of a context of 77.
-    for tap, features in taps.items():
+    for block, features in enumerate(arrays.values(), start=1):
         assert features.shape == (3, 12, 32)
-        torch.testing.assert_close(features, seen[tap][:, :12], rtol=1e-5, atol=1e-5)
-    assert sorted(taps) == [1, 2, 3]
-    torch.testing.assert_close(eot, projected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, seen[block][:, :12], rtol=1e-5, atol=1e-5)
 
 
 def test_last_text_block_can_be_a_tap() -> None:
-    taps, _ = load(text_taps=(2, 4)).text_taps(
+    arrays = load(text_taps=(2, 4)).text_features(
         torch.zeros(1, 5, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
     )
-    assert sorted(taps) == [2, 4]
+    assert list(arrays) == ["block2", "block4", "eot"]
 
 
 def test_crop_is_class_row_and_top_left_block() -> None:
@@ -120,7 +120,7 @@ def test_crop_is_class_row_and_top_left_block() -> None:
 
 def test_half_precision_stays_close(teacher: Teacher) -> None:
     views = torch.randint(0, 256, (2, 32, 128, 3), dtype=torch.uint8)
-    exact, rounded = teacher.image_taps(views), load(precision="bf16").image_taps(views)
+    exact, rounded = teacher.image_features(views), load(precision="bf16").image_features(views)
     for tap in exact:
         assert rounded[tap].dtype == torch.float32
         assert not torch.equal(exact[tap], rounded[tap])
@@ -137,14 +137,21 @@ def test_random_weights_are_their_seed_and_nothing_else() -> None:
     assert spec.name == "ViT-tiny-test/random:7"
 
 
-def test_spec_describes_the_teacher(teacher: Teacher) -> None:
-    spec = teacher.spec
-    assert (spec.num_image_tokens, spec.image_width, spec.text_width, spec.eot_width) == (
-        17,
-        64,
-        32,
-        24,
-    )
+def test_a_teacher_says_what_its_arrays_are(teacher: Teacher) -> None:
+    assert teacher.image_shapes == dict.fromkeys(("block1", "block2", "block3"), (17, 64))
+    assert teacher.text_widths == {"block1": 32, "block2": 32, "block3": 32, "eot": 24}
+
+
+def test_a_chunk_is_run_whole_with_each_row_at_its_place(teacher: Teacher) -> None:
+    views = torch.randint(0, 256, (8, 32, 128, 3), dtype=torch.uint8)
+    whole = teacher.image_features(views)
+    for rows, places in (([0, 1, 2], None), ([5, 2], [5, 2])):
+        some = views.clone()
+        some[[row for row in range(8) if row not in rows]] = 0
+        expected = teacher.image_features(some)
+        found = teacher.chunk_features(views[rows].numpy(), 8, places)
+        for array in whole:
+            assert torch.equal(found[array], expected[array][rows])
 
 
 def test_openai_weights_get_quickgelu_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

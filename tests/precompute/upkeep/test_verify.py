@@ -22,9 +22,10 @@ from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
 from clipocr.precompute.upkeep.recompute import RecomputeConfig, recompute_rows
 from clipocr.precompute.upkeep.verify import repair_cache, verify_cache
+from clipocr.shared.cache.json_record import decode_record, encode_record
+from clipocr.shared.cache.names import unit_of_record
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.cache.records import decode_record, encode_record
-from clipocr.shared.cache.schema import Commit, Manifest, strings_layouts
+from clipocr.shared.cache.records import Manifest, TextRecord, UnitRecord, parse_record
 from clipocr.shared.cache.shards import ArrayReader, write_array
 from clipocr.shared.cache.storage import FileRecord, LocalStorage
 from clipocr.shared.errors import CacheMismatchError, CacheMissingError
@@ -72,9 +73,7 @@ def test_a_half_built_cache_is_sound(world: World, copy: Path) -> None:
 
 def test_a_copy_of_some_units_is_sound(world: World, tmp_path: Path) -> None:
     copy_cache(
-        CopyConfig(
-            source=world.path, out=tmp_path / "c", fraction=0.5, image_taps=(2,), num_views=1
-        )
+        CopyConfig(source=world.path, out=tmp_path / "c", fraction=0.5, image_taps=(2,), views=1)
     )
     report = verify_cache(tmp_path / "c")
     assert (report.faults, report.notes) == ((), ())
@@ -93,7 +92,7 @@ def test_a_lost_seal_is_a_note_and_the_next_build_makes_it(world: World, copy: P
 
 def test_an_older_seal_is_a_note_and_stays_true(world: World, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    build_cache(world.config(out, num_views=1))
+    build_cache(world.config(out, views=1))
     older = (out / "sealed.json").read_bytes()
     build_cache(world.config(out))
     (out / "sealed.json").write_bytes(older)
@@ -111,7 +110,7 @@ def test_metadata_that_another_zarr_wrote_between_two_units_is_sound(
 ) -> None:
     name, record = "image/view0/block1/zarr.json", copy / "commits/view0/unit-00001.json"
     data = world.files[name] + b"\n"
-    commit = Commit.from_json(decode_record(record.read_bytes(), "x"))
+    commit = UnitRecord.from_json(decode_record(record.read_bytes(), "x"))
     file = FileRecord(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     record.write_bytes(encode_record(replace(commit, files={**commit.files, name: file}).to_json()))
     (copy / "sealed.json").unlink()
@@ -240,7 +239,8 @@ def test_a_manifest_that_was_written_wrong_is_left_alone(world: World, copy: Pat
     wrong = Manifest.from_json(manifest)
     inflict(copy, {"manifest.json": encode_record(wrong.to_json()), "sealed.json": None})
     for record in copy.rglob("commits/**/*.json"):
-        commit = Commit.from_json(decode_record(record.read_bytes(), "x"))
+        unit = unit_of_record(record.relative_to(copy).as_posix())
+        commit = parse_record(unit, decode_record(record.read_bytes(), "x"))
         record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id).to_json()))
     inflict(copy, {"image/view1/block2/c/1/0/0": b"?"})
     before = files_of(copy)
@@ -278,12 +278,10 @@ def test_a_killed_repair_is_finished_by_the_next(
 def rewrite(path: Path, unit: str, array: str, change: Callable[[np.ndarray], None]) -> None:
     """Change an array of the only unit of a view, or of a text table, and its record with it."""
     cache = FeatureCache.open(path)
-    commit = cache.commits[unit]
+    commit = cache.committed.by_name[unit]
     layouts = cache.spec.image_layouts(0)
-    if commit.text:
-        spec = commit.text
-        layouts = spec.layouts(cache.spec.teacher, cache.manifest.num_labels)
-        layouts |= strings_layouts(unit, spec.num_strings, spec.num_string_bytes)
+    if isinstance(commit, TextRecord):
+        layouts = commit.spec.layouts(cache.manifest.num_labels) | commit.spec.string_layouts()
     values = ArrayReader(cache.storage, layouts[array], commit.files).all().copy()
     change(values)
     files = {**commit.files, **write_array(cache.folder, layouts[array], values)}

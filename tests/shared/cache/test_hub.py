@@ -42,9 +42,9 @@ def contents(place: str | Path) -> dict[str, str]:
     """Return the digest of every array that a trainer reads."""
     cache = FeatureCache.open(place)
     table = cache.text_table("char-36")
-    arrays = {key: cache.view_reader(0, key).all() for key in cache.spec.image_layouts(0)}
-    arrays |= {"nodes": table.nodes, "eot": table.eot}
-    arrays |= {f"text {tap}": features for tap, features in table.taps.items()}
+    arrays = {key: cache.image_reader(0, key).all() for key in cache.spec.image_layouts(0)}
+    arrays |= {"nodes": table.nodes}
+    arrays |= {f"text {name}": features for name, features in table.arrays.items()}
     digests = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     return digests | {"units": repr(cache.units()), "labels": repr(cache.labels())}
 

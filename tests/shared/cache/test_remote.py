@@ -29,7 +29,7 @@ from storage_contract import (
 
 from clipocr.cli import main
 from clipocr.shared.cache.range_cache import RangeCache
-from clipocr.shared.cache.reader import FeatureCache, read_commits, read_manifest
+from clipocr.shared.cache.reader import FeatureCache, read_committed, read_manifest
 from clipocr.shared.cache.remote import Patience, RemoteStorage, open_storage
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
@@ -95,7 +95,7 @@ def hasty(address: str, copies: RangeCache | None = None) -> FeatureCache:
     storage = RemoteStorage(address, copies=copies, patience=HASTY)
     manifest = read_manifest(storage)
     assert manifest is not None
-    return FeatureCache(storage, manifest, read_commits(storage, manifest, through_seal=True))
+    return FeatureCache(storage, manifest, read_committed(storage, manifest, through_seal=True))
 
 
 def epoch(cache: FeatureCache, number: int = 0) -> list[bytes]:

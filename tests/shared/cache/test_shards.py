@@ -17,11 +17,10 @@ from clipocr.shared.cache.shards import (
     ArrayLayout,
     ArrayReader,
     ArrayWriter,
-    decode_strings,
-    encode_strings,
     write_array,
 )
 from clipocr.shared.cache.storage import LocalStorage
+from clipocr.shared.cache.strings import decode_strings, encode_strings
 from clipocr.shared.errors import CacheCorruptError, CacheMissingError
 
 

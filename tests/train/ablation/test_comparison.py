@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clipocr.shared.cache.schema import TeacherSpec
+from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.train.ablation.comparison import write_comparison
 from clipocr.train.ablation.table import AblationTable, Variant
 
@@ -15,12 +15,6 @@ TEACHER = TeacherSpec(
     weights_sha256="0" * 64,
     activation="quickgelu",
     precision="fp32",
-    image_taps=(3,),
-    text_taps=(3,),
-    num_image_tokens=17,
-    image_width=768,
-    text_width=512,
-    eot_width=512,
 )
 TABLE = AblationTable(
     title="A table",

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from samples import tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.builder.text import TextConfig, add_text_table
+from clipocr.precompute.builder.config import TextConfig
+from clipocr.precompute.builder.text import add_text_table
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
 from clipocr.train.ablation import runs as ablate_module
@@ -42,7 +42,7 @@ def ablation_cache(data_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("cache") / "words.cache"
     build_cache(tiny_build(data_root, out))
     add_text_table(
-        TextConfig(cache=out, charset=Charset.load("36"), tokens="word", device=torch.device("cpu"))
+        TextConfig(cache=out, charset=Charset.load("36"), tokenizer="word", device="cpu")
     )
     return out
 

@@ -16,7 +16,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop.preflight import choose_num_views, choose_units
+from clipocr.train.loop.preflight import choose_num_views
 from clipocr.train.methods.base import Needs
 
 NEEDS = needing(("block1", "block3"), ("block2", "eot"))
@@ -48,9 +48,9 @@ def test_an_epoch_is_every_usable_row_once(cache: FeatureCache) -> None:
 
 
 def test_features_belong_to_their_rows(cache: FeatureCache) -> None:
-    views = unfilter_pixels(torch.from_numpy(cache.view_reader(0, "pixels").all().copy()))
+    views = unfilter_pixels(torch.from_numpy(cache.image_reader(0, "pixels").all().copy()))
     row_of = {view.numpy().tobytes(): row for row, view in enumerate(views)}
-    block = {tap: cache.view_reader(0, f"block{tap}").all() for tap in (1, 3)}
+    block = {tap: cache.image_reader(0, f"block{tap}").all() for tap in (1, 3)}
     text = cache.text_table("char-36")
     for batch in loader(cache).epoch(3):
         num_positions = max(map(len, batch.labels)) + 1
@@ -61,8 +61,8 @@ def test_features_belong_to_their_rows(cache: FeatureCache) -> None:
                 assert torch.equal(batch.images[f"block{tap}"][i], torch.tensor(block[tap][row]))
             text_id = text.strings.index(label)
             nodes = text.nodes[text_id, :num_positions]
-            assert torch.equal(batch.text["block2"][i], torch.tensor(text.taps[2][nodes]))
-            assert torch.equal(batch.text["eot"][i], torch.tensor(text.eot[text_id]))
+            assert torch.equal(batch.text["block2"][i], torch.tensor(text.arrays["block2"][nodes]))
+            assert torch.equal(batch.text["eot"][i], torch.tensor(text.arrays["eot"][text_id]))
 
 
 def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
@@ -75,11 +75,11 @@ def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
 
 
 def test_epochs_take_the_views_in_turn(data_root: Path, tmp_path: Path) -> None:
-    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", num_views=2))
+    build_cache(tiny_build(data_root, tmp_path / "cache", augment="randaugment", views=2))
     cache = FeatureCache.open(tmp_path / "cache")
     pixels = [
         {view.numpy().tobytes() for view in unfilter_pixels(torch.from_numpy(rows.copy()))}
-        for rows in (cache.view_reader(v, "pixels").all() for v in range(2))
+        for rows in (cache.image_reader(v, "pixels").all() for v in range(2))
     ]
     rows = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], None))
     for epoch in range(4):
@@ -165,8 +165,8 @@ def test_long_labels_are_left_out(cache: FeatureCache) -> None:
 
 
 def test_a_fraction_reads_that_share_of_units(cache: FeatureCache) -> None:
-    assert choose_units(cache, 0.3) == choose_units(cache, 0.001) == [0]
-    assert choose_units(cache, 0.7) == [0, 1]
+    assert cache.first_units(0.3) == cache.first_units(0.001) == [0]
+    assert cache.first_units(0.7) == [0, 1]
     assert loader(cache, units=[0]).num_rows in (31, 32)
 
 

@@ -247,9 +247,9 @@ def test_it_reads_no_array_that_it_does_not_need(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: set[str] = set()
-    real = FeatureCache.view_reader
+    real = FeatureCache.image_reader
     monkeypatch.setattr(
-        FeatureCache, "view_reader", lambda *args: (read.add(args[2]), real(*args))[1]
+        FeatureCache, "image_reader", lambda *args: (read.add(args[2]), real(*args))[1]
     )
     assert train(cache_path, tmp_path / "a", "--method", "toy").exit_code == 0
     assert read == {"pixels", "block2"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .... import __version__
-from ....shared.cache.schema import TeacherSpec
+from ....shared.cache.spec import TeacherSpec
 from ....shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
 from ...models.recogniser import Recogniser
 

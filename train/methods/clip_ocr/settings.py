@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from ....shared.cache.names import EOT, TOKENIZERS, block_name
 from ....shared.errors import UsageError
 from ....shared.options import Options, option
 from ...models.config import NUM_STAGES, StudentConfig
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 STAGES = tuple(range(1, NUM_STAGES))
 """Stages that a tap can supervise: all but the last, which ends in the EOT or in the label."""
-
-EOT = "eot"
-"""The text array that supervises the class token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,7 @@ class ClipOcr(Method):
     """GAM, Eq. 2."""
     tokenizer: str = option(
         "char",
-        choices=("char", "word"),
+        choices=TOKENIZERS,
         help="Text features to follow: of characters, or of the label whole (table 7).",
     )
     mask_pads: bool = option(
@@ -125,11 +123,11 @@ class ClipOcr(Method):
 
     def image_array(self, stage: int) -> str:
         """Return the image array that supervises an encoder stage."""
-        return f"block{self.image_taps[stage - 1]}"
+        return block_name(self.image_taps[stage - 1])
 
     def text_array(self, stage: int) -> str:
         """Return the text array that supervises a decoder layer: the last for the first, Eq. 3."""
-        return f"block{self.text_taps[-stage]}"
+        return block_name(self.text_taps[-stage])
 
     def needs(self) -> Needs:
         """Return what the supervised stages follow.

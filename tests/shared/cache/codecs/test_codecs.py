@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import (
     Fp16Codec,
     feature_codec,
@@ -52,7 +53,7 @@ def test_fp16_refuses_what_it_cannot_hold(value: float) -> None:
 
 def test_unknown_codec_names_the_known() -> None:
     with pytest.raises(UsageError, match="'zip' is unknown; expected one of fp16"):
-        feature_codec("zip")
+        feature_codec(Codec.parse("zip"))
 
 
 def test_fidelity_of_a_perfect_copy() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clipocr.shared.cache.codecs import klt
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import FeatureCodec, feature_codec, measure_fidelity
 from clipocr.shared.cache.codecs.quantize import standardise
 from clipocr.shared.errors import TeacherError, UsageError
@@ -36,7 +37,9 @@ def table_of(features: torch.Tensor, record_bytes: int) -> np.ndarray:
 
 
 def codec_of(record_bytes: int) -> FeatureCodec:
-    return feature_codec(f"klt:{record_bytes}", table_of(features_of(400), record_bytes))
+    return feature_codec(
+        Codec.parse(f"klt:{record_bytes}"), table_of(features_of(400), record_bytes)
+    )
 
 
 def decode_with_numpy(records: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -123,7 +126,7 @@ def test_the_basis_diagonalises_and_the_deviations_are_those_of_the_sample() -> 
 
 def test_a_sample_of_nothing_makes_a_table_of_nothing() -> None:
     table = klt.fit_basis(0, np.zeros((NUM_TOKENS, WIDTH)), np.zeros((WIDTH, WIDTH))).table(16)
-    codec = feature_codec("klt:16", table)
+    codec = feature_codec(Codec.parse("klt:16"), table)
     stored = codec.encode(features_of(2))
     assert not stored.any()
     assert not codec.decode(stored).any()
@@ -183,7 +186,7 @@ def test_the_error_is_what_the_bits_promise() -> None:
     """Mean square error = sum of variance times distortion: the theory that allocates the bits."""
     features = features_of(2000)
     table = table_of(features, 16)
-    codec = feature_codec("klt:16", table)
+    codec = feature_codec(Codec.parse("klt:16"), table)
     error = codec.decode(codec.encode(features)).double() - codec.target(features)
     tokens = standardise(features).numpy() - table[:NUM_TOKENS]
     total = (tokens**2).sum(-1).mean()
@@ -214,10 +217,10 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 @pytest.mark.parametrize("name", ["klt:0", "klt:65", "klt"])
 def test_records_that_cannot_be_filled_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"does not fit tokens of 64; pass klt:1 to klt:64"):
-        feature_codec(name).layout((NUM_TOKENS, WIDTH))
+        feature_codec(Codec.parse(name)).layout((NUM_TOKENS, WIDTH))
 
 
 @pytest.mark.parametrize("name", ["klt:", "klt:x", "klt:-3", "klt192"])
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name!r} is unknown"):
-        feature_codec(name)
+        feature_codec(Codec.parse(name))

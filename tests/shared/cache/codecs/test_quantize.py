@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import FeatureCodec, feature_codec, measure_fidelity
 from clipocr.shared.cache.codecs.quantize import (
     INT4_LEVELS,
@@ -32,7 +33,7 @@ def tokens_like_clips(num_rows: int = 40, width: int = 64) -> torch.Tensor:
 
 @pytest.fixture(params=LOSSY)
 def codec(request: pytest.FixtureRequest) -> FeatureCodec:
-    return feature_codec(request.param)
+    return feature_codec(Codec.parse(request.param))
 
 
 # ---------------------------------------------------------------------------------------- bytes
@@ -78,7 +79,7 @@ def test_a_record_is_as_long_as_its_layout_says(codec: FeatureCodec) -> None:
 @pytest.mark.parametrize("width", [63, 4])
 def test_int4_refuses_what_it_cannot_pack(width: int) -> None:
     with pytest.raises(UsageError, match=f"a token of {width} has none"):
-        feature_codec("int4").layout((17, width))
+        feature_codec(Codec.parse("int4")).layout((17, width))
 
 
 # ----------------------------------------------------------------------------------- arithmetic
@@ -114,7 +115,7 @@ def test_decoded_is_what_the_transcription_says(codec: FeatureCodec) -> None:
 
 
 def test_int8_errs_by_half_a_step() -> None:
-    codec, features = feature_codec("int8"), tokens_like_clips()
+    codec, features = feature_codec(Codec.parse("int8")), tokens_like_clips()
     exact = standardised(features)
     step = np.sort(np.abs(exact), axis=-1)[..., -5:-4] / 127
     error = np.abs(codec.decode(codec.encode(features)).numpy() - exact)
@@ -124,7 +125,7 @@ def test_int8_errs_by_half_a_step() -> None:
 
 def test_int4_errs_as_a_gaussian_source_must() -> None:
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(8, 17, 768)))
-    codec = feature_codec("int4")
+    codec = feature_codec(Codec.parse("int4"))
     error = codec.decode(codec.encode(features)).double() - codec.target(features)
     # Max (1960), table I: a mean square of 0.009497; here the four largest are exact.
     assert 0.008 < float(error.square().mean()) < 0.0095
@@ -188,7 +189,7 @@ def test_one_huge_channel_leaves_the_others_alone() -> None:
     features = tokens_like_clips(width=768)
     features[..., 100] = 1000.0
     for name, least in (("int4", 0.98), ("int8", 0.999)):
-        codec = feature_codec(name)
+        codec = feature_codec(Codec.parse(name))
         target, decoded = codec.target(features), codec.decode(codec.encode(features)).double()
         others = [channel for channel in range(768) if channel not in (5, 40, 100)]
         cosine = torch.nn.functional.cosine_similarity(
@@ -210,7 +211,7 @@ def test_fidelity_of_each_codec() -> None:
     features = tokens_like_clips(width=768)
     found = {}
     for name in ("fp16", *LOSSY):
-        codec = feature_codec(name)
+        codec = feature_codec(Codec.parse(name))
         decoded = codec.decode(codec.encode(features))
         found[name] = measure_fidelity(codec.target(features), decoded)
     assert found["fp16"]["cosine_p01"] > 0.999999

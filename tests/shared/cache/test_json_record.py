@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
-from clipocr.shared.cache.records import decode_record, encode_record, require_equal
+from clipocr.shared.cache.json_record import decode_record, encode_record, require_equal
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError
 
 
@@ -49,7 +49,7 @@ def test_a_damaged_record_is_named(damaged: bytes) -> None:
 
 
 def test_equal_specs_pass() -> None:
-    require_equal(HAVE, HAVE, "it", "do this")
+    require_equal(asdict(HAVE), asdict(HAVE), "it", "do this")
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_equal_specs_pass() -> None:
 )
 def test_every_difference_is_named_with_both_values(want: Outer, said: str) -> None:
     with pytest.raises(CacheMismatchError, match=f"it: {said}.*do this"):
-        require_equal(HAVE, want, "it", "do this")
+        require_equal(asdict(HAVE), asdict(want), "it", "do this")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 
-from clipocr.shared.cache.records import require_equal
-from clipocr.shared.cache.schema import CacheSpec, SourceSpec, TeacherSpec, ViewSpec
+from clipocr.shared.cache.codecs.codec import Codec
+from clipocr.shared.cache.json_record import require_equal
+from clipocr.shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec, ViewSpec
 from clipocr.shared.charset import LabelRules
 from clipocr.shared.errors import CacheMismatchError
 
@@ -21,16 +22,14 @@ SPEC = CacheSpec(
         weights_sha256="ab" * 32,
         activation="quickgelu",
         precision="fp16",
-        image_taps=(3, 6, 9),
-        text_taps=(3, 6, 9),
-        num_image_tokens=17,
-        image_width=768,
-        text_width=512,
-        eot_width=512,
     ),
     view=ViewSpec(),
     labels=LabelRules(),
-    codec="fp16",
+    images=(
+        ImageArraySpec(name="block3", num_tokens=17, width=768, codec=Codec.parse("klt:96")),
+        ImageArraySpec(name="final", num_tokens=17, width=512, codec=Codec.parse("int8")),
+    ),
+    text_taps=(3, 6, 9),
     seed=0,
     sources=(
         SourceSpec(name="MJ/train", num_samples=7, digest="12" * 32),
@@ -48,6 +47,8 @@ def other(value: Any) -> Any:
         return not value
     if isinstance(value, tuple):
         return value[:-1]
+    if isinstance(value, Codec):
+        return Codec.parse("int4")
     return value + 1 if isinstance(value, int) else value + "-other"
 
 
@@ -55,7 +56,7 @@ def changed(spec: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
     """Yield (path, value, other value, spec with the other) for every field, however deep."""
     for field in fields(spec):
         value, name = getattr(spec, field.name), f"{path}{field.name}"
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, Codec):
             for inner_path, a, b, inner in changed(value, f"{name}."):
                 yield inner_path, a, b, replace(spec, **{field.name: inner})
         elif isinstance(value, tuple) and is_dataclass(value[0]):
@@ -65,7 +66,8 @@ def changed(spec: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
                     yield inner_path, a, b, replace(spec, **{field.name: items})
         else:
             wrong = other(value)
-            yield name, value, wrong, replace(spec, **{field.name: wrong})
+            shown = (str(v) if isinstance(v, Codec) else v for v in (value, wrong))
+            yield name, *shown, replace(spec, **{field.name: wrong})
 
 
 CHANGES = list(changed(SPEC))
@@ -75,7 +77,8 @@ def test_no_field_is_forgotten() -> None:
     names = {name for name, *_ in CHANGES}
     assert {"teacher.weights_sha256", "view.resize", "labels.keep_unicode"} <= names
     assert {"sources[ST].digest", "seed", "format_version", "teacher.positions"} <= names
-    assert len(CHANGES) == 12 + 4 + 2 + 2 * 3 + 6
+    assert {"images[block3].codec", "images[final].width", "text_taps"} <= names
+    assert len(CHANGES) == 6 + 4 + 2 + 2 * 4 + 2 * 3 + 6
 
 
 @pytest.mark.parametrize(("path", "have", "wanted", "spec"), CHANGES, ids=[c[0] for c in CHANGES])
@@ -83,11 +86,11 @@ def test_a_difference_is_named_with_both_values(
     path: str, have: Any, wanted: Any, spec: CacheSpec
 ) -> None:
     with pytest.raises(CacheMismatchError) as caught:
-        require_equal(SPEC, spec, "out.cache holds another cache", "Pass --out")
+        require_equal(SPEC.to_json(), spec.to_json(), "out.cache holds another cache", "Pass --out")
     expected = f"out.cache holds another cache: {path} is {have!r}, wanted {wanted!r}. Pass --out"
     assert str(caught.value) == expected
 
 
 def test_a_spec_survives_its_json_form() -> None:
-    stored = json.loads(json.dumps(asdict(SPEC)))
+    stored = json.loads(json.dumps(SPEC.to_json()))
     assert CacheSpec.from_json(stored) == SPEC

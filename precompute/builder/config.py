@@ -1,0 +1,153 @@
+"""What `clipocr cache build` and `clipocr cache text` are asked for. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared.cache.codecs.codec import Codec, codec_per_array
+from ...shared.cache.names import TOKENIZERS, block_names
+from ...shared.charset import Charset, LabelRules, charset_option
+from ...shared.errors import UsageError
+from ...shared.options import FOLDER, NEW_CACHE, Options, num_cores, option
+from ...shared.processes import Process
+
+AUGMENTATIONS = ("clean", "randaugment")
+CHARSET_HELP = "36, 62, 94 or a text file"
+
+
+def device_field() -> str:
+    """Declare the option ``--device``."""
+    text: str = option(
+        "auto", help="auto, cpu, cuda or cuda:N.", default_text="CUDA if there is one, else the CPU"
+    )
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(Options):
+    """What decides the rows of a cache, and the work that they are: for build and plan alike."""
+
+    data: tuple[Path, ...] = option(
+        metavar="ROOT",
+        type=FOLDER,
+        help="Folder with LMDBs at any depth; may be given more than once.",
+    )
+    teacher: str = option(
+        "ViT-B-16/openai",
+        metavar="MODEL/WEIGHTS",
+        help="open_clip model; weights are a pretrained tag, a file's path, or random:SEED.",
+    )
+    image_taps: tuple[int, ...] = option((3, 6, 9), minimum=1, help="Image blocks to keep.")
+    text_taps: tuple[int, ...] = option((3, 6, 9), minimum=1, help="Text blocks to keep.")
+    labels: LabelRules = LabelRules()
+    precision: str | None = option(
+        None,
+        choices=("fp32", "fp16", "bf16"),
+        default_text="what the cache was begun with, else fp16 on CUDA and fp32 on the CPU",
+        help="Arithmetic of the teacher.",
+    )
+    augment: str = option(
+        "clean",
+        choices=AUGMENTATIONS,
+        help="What happens to a picture before it is stretched; randaugment is PARSeq's recipe.",
+    )
+    unit_rows: int = option(
+        16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."
+    )
+    chunk_rows: int = option(256, minimum=1, help="Rows per teacher batch.")
+    device: str = device_field()
+    workers: int | None = option(
+        None,
+        minimum=0,
+        default_text="a core less than there are on CUDA, else 0",
+        help="Processes that decode images; 0 decodes in a thread.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit_rows % self.chunk_rows:
+            raise UsageError(
+                f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
+            )
+
+    def num_workers(self, device_type: str) -> int:
+        """Return how many processes decode images beside a teacher on ``cpu`` or ``cuda``."""
+        if self.workers is not None:
+            return self.workers
+        # Beside a CPU teacher a decoder only takes its cores; a GPU wants all it can get.
+        return 0 if device_type == "cpu" else max(1, num_cores() - 1)
+
+
+def default_precision(device_type: str) -> str:
+    """Return the teacher's arithmetic on ``cpu`` or ``cuda`` if nobody says which."""
+    return "fp16" if device_type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(SourceOptions):
+    """What `clipocr cache build` is asked for."""
+
+    out: Path = option(type=NEW_CACHE, help="Folder of the cache.")
+    activation: str | None = option(
+        None,
+        choices=("quickgelu", "gelu"),
+        default_text="what the weights were trained with",
+        help="Only for a weights file that does not say: OpenAI's are quickgelu.",
+    )
+    charset: Charset = charset_option(
+        f"Charset of the text table: {CHARSET_HELP}. The images do not depend on it."
+    )
+    codec: tuple[Codec, ...] = option(
+        (Codec.parse("int8"),),
+        parse=Codec.parse,
+        unparse=str,
+        metavar="CODEC,...",
+        help="How image features are stored: fp16 exactly; int8 and int4 standardised, in a half "
+        "and a quarter of its bytes; klt:BYTES in that many bytes a token, by tables fit to the "
+        "features. One for all image taps, or one for each.",
+    )
+    views: int = option(
+        1,
+        minimum=1,
+        help="Views of each sample; epoch e trains on view e mod K. More can be added later.",
+    )
+    seed: int = option(0, help="Keys the order of the rows and the augmentation.")
+    process: Process = Process()
+    """Which units this process builds, of several processes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.codecs
+        if self.views > 1 and self.augment == "clean":
+            raise UsageError(
+                f"{self.views} clean views would all be the same; pass --augment randaugment, "
+                "or --views 1"
+            )
+
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """The codec of each image array."""
+        return codec_per_array(self.codec, block_names(self.image_taps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Options):
+    """What `clipocr cache text` is asked for."""
+
+    cache: Path
+    charset: Charset = option(
+        parse=Charset.load, unparse=lambda charset: charset.name, help=f"{CHARSET_HELP}."
+    )
+    tokenizer: str = option(
+        "char",
+        choices=TOKENIZERS,
+        help="char: one token per character, as CLIP-OCR does; word: the label whole (table 7).",
+    )
+    teacher: str | None = option(
+        None,
+        metavar="MODEL/WEIGHTS",
+        default_text="the cache's own",
+        help="Where its weights are now; needed if they were a file.",
+    )
+    device: str = device_field()

@@ -1,0 +1,75 @@
+"""How an image array is stored, as a spec and a command line name it. Needs no NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from ...errors import UsageError
+
+CODEC_KINDS = ("fp16", "int8", "int4", "klt")
+_KLT_BYTES = 192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """``fp16``, ``int8``, ``int4`` or ``klt:P``; see `codecs` for what they keep."""
+
+    kind: str
+    record_bytes: int = 0
+    """P of ``klt:P``, the bytes of a token; 0 of the other kinds, where the width decides it."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the codec of that name; ``klt`` alone keeps 192 bytes.
+
+        Raises:
+            UsageError: there is none.
+        """
+        kind, colon, record_bytes = text.partition(":")
+        if kind == "klt" and (not colon or record_bytes.isdecimal()):
+            return cls(kind=kind, record_bytes=int(record_bytes or _KLT_BYTES))
+        if text not in CODEC_KINDS:
+            fixed = ", ".join(kind for kind in CODEC_KINDS if kind != "klt")
+            raise UsageError(
+                f"feature codec {text!r} is unknown; expected one of {fixed}, klt:BYTES"
+            )
+        return cls(kind=kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.record_bytes}" if self.kind == "klt" else self.kind
+
+    @property
+    def has_table(self) -> bool:
+        """Whether it works by a table that is fit to the array's own features."""
+        return self.kind == "klt"
+
+
+CODEC_EXAMPLES = tuple(map(Codec.parse, CODEC_KINDS))
+"""One codec of each kind."""
+
+
+def codec_per_array(codecs: Sequence[Codec], arrays: Sequence[str]) -> dict[str, Codec]:
+    """Return the codec of each image array.
+
+    Args:
+        codecs: One for all arrays, or one for each.
+        arrays: Their names.
+
+    Raises:
+        UsageError: there is another number of codecs.
+    """
+    if len(codecs) == 1:
+        return dict.fromkeys(arrays, codecs[0])
+    if len(codecs) != len(arrays):
+        raise UsageError(
+            f"codec {','.join(map(str, codecs))!r} is of {len(codecs)} image arrays, there are "
+            f"{len(arrays)}; pass one codec for all, or one for each"
+        )
+    return dict(zip(arrays, codecs, strict=True))
+
+
+def join_codecs(codecs: Sequence[Codec]) -> str:
+    """Return the codecs of all arrays as ``--codec`` takes them, as short as can be."""
+    return str(codecs[0]) if len(set(codecs)) == 1 else ",".join(map(str, codecs))

@@ -1,0 +1,183 @@
+"""Every name in a cache, built and parsed here and nowhere else.
+
+    manifest.json, sealed.json         what the cache is; all records in one
+    commits/UNIT.json                  the record of a unit or of a text table
+    ARRAY/zarr.json, ARRAY/c/3/0/0     the metadata of an array, and its shard 3
+
+    rows/label, labels/utf8, ...       arrays of the index
+    codec/DIGEST/block3                the table of a codec
+    image/view0/block3                 an image array of a view
+    text/char-36/eot                   an array of a text table
+
+A *unit* is ``view0/unit-00003`` or, for a text table, ``text/char-36``. An image array is called
+``block3`` (the residual stream after block 3, counted from 1), or by any other word; ``pixels`` are
+the views themselves. Of a text table ``block3`` has a row per prefix, ``eot`` one per string.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST_NAME = "manifest.json"
+SEAL_NAME = "sealed.json"
+METADATA_NAME = "zarr.json"
+COMMITS_FOLDER = "commits"
+TMP_FOLDER = ".tmp"
+CODEC_FOLDER = "codec"
+GROUPS = ("", "rows", "labels", "rejected", "image", "text")
+"""Folders that are Zarr groups in every cache."""
+
+PIXELS = "pixels"
+EOT = "eot"
+"""The projected EOT embedding of each string."""
+TOKENIZERS = ("char", "word")
+"""How a text table may split labels."""
+
+_BLOCK = re.compile(r"block([1-9]\d*)")
+_UNIT = re.compile(r"view(0|[1-9]\d*)/unit-(\d{5,})")
+_IMAGE_FILE = re.compile(r"image/view(0|[1-9]\d*)/([^/]+)/(?:c/(\d+)/.*|zarr\.json)")
+_SHARD = re.compile(r"(.+?)/c/(\d+)(?:/0)*")
+
+
+def strange_in(folder: Path) -> list[str]:
+    """Return the files and folders in a folder that no cache has, sorted."""
+    own = {TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, MANIFEST_NAME, SEAL_NAME}
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in there if name not in own and name not in GROUPS]
+
+
+def block_name(block_idx: int) -> str:
+    """Return the array that holds the residual stream after a block, counted from 1."""
+    return f"block{block_idx}"
+
+
+def block_names(block_idxs: tuple[int, ...]) -> tuple[str, ...]:
+    """Return `block_name` of each."""
+    return tuple(map(block_name, block_idxs))
+
+
+def block_of(array: str) -> int | None:
+    """Return the block of ``block{i}``, or None of an array of another kind."""
+    match = _BLOCK.fullmatch(array)
+    return int(match[1]) if match else None
+
+
+def image_array(view_idx: int, array: str) -> str:
+    """Return the path of an image array of a view."""
+    return f"image/view{view_idx}/{array}"
+
+
+def view_name(view_idx: int) -> str:
+    """Return what messages call a view."""
+    return f"view{view_idx}"
+
+
+def view_group(view_idx: int) -> str:
+    """Return the folder of a view's arrays."""
+    return f"image/view{view_idx}"
+
+
+def codec_table(digest: str, array: str) -> str:
+    """Return the path of the table that the codec of an image array works by."""
+    return f"{CODEC_FOLDER}/{digest}/{array}"
+
+
+def is_of_codec(file: str) -> bool:
+    """Return whether a file belongs to the tables of codecs."""
+    return file.startswith(f"{CODEC_FOLDER}/")
+
+
+def text_table(tokenizer: str, charset_name: str) -> str:
+    """Return the name of a text table of labels, e.g. ``char-36``."""
+    return f"{tokenizer}-{charset_name}"
+
+
+def text_group(table: str) -> str:
+    """Return the folder of a text table's arrays, which is its unit's name too."""
+    return f"text/{table}"
+
+
+def text_array(table: str, array: str) -> str:
+    """Return the path of an array of a text table."""
+    return f"text/{table}/{array}"
+
+
+def unit_name(view_idx: int, unit_idx: int) -> str:
+    """Return the name of a unit of a view."""
+    return f"view{view_idx}/unit-{unit_idx:05d}"
+
+
+def parse_unit(unit: str) -> tuple[int, int] | None:
+    """Return (view, unit) of a unit of a view, or None of a name that is none."""
+    match = _UNIT.fullmatch(unit)
+    numbers = (int(match[1]), int(match[2])) if match else None
+    return numbers if numbers and unit_name(*numbers) == unit else None
+
+
+def record_file(unit: str) -> str:
+    """Return the file of a unit's record."""
+    return f"{COMMITS_FOLDER}/{unit}.json"
+
+
+def unit_of_record(file: str) -> str:
+    """Return the unit whose record a file is."""
+    return file.removeprefix(f"{COMMITS_FOLDER}/").removesuffix(".json")
+
+
+def metadata_file(folder: str) -> str:
+    """Return the Zarr metadata of an array or group; the group of the whole cache is empty."""
+    return f"{folder}/{METADATA_NAME}" if folder else METADATA_NAME
+
+
+def is_metadata(file: str) -> bool:
+    """Return whether a file is Zarr metadata."""
+    return file.rpartition("/")[2] == METADATA_NAME
+
+
+def shard_file(array: str, shard_idx: int, num_dimensions: int) -> str:
+    """Return the file of a shard, as Zarr's default chunk keys name it."""
+    return "/".join([array, "c", str(shard_idx)] + ["0"] * (num_dimensions - 1))
+
+
+def parents(folder: str) -> list[str]:
+    """Return the folders around an array, the innermost first, without the cache itself."""
+    parts = folder.split("/")
+    return ["/".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def array_of(file: str) -> str:
+    """Return the array or group that a shard or a metadata file belongs to."""
+    match = _SHARD.fullmatch(file)
+    return match[1] if match else file.removesuffix(METADATA_NAME).rstrip("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """What the name of an image array's file says."""
+
+    view_idx: int
+    array: str
+    unit_idx: int | None
+    """None: the metadata that all units of the view share."""
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit; empty of metadata."""
+        return "" if self.unit_idx is None else unit_name(self.view_idx, self.unit_idx)
+
+
+def parse_image_file(file: str) -> ImageFile | None:
+    """Return what a file of an image array is of, or None of any other file."""
+    match = _IMAGE_FILE.fullmatch(file)
+    if match is None:
+        return None
+    unit_idx = None if match[3] is None else int(match[3])
+    return ImageFile(view_idx=int(match[1]), array=match[2], unit_idx=unit_idx)
+
+
+def part_of(file: str) -> str:
+    """Return the image array or the text table that a file is part of; of any other its array."""
+    array = array_of(file)
+    return "/".join(array.split("/")[:2]) if array.startswith("text/") else array

@@ -1,0 +1,273 @@
+"""The fingerprint of a cache: everything that decides its bytes, written once for both stages.
+
+    CACHE/
+      zarr.json                          a Zarr v3 group; every array below opens with plain zarr
+      manifest.json                      what this cache is: its spec, and the files of its index
+      rows/{source,lmdb_index,label}     N rows in their permuted order
+      labels/{utf8,offsets}              the unique labels that rows point into
+      rejected/{source,lmdb_index,reason}  samples that did not become rows
+      image/view0/{pixels,block3,...}    one shard file per unit
+      codec/DIGEST/{block3,...}          tables of codecs, if any works by one
+      text/char-36/{nodes,eot,...}       one table per charset and tokenizer
+      commits/...                        one record per unit and per text table
+      sealed.json                        all records in one, once nothing is missing
+
+The names are built in `names`. A spec never changes once its manifest is written.
+
+Shapes: N rows, T image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from ..charset import LabelRules
+from . import names
+from .codecs.codec import Codec, join_codecs
+from .codecs.codecs import feature_codec, pixel_layout
+from .codecs.klt import num_table_rows
+from .json_record import canonical_json
+from .shards import ArrayLayout
+from .storage import FileRecord
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """The frozen CLIP that made the features."""
+
+    model: str
+    """open_clip model name, e.g. ``ViT-B-16``."""
+    weights: str
+    """Pretrained tag, ``file:NAME`` or ``random:SEED``."""
+    weights_sha256: str
+    """Digest of every tensor of the model; the only field that decides what the weights are."""
+    activation: str
+    """``quickgelu`` (OpenAI's weights) or ``gelu``."""
+    precision: str
+    """``fp32``, ``fp16`` or ``bf16`` matrix products."""
+    positions: str = "crop"
+    """How positional embeddings fit 32x128: rows of the top-left block, never interpolated."""
+
+    @property
+    def name(self) -> str:
+        """Model and weights as on the command line, e.g. ``ViT-B-16/openai``."""
+        return f"{self.model}/{self.weights}"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether these weights were never trained; everything that shows a cache says so."""
+        return self.has_random_weights(self.name)
+
+    @staticmethod
+    def has_random_weights(name: str) -> bool:
+        """Whether a teacher of that name, ``MODEL/WEIGHTS``, was never trained."""
+        return name.partition("/")[2].startswith("random:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """How a sample becomes the picture that teacher and student see."""
+
+    augment: str = "clean"
+    """``clean``: decode and stretch, nothing else; ``randaugment``: PARSeq's recipe before that."""
+    height_px: int = 32
+    width_px: int = 128
+    resize: str = "pillow-bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """One LMDB that rows come from."""
+
+    name: str
+    """Its path below the data root, e.g. ``MJ/train``."""
+    num_samples: int
+    """What its ``num-samples`` says."""
+    digest: str
+    """SHA-256 over every label and the size of every image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArraySpec:
+    """What the teacher says of every view at one place of the image encoder."""
+
+    name: str
+    """``block3``: the residual stream after block 3, all tokens, before any LayerNorm."""
+    num_tokens: int
+    """T: the class token and the cropped grid."""
+    width: int
+    """D."""
+    codec: Codec
+    """How it is stored."""
+
+    @property
+    def row_shape(self) -> tuple[int, int]:
+        """(T, D): what a decoded row is."""
+        return self.num_tokens, self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self) | {"codec": str(self.codec)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild it from its JSON form."""
+        return cls(**{**data, "codec": Codec.parse(data["codec"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """The fingerprint: everything that decides the bytes of a cache."""
+
+    teacher: TeacherSpec
+    view: ViewSpec
+    labels: LabelRules
+    images: tuple[ImageArraySpec, ...]
+    """The image arrays of every view, besides the pixels."""
+    text_taps: tuple[int, ...]
+    """Text blocks that tables of labels hold, counted from 1, besides the projected EOT."""
+    seed: int
+    """Keys the row order and every random choice of a view."""
+    sources: tuple[SourceSpec, ...]
+    num_rows: int
+    """N."""
+    unit_rows: int
+    """Rows per unit: the unit of work, publication and verification."""
+    chunk_rows: int
+    """Rows per teacher batch and per read; a fixed batch keeps features independent of it."""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self) | {"images": tuple(image.to_json() for image in self.images)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a spec from its JSON form."""
+        return cls(
+            **{
+                **data,
+                "teacher": TeacherSpec(**data["teacher"]),
+                "view": ViewSpec(**data["view"]),
+                "labels": LabelRules(**data["labels"]),
+                "images": tuple(map(ImageArraySpec.from_json, data["images"])),
+                "text_taps": tuple(data["text_taps"]),
+                "sources": tuple(SourceSpec(**source) for source in data["sources"]),
+            }
+        )
+
+    @property
+    def codec(self) -> str:
+        """The codecs of the image arrays, as ``--codec`` takes them."""
+        return join_codecs([image.codec for image in self.images])
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names of the image arrays, besides the pixels."""
+        return tuple(image.name for image in self.images)
+
+    @property
+    def image_taps(self) -> tuple[int, ...]:
+        """Blocks of the image arrays that hold a residual stream, counted from 1."""
+        blocks = map(names.block_of, self.image_names)
+        return tuple(block for block in blocks if block is not None)
+
+    def image(self, name: str) -> ImageArraySpec:
+        """Return an image array; one that there is."""
+        return next(image for image in self.images if image.name == name)
+
+    @property
+    def num_units(self) -> int:
+        """Number of units in a view."""
+        return -(-self.num_rows // self.unit_rows)
+
+    def unit_range(self, unit_idx: int) -> tuple[int, int]:
+        """Return rows [start, stop) of a unit."""
+        start = unit_idx * self.unit_rows
+        return start, min(start + self.unit_rows, self.num_rows)
+
+    def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
+        """Return the arrays of one view by name: the pixels, then the image arrays.
+
+        Raises:
+            UsageError: a codec cannot store rows of its array's shape.
+        """
+        rows = {
+            names.PIXELS: pixel_layout(),
+            **{
+                image.name: feature_codec(image.codec).layout(image.row_shape)
+                for image in self.images
+            },
+        }
+        return {
+            name: ArrayLayout(
+                name=names.image_array(view_idx, name),
+                shape=(self.num_rows, *stored.row_shape),
+                dtype=stored.dtype,
+                compressed=stored.compressed,
+                chunk_rows=self.chunk_rows,
+                shard_rows=self.unit_rows,
+            )
+            for name, stored in rows.items()
+        }
+
+    def codec_layouts(self, index: Mapping[str, FileRecord]) -> dict[str, ArrayLayout]:
+        """Return the tables of the codecs that work by one, by image array.
+
+        Args:
+            index: The files that say what the rows are, among others.
+        """
+        layouts = {}
+        for image in self.images:
+            if image.codec.has_table:
+                num_rows = num_table_rows(image.num_tokens, image.width)
+                layouts[image.name] = ArrayLayout(
+                    name=names.codec_table(self._table_digest(image, index), image.name),
+                    shape=(num_rows, image.width),
+                    dtype="float32",
+                    chunk_rows=num_rows,
+                    shard_rows=num_rows,
+                )
+        return layouts
+
+    def _table_digest(self, image: ImageArraySpec, index: Mapping[str, FileRecord]) -> str:
+        """Return a digest of all that decides a table, except which array it is of.
+
+        The other image arrays do not decide it, so a cache with fewer of them has the same tables.
+        """
+        layouts = self.row_layouts().values()
+        rows = {name for layout in layouts for name in layout.shard_names}
+        identity = self.to_json() | {
+            "images": image.to_json() | {"name": ""},
+            "files": {name: asdict(file) for name, file in index.items() if name in rows},
+        }
+        return hashlib.sha256(canonical_json(identity)).hexdigest()[:16]
+
+    def row_layouts(self) -> dict[str, ArrayLayout]:
+        """Return the arrays that say what each row is; one chunk per unit."""
+        return {
+            key: ArrayLayout(
+                name=f"rows/{key}",
+                shape=(self.num_rows,),
+                dtype=dtype,
+                chunk_rows=self.unit_rows,
+                shard_rows=64 * self.unit_rows,
+                compressed=True,
+            )
+            for key, dtype in (("source", "uint16"), ("lmdb_index", "uint32"), ("label", "uint32"))
+        }
+
+
+def image_array_specs(
+    shapes: Mapping[str, tuple[int, int]], codecs: Mapping[str, Codec]
+) -> tuple[ImageArraySpec, ...]:
+    """Return the image arrays of some shapes (T, D) and codecs, by name."""
+    return tuple(
+        ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
+        for name, (num_tokens, width) in shapes.items()
+    )
