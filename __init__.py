@@ -2,7 +2,8 @@
 
     import clipocr
 
-    reader = clipocr.load("run")                        # what `clipocr train` or `pull` wrote
+    clipocr.train(cache="words.cache", out="run", student="tiny", epochs=3)
+    reader = clipocr.load("run")
     print(reader.read("word.png").text)
     print(clipocr.evaluate(reader, "data/test").table())
 
@@ -19,9 +20,10 @@ __version__ = "0.1.0"
 
 if _TYPE_CHECKING:
     from .train.evaluation.evaluate import evaluate as evaluate
+    from .train.loop.by_options import train as train
     from .train.reading.readers import load_reader as load
 
-__all__ = ["evaluate", "load"]
+__all__ = ["evaluate", "load", "train"]
 
 _PLACES = {
     "evaluate": ("train.evaluation.evaluate", "evaluate"),
@@ -31,6 +33,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> _Any:
     """Import what the package offers when it is first asked for."""
+    if name == "train":
+        return _importlib.import_module(".train", __name__)  # A package that can be called.
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PLACES[name]
@@ -40,4 +44,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *__all__})
