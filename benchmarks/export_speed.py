@@ -2,7 +2,7 @@
 
     python benchmarks/export_speed.py RUN PICTURES
 
-PICTURES is an LMDB or a folder of cropped words. Each works with one thread, the three take turns,
+PICTURES is an LMDB or a folder of cropped words. Each works with one thread, the two take turns,
 and what counts is the processor's time, the shortest of many: so what else the machine does counts
 for little.
 """
@@ -22,7 +22,6 @@ from tabulate import tabulate
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from clipocr.train.deploy.export.check import Run, given_views
 from clipocr.train.deploy.export.export import SUFFIXES, export
-from clipocr.train.deploy.export.torchscript_format import open_torchscript
 from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser
 
 BATCH_SIZES = (1, 32)
@@ -35,8 +34,6 @@ def open_onnx(path: Path) -> Run:
     session = onnxruntime.InferenceSession(path, options)
     return lambda batch: session.run(None, {"images": batch})[0]
 
-
-OPEN = {"onnx": open_onnx, "torchscript": open_torchscript}
 
 
 def main(run: Path, pictures: Path) -> None:
@@ -51,10 +48,9 @@ def main(run: Path, pictures: Path) -> None:
     runs: dict[str, Run] = {"PyTorch": in_pytorch}
     sizes = {"PyTorch": find_checkpoint(run).stat().st_size}
     with tempfile.TemporaryDirectory() as folder:
-        for name, open_file in OPEN.items():
-            path = Path(folder) / f"model{SUFFIXES[name]}"
-            export(run, name, path, pictures=pictures)
-            runs[name], sizes[name] = open_file(path), path.stat().st_size
+        path = Path(folder) / f"model{SUFFIXES['onnx']}"
+        export(run, "onnx", path, pictures=pictures)
+        runs["ONNX"], sizes["ONNX"] = open_onnx(path), path.stat().st_size
         times = [best_times(runs, views[:n]) for n in BATCH_SIZES]
     rows = [
         [name, f"{sizes[name] / 1e6:.1f}", *(f"{1e3 * best[name]:.1f}" for best in times)]

@@ -108,11 +108,11 @@ def _formatted(output_format: str, name: str, word: ReadWord) -> str:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["onnx", "torchscript", "safetensors"]),
+    type=click.Choice(["onnx", "safetensors"]),
     default="onnx",
     show_default=True,
-    help="onnx and torchscript hold the whole way from pixels to probabilities; safetensors holds "
-    "the weights, and clipocr reads it like a checkpoint.",
+    help="onnx holds the whole way from pixels to probabilities; safetensors holds the weights, and "
+    "clipocr reads it like a checkpoint.",
 )
 @click.option(
     "--out",

@@ -23,7 +23,7 @@ from ...shared.atomic import replacing
 from ...shared.errors import DataError, HubError, UsageError
 from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_recogniser, find_checkpoint
 from ..loop.record import RUN_NAME, read_record
-from .export.description import teacher_without_folder
+from .export.description import settings_without_folders, teacher_without_folder
 from .export.export import load_described
 from .model_card import model_card
 from .safetensors_file import MODEL_NAME, read_safetensors, write_safetensors
@@ -162,6 +162,8 @@ def _shareable_record(run: Path) -> dict[str, Any] | None:
     shareable = {name: record[name] for name in _SHARED_OF_RECORD if name in record}
     cache = {name: record["cache"][name] for name in _SHARED_OF_CACHE if name in record["cache"]}
     cache["teacher"] = teacher_without_folder(cache.get("teacher"))
+    if "config" in shareable:
+        shareable["config"] = settings_without_folders(shareable["config"])
     return shareable | {"cache": cache, "commands": []}
 
 

@@ -44,6 +44,14 @@ class Encoder(nn.Module):
     has_class_token: bool
     """Whether the first of them is a class token."""
 
+    model: Any
+    """Of timm's, whose models have no common type that shows intermediate features."""
+    norm: nn.LayerNorm | None
+    """Of the last stage, where that is not through one of the model's."""
+    scale: Tensor | None
+    shift: Tensor | None
+    """From our normalisation to the one of the model's weights; None: they are the same."""
+
     def __init__(self, config: StudentConfig) -> None:
         """Build the encoder, its weights random.
 
@@ -71,7 +79,7 @@ class Encoder(nn.Module):
             # models reshape with a -1, which is ambiguous without rows.
             blank = images.new_zeros(1, *images.shape[1:])
             return tuple(stage[:0] for stage in self(blank))
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         found = self.model.forward_intermediates(images, **self._arguments)
         if self.norm is not None:
@@ -156,31 +164,36 @@ class Encoder(nn.Module):
         has_norm = is_flat and not isinstance(getattr(model, "norm", nn.Identity()), nn.Identity)
         model.prune_intermediate_layers(indices, prune_norm=not has_norm, prune_head=True)
         parameters = inspect.signature(model.forward_intermediates).parameters
-        self._arguments = {"indices": indices, "intermediates_only": not has_norm}
+        self._arguments = {"indices": indices, "output_fmt": "NCHW"}
         if "return_prefix_tokens" in parameters:
             self._arguments["return_prefix_tokens"] = True
 
         was_training = model.training
         model.eval()
-        parameter = next(model.parameters())
-        blank = torch.zeros(1, 3, *_IMAGE_PX, device=parameter.device, dtype=parameter.dtype)
-        self._arguments["output_fmt"] = "NCHW"
+        blank = torch.zeros(1, 3, *_IMAGE_PX, device=next(model.parameters()).device)
         with torch.no_grad():
-            found = model.forward_intermediates(blank, **self._arguments)
-        last = (found[1] if has_norm else found)[-1]
-        last_map, prefix = last if isinstance(last, tuple) else (last, None)
+            final, features = model.forward_intermediates(blank, **self._arguments)
+            last_map, prefix = (
+                features[-1] if isinstance(features[-1], tuple) else (features[-1], None)
+            )
+            tokens = self._tokens(features[-1])
+            if is_flat:
+                # Tokens as they are, where a model offers them: no map is made and undone.
+                self._arguments["output_fmt"] = "NLC"
+                try:
+                    model.forward_intermediates(blank, **self._arguments)
+                except AssertionError:
+                    self._arguments["output_fmt"] = "NCHW"
         self.grid = (int(last_map.shape[2]), int(last_map.shape[3]))
         self.num_prefix_tokens = 0 if prefix is None else int(prefix.shape[1])
         self.has_class_token = prefix is not None and getattr(model, "cls_token", None) is not None
-        if is_flat:
-            # Tokens as they are, where a model offers them: no need to make a map and undo it.
-            self._arguments["output_fmt"] = "NLC"
-            try:
-                with torch.no_grad():
-                    model.forward_intermediates(blank, **self._arguments)
-            except AssertionError:
-                self._arguments["output_fmt"] = "NCHW"
-        self.norm = None if has_norm else nn.LayerNorm(int(last_map.shape[1]))
+        # Some add a class token at the end that is in no stage.
+        has_norm = has_norm and final.shape == tokens.shape
+        self.norm = None if has_norm else nn.LayerNorm(tokens.shape[2])
+        self._arguments["intermediates_only"] = not has_norm
+        # Some keep in eval mode what they computed of their parameters, here without gradients.
+        model.train()
+        model.eval()
         stages = self(blank)
         self.stage_shapes = tuple((int(s.shape[1]), int(s.shape[2])) for s in stages)
         if self.name is not None:

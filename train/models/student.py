@@ -99,8 +99,9 @@ class Student(AutoregressiveRecogniser):
         """Return how much the last decoder layer read each place of the image, mean over heads."""
         weights_BLS = self.decoder.image_attention(self.encode(images), token_ids_BL)
         first_place = self.encoder.num_prefix_tokens
+        batch, length, _ = weights_BLS.shape
         return ImageAttention(
-            places=weights_BLS[..., first_place:].unflatten(-1, self.encoder.grid),
+            places=weights_BLS[..., first_place:].reshape(batch, length, *self.encoder.grid),
             elsewhere=weights_BLS[..., :first_place].sum(dim=-1),
         )
 

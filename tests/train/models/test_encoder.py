@@ -15,6 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
+from clipocr.train.deploy.export.check import check, drawn_views
+from clipocr.train.deploy.export.onnx_format import open_onnx, write_onnx
 from clipocr.train.models.config import SIZES, StudentConfig, StudentSize
 from clipocr.train.models.encoder import Encoder
 from clipocr.train.models.student import Student
@@ -159,6 +161,19 @@ def test_any_model_of_timm_trains_and_reads(name: str) -> None:
     torch.testing.assert_close(seen.places.sum((2, 3)) + seen.elsewhere, torch.ones(1, 3))
 
 
+@pytest.mark.timeout(300)  # PyTorch's exporter takes 15 s of one core, and there may be others.
+@pytest.mark.parametrize("name", ["clipocr_test_vit_gap", "clipocr_test_swin", "test_convnext"])
+def test_any_model_of_timm_exports_to_onnx(name: str, tmp_path: Path) -> None:
+    student = make_student(name).eval()
+    with torch.no_grad():
+        for parameter in student.decoder.parameters():
+            parameter.mul_(6)  # What it reads should depend on the picture.
+    write_onnx(tmp_path / "model.onnx", student, {"clipocr_version": "1"})
+    views = drawn_views(student)
+    agreement = check(open_onnx(tmp_path / "model.onnx"), student, views, what="the file")
+    assert agreement.num_texts > 1
+
+
 def test_without_a_class_token_the_mean_stands_for_it() -> None:
     for name, has_class_token, num_prefix in (
         ("clipocr_test_vit_gap", False, 0),
@@ -215,7 +230,7 @@ def test_weights_of_a_file_are_loaded_only_when_training_begins(tmp_path: Path) 
     path = tmp_path / "weights.pth"
     torch.manual_seed(1)
     # Of pictures of another size, and with a classifier.
-    theirs = timm.create_model("test_vit", img_size=(48, 64), num_classes=10)
+    theirs = timm.create_model("test_vit", img_size=48, num_classes=10)
     torch.save(theirs.state_dict(), path)
     student = make_student("test_vit", encoder_weights=str(path))
     before = student.encoder.model.blocks[0].attn.qkv.weight.clone()

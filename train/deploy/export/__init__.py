@@ -1,1 +1,1 @@
-"""A trained student in formats that need no clipocr: ONNX, TorchScript, safetensors."""
+"""A trained recogniser in formats that need no clipocr: ONNX, safetensors."""

@@ -1,7 +1,7 @@
-"""Whether an exported student reads as the student itself does.
+"""Whether an exported recogniser reads as it does in PyTorch.
 
-The pictures are those one gives, for only pictures like one's own show what matters; without any,
-words drawn here, random characters in the fonts that matplotlib ships, on grounds of noise.
+The pictures are the user's, because only pictures like those that it will read show what matters;
+without any, words drawn here: random characters in a font that matplotlib ships, on noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ....shared.data.images import stretch
 from ....shared.data.word_lmdb import WordLmdb
 from ....shared.errors import DataError, ExportError
 from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from ...models.student import Student
+from ...models.recogniser import Recogniser
 from ...reading.pictures import ImageSource, find_pictures, load_picture
 
 PROBABILITY_TOLERANCE = 1e-4
@@ -32,12 +32,12 @@ _BATCH_SIZES = (1, 7, 32)
 """Batches are cut in turn to these sizes, so that nothing stays bound to the one traced with."""
 
 Run = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""An exported student. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
+"""An exported recogniser. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How an exported student compared."""
+    """How an exported recogniser compared."""
 
     num_pictures: int
     num_texts: int
@@ -70,18 +70,18 @@ def given_views(root: Path) -> npt.NDArray[np.uint8]:
     return np.stack(views)
 
 
-def drawn_views(student: Student) -> npt.NDArray[np.uint8]:
-    """Return views of random words of every length that the student can write."""
+def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
+    """Return views of random words of every length that a recogniser can write."""
     from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont
 
     rng = np.random.default_rng(0)
-    characters = student.tokenizer.charset.characters
+    characters = recogniser.tokenizer.charset.characters
     font_file = io.BytesIO(Path(font_manager.findfont("DejaVu Sans")).read_bytes())
     font = ImageFont.truetype(font_file, 24)
     views = []
     for i in range(NUM_DRAWN):
-        length = 1 + i % student.tokenizer.max_label_length
+        length = 1 + i % recogniser.tokenizer.max_label_length
         word = "".join(rng.choice(list(characters), length))
         left, top, right, bottom = (int(x) for x in font.getbbox(word))
         ground = rng.integers(128, 256, (bottom - top + 8, right - left + 8, 3), np.uint8)
@@ -91,12 +91,12 @@ def drawn_views(student: Student) -> npt.NDArray[np.uint8]:
     return np.stack(views)
 
 
-def check(run: Run, student: Student, views: npt.NDArray[np.uint8], *, what: str) -> Agreement:
-    """Compare an exported student with the student itself, on the CPU.
+def check(run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str) -> Agreement:
+    """Compare an exported recogniser with the one in PyTorch, on the CPU.
 
     Args:
         run: The exported one.
-        student: In eval mode.
+        recogniser: In eval mode.
         views: Shape: (N, 32, 128, 3).
         what: Its name in messages.
 
@@ -107,23 +107,23 @@ def check(run: Run, student: Student, views: npt.NDArray[np.uint8], *, what: str
     largest, texts = 0.0, set()
     for batch in _cut(views):
         images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)
-        expected = student.decode(images).softmax(dim=-1)
+        expected = recogniser.decode(images).softmax(dim=-1)
         exported = torch.from_numpy(run(batch))
         if exported.shape != expected.shape:
             raise ExportError(
                 f"{what} returns shape {tuple(exported.shape)}, expected {tuple(expected.shape)}"
             )
-        read_texts, read_probabilities = student.tokenizer.decode(expected)
-        exported_texts, _ = student.tokenizer.decode(exported)
+        read_texts, read_probabilities = recogniser.tokenizer.decode(expected)
+        exported_texts, _ = recogniser.tokenizer.decode(exported)
         for i, (text, exported_text) in enumerate(zip(read_texts, exported_texts, strict=True)):
             if text != exported_text:
-                raise ExportError(f"{what} reads {exported_text!r}, the student {text!r}")
+                raise ExportError(f"{what} reads {exported_text!r}, PyTorch {text!r}")
             end = len(read_probabilities[i])
             difference = float((exported[i, :end] - expected[i, :end]).abs().max())
             # Written so that a NaN is a failure too.
             if not difference <= PROBABILITY_TOLERANCE:
                 raise ExportError(
-                    f"{what} differs from the student by {difference:.2g} in a probability of "
+                    f"{what} differs from PyTorch by {difference:.2g} in a probability of "
                     f"{text!r}, expected at most {PROBABILITY_TOLERANCE:g}"
                 )
             largest = max(largest, difference)

@@ -36,7 +36,7 @@ def describe(
         "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
         "method": content["method"],
-        "settings": content["settings"],
+        "settings": settings_without_folders(content["settings"]),
         "charset": asdict(recogniser.tokenizer.charset),
         "max_label_length": recogniser.tokenizer.max_label_length,
         "eos_id": recogniser.tokenizer.eos_id,
@@ -61,6 +61,14 @@ def teacher_without_folder(teacher: str | None) -> str | None:
         return None
     model, slash, weights = teacher.partition("/")
     return f"{model}{slash}{Path(weights).name}"
+
+
+def settings_without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they may leave this machine: of a file's absolute path, its name only."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in settings.items()
+    }
 
 
 def describe_graph() -> dict[str, Any]:

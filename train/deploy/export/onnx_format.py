@@ -1,12 +1,15 @@
-"""A student as one ONNX graph, the decoding loop and the normalisation included.
+"""A recogniser as one ONNX graph, decoding and the normalisation included.
 
-PyTorch's exporter writes the two halves of reading (`graph`), and they are put together here around
-ONNX's own ``Loop``, which ends when every row has said EOS, as the student itself does. Unrolled,
-26 positions would be a graph of eight thousand nodes that takes minutes to make, and that decodes
-all positions of every word.
+Of one that writes a character a step, PyTorch's exporter writes the two halves of reading, and they
+are put together here around ONNX's own ``Loop``, which ends when every row has said EOS, as the
+recogniser itself does. Unrolled, 26 positions would be a graph of eight thousand nodes that takes
+minutes to make, and that decodes all positions of every word. Any other recogniser's ``decode`` is
+exported whole.
 
-    images ─► Beginning ─► memories ┐
-                     BOS ─► Loop ( Step ─► argmax ─► EOS? ) ─► transpose ─► probabilities
+    images ─► begin ─► memories ┐
+                 BOS ─► Loop ( step ─► argmax ─► EOS? ) ─► transpose ─► probabilities
+
+Shapes: B batch, S image tokens, H heads, D width, P positions read so far, C characters.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from ....shared.distribution import install_command
 from ....shared.errors import UsageError
-from ....shared.geometry import VIEW_SHAPE
-from ...models.student import Student
+from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ...models.attention import KeysValues
+from ...models.autoregressive import AutoregressiveRecogniser, DecoderState
+from ...models.recogniser import Recogniser
 from ..safetensors_file import as_strings
 from .description import INPUT_NAME, OUTPUT_NAME
-from .graph import NUM_STATES, Beginning, Step, example_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -33,9 +37,7 @@ if TYPE_CHECKING:
 OPSET = 20
 """The first with GELU as one operator; onnxruntime has it since 1.17 (2024)."""
 
-_MEMORIES = [f"memory_{i}" for i in range(NUM_STATES)]
-_CONTENTS = [f"content_{i}" for i in range(NUM_STATES)]
-_NEW_CONTENTS = [f"new_content_{i}" for i in range(NUM_STATES)]
+_IMAGES = f"uint8[batch, {', '.join(map(str, VIEW_SHAPE))}] {INPUT_NAME}"
 
 
 def require_onnx() -> None:
@@ -50,21 +52,27 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise UsageError(
-            f"ONNX needs {e.name}, which is not installed: {install_command('export')}"
+            f"ONNX needs {e.name}, which is not installed: pip install 'clipocr[export]'"
         ) from e
 
 
-def write_onnx(path: Path, student: Student, description: dict[str, Any]) -> None:
-    """Write a student, in eval mode and on the CPU, with its description as metadata."""
+def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) -> None:
+    """Write a recogniser, in eval mode and on the CPU, with its description as metadata."""
     import onnx
     from onnx import checker, helper
 
-    beginning, step = _halves(student)
-    graph = _reading_graph(beginning.graph, step.graph, student)
+    if isinstance(recogniser, AutoregressiveRecogniser):
+        graph = _looping_graph(recogniser)
+    else:
+        # PyTorch takes sizes of 0 and 1 for constants, so neither is used for what may vary.
+        images = torch.zeros(2, *VIEW_SHAPE, dtype=torch.uint8)
+        batch = {0: torch.export.Dim("batch")}
+        graph = _export(_Decode(recogniser), (images,), (batch,), [INPUT_NAME], [OUTPUT_NAME])
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=beginning.ir_version,
+        # By default it is the newest, which an older onnxruntime cannot read.
+        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", OPSET)]),
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
     )
@@ -86,41 +94,180 @@ def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _halves(student: Student) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Export the two halves, the names of what passes between them as above."""
-    images, step_inputs = example_inputs(student)
+class _Decode(nn.Module):
+    """Reading in one pass."""
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        super().__init__()
+        self.recogniser = recogniser
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Read views. Shape: (B, 32, 128, 3) uint8 -> (B, L, C + 1)."""
+        return self.recogniser.decode(normalize(images, STUDENT_MEAN, STUDENT_STD)).softmax(dim=-1)
+
+
+class _Begin(nn.Module):
+    """From views to the keys and values that decoding reads of them."""
+
+    def __init__(self, recogniser: AutoregressiveRecogniser) -> None:
+        super().__init__()
+        self.recogniser = recogniser
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Shape: (B, 32, 128, 3) uint8 -> any number of (B, H, S, D / H)."""
+        state = self.recogniser.begin(normalize(images, STUDENT_MEAN, STUDENT_STD))
+        return _flat(state.memories)
+
+
+class _Step(nn.Module):
+    """One position of every row."""
+
+    def __init__(self, recogniser: AutoregressiveRecogniser) -> None:
+        super().__init__()
+        self.recogniser = recogniser
+
+    def forward(
+        self, tokens_B: Tensor, contents: list[Tensor], memories: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decode a position.
+
+        Args:
+            tokens_B: The token before it, BOS at first. Shape: (B,).
+            contents: Of the positions so far. Shape: any number of (B, H, P, D / H).
+            memories: From `_Begin`.
+
+        Returns:
+            Probability of each class, Shape: (B, C + 1), and the contents with one more position.
+        """
+        state = DecoderState(memories=_paired(memories), contents=_paired(contents))
+        logits_BC, state = self.recogniser.step(tokens_B, state)
+        return logits_BC.softmax(dim=-1), _flat(state.contents)
+
+
+def _flat(states: Sequence[KeysValues]) -> list[Tensor]:
+    return [x for keys_values in states for x in keys_values]
+
+
+def _paired(flat: Sequence[Tensor]) -> tuple[KeysValues, ...]:
+    return tuple(KeysValues(*flat[i : i + 2]) for i in range(0, len(flat), 2))
+
+
+def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
+    """Export the two halves and put them together around a loop."""
+    from onnx import TensorProto, compose, numpy_helper, parser
+
+    tokenizer = recogniser.tokenizer
+    images = torch.zeros(2, *VIEW_SHAPE, dtype=torch.uint8)
+    tokens_B = torch.full((2,), tokenizer.bos_id)
+    with torch.no_grad():
+        memories = _Begin(recogniser)(images)
+        # Two positions, because a size of 1 would be taken for a constant.
+        state = DecoderState(memories=_paired(memories))
+        for _ in range(2):
+            state = recogniser.step(tokens_B, state)[1]
+    contents = [content.contiguous() for content in _flat(state.contents)]
+    memory_names = [f"memory_{i}" for i in range(len(memories))]
+    content_names = [f"content_{i}" for i in range(len(contents))]
+    new_names = [f"new_{name}" for name in content_names]
+
     batch = torch.export.Dim("batch")
     # Up to the last but one: a step adds one more. PyTorch states this bound when it is left out.
-    position = torch.export.Dim("position", max=student.tokenizer.max_label_length)
-    of_row, of_position = {0: batch}, {0: batch, 2: position}
-    beginning = _export(
-        Beginning(student), (images,), ({0: batch},), inputs=[INPUT_NAME], outputs=_MEMORIES
+    position = torch.export.Dim("position", max=tokenizer.max_label_length)
+    begin = _export(
+        _Begin(recogniser), (images,), ({0: batch},), inputs=[INPUT_NAME], outputs=memory_names
     )
     step = _export(
-        Step(student),
-        step_inputs,
-        (of_row, [of_position] * NUM_STATES, [of_row] * NUM_STATES),
-        inputs=["tokens", *_CONTENTS, *_MEMORIES],
-        outputs=["step_probabilities", *_NEW_CONTENTS],
+        _Step(recogniser),
+        (tokens_B, contents, memories),
+        ({0: batch}, [{0: batch, 2: position}] * len(contents), [{0: batch}] * len(memories)),
+        inputs=["tokens", *content_names, *memory_names],
+        outputs=["step_probabilities", *new_names],
     )
-    return (
-        _renamed(beginning, "beginning/", {INPUT_NAME, *_MEMORIES}),
-        _renamed(
-            step,
-            "step/",
-            {"tokens", *_CONTENTS, *_MEMORIES, "step_probabilities", *_NEW_CONTENTS},
-        ),
+    for half, name in ((begin, "begin/"), (step, "step/")):
+        compose.add_prefix_graph(
+            half, name, rename_inputs=False, rename_outputs=False, inplace=True
+        )
+
+    # No name for the positions of a content: they grow from step to step.
+    of_content = [f"float[batch, {c.shape[1]}, ?, {c.shape[3]}]" for c in contents]
+    carried = ["int64[batch] tokens", "bool[batch] has_ended", *_typed(of_content, content_names)]
+    new_carried = [
+        "int64[batch] new_tokens", "bool[batch] new_has_ended", *_typed(of_content, new_names)
+    ]  # fmt: skip
+    of_position = f"float[batch, {tokenizer.num_classes}] step_probabilities"
+    graph = parser.parse_graph(f"""
+        clipocr ({_IMAGES})
+            => (float[batch, positions, {tokenizer.num_classes}] {OUTPUT_NAME}) {{
+            batch_size = Shape <start = 0, end = 1> ({INPUT_NAME})
+            first_tokens = Expand (bos, batch_size)
+            first_has_ended = Expand (not_ended, batch_size)
+            {_lines("empty_{0} = Concat <axis = 0> (batch_size, shape_{0})", content_names)}
+            {_lines("first_{0} = ConstantOfShape (empty_{0})", content_names)}
+            last_tokens, last_has_ended, {_listed("last_", content_names)}, by_position = Loop <
+                body = step (int64 position, bool goes_on_before, {", ".join(carried)})
+                    => (bool any_goes_on, {", ".join(new_carried)}, {of_position}) {{
+                    new_tokens = ArgMax <axis = 1, keepdims = 0> (step_probabilities)
+                    ends = Equal (new_tokens, eos)
+                    new_has_ended = Or (has_ended, ends)
+                    goes_on = Not (new_has_ended)
+                    goes_on_number = Cast <to = {TensorProto.INT32}> (goes_on)
+                    any_number = ReduceMax <keepdims = 0> (goes_on_number)
+                    any_goes_on = Cast <to = {TensorProto.BOOL}> (any_number)
+                }}
+            > (num_positions, always, first_tokens, first_has_ended,
+                {_listed("first_", content_names)})
+            {OUTPUT_NAME} = Transpose <perm = [1, 0, 2]> (by_position)
+        }}""")
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    _put_first(loop.attribute[0].g, step)
+    _put_first(graph, begin)  # After the loop's, because it copies the loop.
+    constants = {
+        "bos": np.array([tokenizer.bos_id]),
+        "eos": np.array(tokenizer.eos_id),
+        "not_ended": np.array([False]),
+        "always": np.array(True),
+        "num_positions": np.array(tokenizer.max_label_length + 1),
+        **{
+            f"shape_{name}": np.array([content.shape[1], 0, content.shape[3]])
+            for name, content in zip(content_names, contents, strict=True)
+        },
+    }
+    # Every constant of both halves is one of the whole graph.
+    graph.initializer.extend(
+        [
+            *begin.initializer,
+            *step.initializer,
+            *(numpy_helper.from_array(value, name) for name, value in constants.items()),
+        ]
     )
+    return graph
+
+
+def _typed(types: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [f"{kind} {name}" for kind, name in zip(types, names, strict=True)]
+
+
+def _listed(prefix: str, names: Sequence[str]) -> str:
+    return ", ".join(prefix + name for name in names)
+
+
+def _lines(template: str, names: Sequence[str]) -> str:
+    return "\n".join(template.format(name) for name in names)
+
+
+def _put_first(graph: onnx.GraphProto, half: onnx.GraphProto) -> None:
+    nodes = [*half.node, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _export(
-    module: torch.nn.Module,
+    module: nn.Module,
     example: tuple[Any, ...],
     dynamic_shapes: tuple[Any, ...],
-    *,
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> onnx.ModelProto:
+) -> onnx.GraphProto:
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own and its libraries' affairs; the result is checked instead.
         warnings.simplefilter("ignore")
@@ -135,121 +282,17 @@ def _export(
             verbose=False,
         )
     assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    return proto
+    graph: onnx.GraphProto = program.model_proto.graph
+    _drop_notes(graph)
+    return graph
 
 
-def _renamed(model: onnx.ModelProto, prefix: str, kept: set[str]) -> onnx.ModelProto:
-    """Give all values but `kept` a prefix, and drop what PyTorch notes of the Python behind them.
-
-    The notes hold stack traces, and with them paths of this machine.
-    """
-    graph = model.graph
-
-    def new(name: str) -> str:
-        return name if name in kept or not name else prefix + name
-
+def _drop_notes(graph: onnx.GraphProto) -> None:
+    """Drop the stack traces that PyTorch notes, because they name folders of this machine."""
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     for node in graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-        node.name = prefix + node.name
-        node.input[:] = map(new, node.input)
-        node.output[:] = map(new, node.output)
-    for value in (*graph.initializer, *graph.input, *graph.output):
-        value.ClearField("metadata_props")
-        value.ClearField("doc_string")
-        value.name = new(value.name)
-    return model
-
-
-def _reading_graph(
-    beginning: onnx.GraphProto, step: onnx.GraphProto, student: Student
-) -> onnx.GraphProto:
-    """Put the halves together. Every constant of both is one of the whole graph."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    tokenizer, heads = student.tokenizer, student.config.decoder_heads
-    constants = {
-        "zero": np.array([0]),
-        "position_axis": np.array([2]),
-        "bos": np.array([tokenizer.bos_id]),
-        "eos": np.array(tokenizer.eos_id),
-        "not_ended": np.array([False]),
-        "always": np.array(True),
-        "num_positions": np.array(student.tokenizer.max_label_length + 1),
-    }
-    body = helper.make_graph(
-        [
-            *step.node,
-            helper.make_node("ArgMax", ["step_probabilities"], ["new_tokens"], axis=1, keepdims=0),
-            helper.make_node("Equal", ["new_tokens", "eos"], ["ends"]),
-            helper.make_node("Or", ["has_ended", "ends"], ["new_has_ended"]),
-            helper.make_node("Not", ["new_has_ended"], ["goes_on"]),
-            helper.make_node("Cast", ["goes_on"], ["goes_on_number"], to=TensorProto.INT32),
-            helper.make_node("ReduceMax", ["goes_on_number"], ["any_number"], keepdims=0),
-            helper.make_node("Cast", ["any_number"], ["any_goes_on"], to=TensorProto.BOOL),
-        ],
-        "step",
-        inputs=[
-            helper.make_tensor_value_info("position", TensorProto.INT64, []),
-            helper.make_tensor_value_info("goes_on_before", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch"]),
-            helper.make_tensor_value_info("has_ended", TensorProto.BOOL, ["batch"]),
-            *(_content_info(name, heads, student.config.width) for name in _CONTENTS),
-        ],
-        outputs=[
-            helper.make_tensor_value_info("any_goes_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("new_tokens", TensorProto.INT64, ["batch"]),
-            helper.make_tensor_value_info("new_has_ended", TensorProto.BOOL, ["batch"]),
-            *(_content_info(name, heads, student.config.width) for name in _NEW_CONTENTS),
-            helper.make_tensor_value_info(
-                "step_probabilities", TensorProto.FLOAT, ["batch", tokenizer.num_classes]
-            ),
-        ],
-    )
-    firsts = [f"first_{name}" for name in _CONTENTS]
-    lasts = [f"last_{name}" for name in _CONTENTS]
-    loop = helper.make_node(
-        "Loop",
-        ["num_positions", "always", "first_tokens", "first_has_ended", *firsts],
-        ["last_tokens", "last_has_ended", *lasts, "probabilities_LBC"],
-        body=body,
-    )
-    return helper.make_graph(
-        [
-            *beginning.node,
-            helper.make_node("Shape", [INPUT_NAME], ["batch_size"], start=0, end=1),
-            helper.make_node("Expand", ["bos", "batch_size"], ["first_tokens"]),
-            helper.make_node("Expand", ["not_ended", "batch_size"], ["first_has_ended"]),
-            *(
-                # Nothing of the memory: a content of no positions, of the right rows and heads.
-                helper.make_node("Slice", [memory, "zero", "zero", "position_axis"], [first])
-                for memory, first in zip(_MEMORIES, firsts, strict=True)
-            ),
-            loop,
-            helper.make_node("Transpose", ["probabilities_LBC"], [OUTPUT_NAME], perm=[1, 0, 2]),
-        ],
-        "clipocr",
-        inputs=[
-            helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", *VIEW_SHAPE])
-        ],
-        outputs=[
-            helper.make_tensor_value_info(
-                OUTPUT_NAME, TensorProto.FLOAT, ["batch", "positions", tokenizer.num_classes]
-            )
-        ],
-        initializer=[
-            *beginning.initializer,
-            *step.initializer,
-            *(numpy_helper.from_array(value, name) for name, value in constants.items()),
-        ],
-    )
-
-
-def _content_info(name: str, heads: int, width: int) -> onnx.ValueInfoProto:
-    from onnx import TensorProto, helper
-
-    # No name for the positions: they grow from step to step.
-    return helper.make_tensor_value_info(
-        name, TensorProto.FLOAT, ["batch", heads, None, width // heads]
-    )
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _drop_notes(attribute.g)
