@@ -35,7 +35,6 @@ def open_onnx(path: Path) -> Run:
     return lambda batch: session.run(None, {"images": batch})[0]
 
 
-
 def main(run: Path, pictures: Path) -> None:
     torch.set_num_threads(1)
     views = given_views(pictures)

@@ -111,7 +111,7 @@ def _formatted(output_format: str, name: str, word: ReadWord) -> str:
     type=click.Choice(["onnx", "safetensors"]),
     default="onnx",
     show_default=True,
-    help="onnx holds the whole way from pixels to probabilities; safetensors holds the weights, and "
+    help="onnx holds the whole way from pixels to probabilities; safetensors the weights, and "
     "clipocr reads it like a checkpoint.",
 )
 @click.option(

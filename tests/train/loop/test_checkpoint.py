@@ -93,7 +93,9 @@ def test_weights_of_another_charset_are_named(student: Student, tmp_path: Path) 
     content = torch.load(path, weights_only=True)
     content["charset"] = vars(Charset.load("94"))
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"do not fit .* size mismatch for decoder.head.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"do not fit .* size mismatch for decoder.head.weight"
+    ):
         load_recogniser(path, torch.device("cpu"))
 
 

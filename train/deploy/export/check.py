@@ -91,7 +91,9 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
     return np.stack(views)
 
 
-def check(run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str) -> Agreement:
+def check(
+    run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str
+) -> Agreement:
     """Compare an exported recogniser with the one in PyTorch, on the CPU.
 
     Args:

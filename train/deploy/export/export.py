@@ -58,7 +58,9 @@ def load_described(run_or_checkpoint: Path) -> tuple[Recogniser, dict[str, Any]]
     return recogniser, describe(recogniser, checkpoint, path)
 
 
-def _write(path: Path, file_format: str, recogniser: Recogniser, description: dict[str, Any]) -> Run:
+def _write(
+    path: Path, file_format: str, recogniser: Recogniser, description: dict[str, Any]
+) -> Run:
     """Write the file, and return what is read back from it."""
     match file_format:
         case "onnx":
