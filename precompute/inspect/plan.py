@@ -2,8 +2,8 @@
 
 Rows, labels, prefixes and every array's size but the pixels' are exact: the sources are scanned,
 the labels tokenised and the layouts weighed as the builder does. Pixels and all times come from a
-timed sample on this machine. Which codecs keep a fidelity in the fewest bytes is measured if that
-is asked for; the build takes no choices. Nothing is kept.
+timed sample on this machine. What codecs keep is measured on rows of the sources, with the
+teacher's own weights where they are to be had. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import open_clip
 import torch
 
 from ...shared.cache import names
-from ...shared.cache.codecs.codec import CODEC_EXAMPLES, Codec, codec_per_array
+from ...shared.cache.codecs.codec import CODEC_EXAMPLES, Codec, codec_per_array, join_codecs
 from ...shared.cache.codecs.codecs import feature_codec
 from ...shared.cache.records import REJECTION_REASONS
-from ...shared.cache.spec import CacheSpec, ImageArraySpec, ViewSpec
+from ...shared.cache.spec import CacheSpec, ImageArraySpec, TeacherSpec, ViewSpec
 from ...shared.data.word_lmdb import find_named_lmdbs
 from ...shared.device import choose_device
-from ...shared.errors import UsageError
+from ...shared.errors import TeacherError, UsageError
 from ..builder.calibrate import SAMPLE_ROWS, CodecSample
 from ..builder.config import default_precision
 from ..builder.scan import Scan, scan_sources
 from ..builder.text import TextDraft, draft_text
 from ..teacher.clip import Teacher, load_teacher
-from .choose import choose_codec
+from .codec_curves import CodecCurve, measure_codecs, plot_codec_curves
 from .measure import (
     SampleViews,
     make_views,
@@ -101,6 +101,8 @@ class Plan:
     """Everything to know before a build."""
 
     teacher: str
+    is_random: bool
+    """Whether the teacher that was asked for was never trained."""
     device: str
     precision: str
     sources: Mapping[str, int]
@@ -118,14 +120,25 @@ class Plan:
     rates: Rates
     costs: tuple[Cost, ...]
     """For each codec and number of views."""
-    chosen_codec: str | None
-    """What keeps the fidelity that was asked for in the fewest bytes, as ``--codec`` takes it."""
+    fidelity: float
+    curves: tuple[CodecCurve, ...]
+    """What codecs take and keep of each image array; none where they could not be judged."""
+    not_judged: str
+    """Why they could not; empty if they were."""
     assumptions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; each cost with its total."""
         costs = [asdict(cost) | {"num_bytes": cost.num_bytes} for cost in self.costs]
-        return asdict(self) | {"costs": costs}
+        curves = [curve.to_json() for curve in self.curves]
+        more = {"costs": costs, "curves": curves, "advised_codec": self.advised_codec}
+        return asdict(self) | more
+
+    @property
+    def advised_codec(self) -> str | None:
+        """What keeps the fidelity in the fewest bytes, as ``--codec`` takes it."""
+        codecs = [curve.advised.codec for curve in self.curves]
+        return join_codecs(codecs) if codecs else None
 
 
 def plan_cache(config: PlanConfig) -> Plan:
@@ -137,7 +150,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     """
     sources = find_named_lmdbs(config.data)
     device = choose_device(config.device)
-    teacher = _load_teacher(config, device)
+    teacher, not_judged = _load_teacher(config, device)
     teacher.require_room(config.labels.max_label_length)
     started = time.perf_counter()
     scan = scan_sources(sources, config.labels)
@@ -152,11 +165,12 @@ def plan_cache(config: PlanConfig) -> Plan:
     samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
     first_sample = next(iter(samples.values()))
     specs = {spec.codec: spec for spec in _possible_specs(spec)}
-    chosen = None
-    if config.fidelity is not None:
-        smallest = _with_smallest_codecs(spec, scan, teacher, config.fidelity)
-        chosen = smallest.codec
-        specs[chosen] = smallest
+    curves: tuple[CodecCurve, ...] = ()
+    if not not_judged:
+        curves, not_judged = _measure_codecs(config, spec, scan, teacher)
+    if curves:
+        advised = {curve.array: curve.advised.codec for curve in curves}
+        specs.setdefault((smallest := _with_codecs(spec, advised)).codec, smallest)
     rates = _measure(config, specs, scan_s, teacher, samples, drafts[0])
     parts = {
         names.text_group(draft.spec.name): weigh_text(draft, len(scan.labels)) for draft in drafts
@@ -175,6 +189,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     ]
     return Plan(
         teacher=config.teacher,
+        is_random=TeacherSpec.has_random_weights(config.teacher),
         device=str(device),
         precision=teacher.spec.precision,
         sources={source.name: source.num_samples for source in scan.sources},
@@ -194,8 +209,10 @@ def plan_cache(config: PlanConfig) -> Plan:
         sampled_bad=first_sample.bad,
         rates=rates,
         costs=tuple(costs),
-        chosen_codec=chosen,
-        assumptions=_assumptions(config, device.type, len(first_sample.views), chosen),
+        fidelity=config.fidelity,
+        curves=curves,
+        not_judged=not_judged,
+        assumptions=_assumptions(config, device.type, len(first_sample.views), not_judged),
     )
 
 
@@ -237,16 +254,28 @@ def _cost(
     )
 
 
-def _with_smallest_codecs(
-    spec: CacheSpec, scan: Scan, teacher: Teacher, fidelity: float
-) -> CacheSpec:
-    """Return the spec with the codecs that keep a fidelity in the fewest bytes."""
+def _measure_codecs(
+    config: PlanConfig, spec: CacheSpec, scan: Scan, teacher: Teacher
+) -> tuple[tuple[CodecCurve, ...], str]:
+    """Return what codecs keep of each image array; without a row to judge by none, and why."""
     sample = CodecSample(spec, scan, teacher)
-    codecs = {
-        array: choose_codec(sample.judged[array], sample.bases[array], fidelity).codec
+    if not all(map(len, sample.judged.values())):
+        return (), "there is no good image among the first ninth of the sample"
+    curves = tuple(
+        measure_codecs(array, sample.judged[array], sample.bases[array], config.fidelity)
         for array in spec.image_names
-    }
-    return _with_codecs(spec, codecs)
+    )
+    if config.plot is not None:
+        num_judged = len(next(iter(sample.judged.values())))
+        warning = ", RANDOM weights" if teacher.spec.is_random else ""
+        advised = join_codecs([curve.advised.codec for curve in curves])
+        plot_codec_curves(
+            curves,
+            f"Fidelity {config.fidelity:g}: --codec {advised}\n{teacher.spec.name}{warning}, "
+            f"judged on {num_judged:,} rows that no table was fit to",
+            config.plot,
+        )
+    return curves, ""
 
 
 def _with_codecs(spec: CacheSpec, codecs: Mapping[str, Codec]) -> CacheSpec:
@@ -282,25 +311,28 @@ def _possible_specs(spec: CacheSpec) -> Iterator[CacheSpec]:
             yield made
 
 
-def _load_teacher(config: PlanConfig, device: torch.device) -> Teacher:
-    """Return the teacher if its features are to be judged, else one that takes the same time."""
-    name, activation = config.teacher, None
-    if config.fidelity is None:
-        model, separator, weights = config.teacher.partition("/")
-        if not separator or not weights:
-            raise UsageError(f"teacher {config.teacher!r} is not MODEL/WEIGHTS")
+def _load_teacher(config: PlanConfig, device: torch.device) -> tuple[Teacher, str]:
+    """Return the teacher, or one that takes the same time and why it is not the one asked for."""
+
+    def load(name: str, activation: str | None = None) -> Teacher:
+        return load_teacher(
+            name,
+            image_taps=config.image_taps,
+            text_taps=config.text_taps,
+            precision=config.precision or default_precision(device.type),
+            device=device,
+            activation=activation,
+        )
+
+    try:
+        return load(config.teacher), ""
+    except TeacherError as e:
+        # Sizes and times do not depend on the weights, so there is still a plan.
+        model, _, weights = config.teacher.partition("/")
         tags = open_clip.list_pretrained_tags_by_model(model)
-        if weights in tags and open_clip.get_pretrained_cfg(model, weights).get("quick_gelu"):
-            activation = "quickgelu"  # Three operations where GELU is one.
-        name = f"{model}/random:0"
-    return load_teacher(
-        name,
-        image_taps=config.image_taps,
-        text_taps=config.text_taps,
-        precision=config.precision or default_precision(device.type),
-        device=device,
-        activation=activation,
-    )
+        is_quick = weights in tags and open_clip.get_pretrained_cfg(model, weights)["quick_gelu"]
+        # QuickGELU is three operations where GELU is one.
+        return load(f"{model}/random:0", "quickgelu" if is_quick else None), str(e)
 
 
 def _count_rejected(scan: Scan) -> dict[str, int]:
@@ -362,7 +394,7 @@ def _image_seconds(
 
 
 def _assumptions(
-    config: PlanConfig, device_type: str, num_sampled: int, chosen: str | None
+    config: PlanConfig, device_type: str, num_sampled: int, not_judged: str
 ) -> tuple[str, ...]:
     shared = (
         f"views are made on the teacher's {config.num_cores} cores"
@@ -372,15 +404,12 @@ def _assumptions(
     lines = [
         "features, text and index are exact to the byte; pixels are scaled up from "
         f"{num_sampled:,} real views; zarr.json files and commit records are not counted",
-        ("the teacher ran" if chosen else "the teacher ran with random weights of the same shapes,")
-        + f" in batches of up to {config.chunk_rows}; {shared}",
-        "--fidelity 0.99 measures which codecs keep that in the fewest bytes, with the teacher's "
-        "own weights"
-        if chosen is None
-        else f"fidelity {config.fidelity} is kept by --codec {chosen}",
+        f"the teacher ran in batches of up to {config.chunk_rows}; {shared}",
         f"the disk is that of {config.disk or 'temporary files; --out names another'}",
         "one process; N of them, each with a device of its own, take about an N-th of the time",
     ]
+    if not_judged:
+        lines.append(f"codecs are not judged: {not_judged}")
     if config.augment == "clean" and max(config.views) > 1:
         lines.append("several views need --augment randaugment, and are planned with it")
     return tuple(lines)

@@ -33,12 +33,15 @@ class PlanConfig(SourceOptions):
         minimum=1,
         help="Numbers of views to plan for; several views are always randaugment.",
     )
-    fidelity: float | None = option(
-        None,
+    fidelity: float = option(
+        0.99,
         above=0,
         below=1,
-        help="Measure, with the teacher's own weights and on up to 2,304 images, in how few bytes "
-        "features are kept with this median centred cosine, and plan for that too.",
+        help="Median centred cosine that the advised codecs keep; bounds for the worst tokens and "
+        "for LCL's Gram matrix follow from it.",
+    )
+    plot: Path | None = option(
+        None, default_text="none", help="PNG of what each codec takes and keeps."
     )
     seed: int = 0
     num_cores: int = field(default_factory=num_cores)
