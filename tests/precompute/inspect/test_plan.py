@@ -108,10 +108,13 @@ def test_rejects_and_bad_images_are_counted_by_reason(tmp_path: Path) -> None:
 def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
     planned = tiny_plan(data_root, views=(1, 3))
     assert [(c.codec, c.num_views, c.augment) for c in planned.costs] == [
-        (codec, k, augment) for codec in CODECS for k, augment in ((1, "clean"), (3, "randaugment"))
+        (codec, k, augment)
+        for codec in [*CODECS, planned.advised_codec]
+        for k, augment in ((1, "clean"), (3, "randaugment"))
     ]
     num_shards, chunks = 3, 10  # 73 rows in units of 32 and chunks of 8: 4 + 4 + 2.
-    for cost, token_bytes in zip(planned.costs[::2], (64 * 2, 64 + 18, 32 + 18), strict=True):
+    fixed = planned.costs[: 2 * len(CODECS) : 2]
+    for cost, token_bytes in zip(fixed, (64 * 2, 64 + 18, 32 + 18), strict=True):
         index_bytes = chunks * 4 + num_shards * (4 * 16 + 4)
         of_tap = chunks * 8 * 17 * token_bytes + index_bytes
         assert cost.bytes_by_part["features"] == 3 * of_tap, cost.codec
