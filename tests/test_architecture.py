@@ -63,10 +63,11 @@ def test_training_imports_neither_the_teacher_nor_lmdb() -> None:
     assert "torch" in loaded
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", ["train", "cache build", "cache text", "cache plan"])
+def test_help_imports_nothing_heavy(command: str) -> None:
     code = (
         "from click.testing import CliRunner; from clipocr.cli import main\n"
-        "assert CliRunner().invoke(main, ['train', '--help']).exit_code == 0"
+        f"assert CliRunner().invoke(main, [*{command.split()}, '--help']).exit_code == 0"
     )
     assert not loaded_by(code) & {"torch", "open_clip", "numpy", "timm", "zarr", "lmdb", "PIL"}
 

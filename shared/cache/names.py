@@ -30,6 +30,7 @@ GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 """Folders that are Zarr groups in every cache."""
 
 PIXELS = "pixels"
+"""The views themselves."""
 EOT = "eot"
 """The projected EOT embedding of each string."""
 TOKENIZERS = ("char", "word")
@@ -62,6 +63,11 @@ def block_of(array: str) -> int | None:
     """Return the block of ``block{i}``, or None of an array of another kind."""
     match = _BLOCK.fullmatch(array)
     return int(match[1]) if match else None
+
+
+def index_array(group: str, key: str) -> str:
+    """Return the path of an array of the index: of ``rows``, ``labels`` or ``rejected``."""
+    return f"{group}/{key}"
 
 
 def image_array(view_idx: int, array: str) -> str:

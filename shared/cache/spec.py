@@ -252,7 +252,7 @@ class CacheSpec:
         """Return the arrays that say what each row is; one chunk per unit."""
         return {
             key: ArrayLayout(
-                name=f"rows/{key}",
+                name=names.index_array("rows", key),
                 shape=(self.num_rows,),
                 dtype=dtype,
                 chunk_rows=self.unit_rows,

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from . import names
 from .shards import Array, ArrayLayout
 
 
@@ -25,8 +26,8 @@ def flat_layout(name: str, length: int, dtype: str) -> ArrayLayout:
 def strings_layouts(folder: str, num_strings: int, num_bytes: int) -> dict[str, ArrayLayout]:
     """Return the arrays of a string list: all UTF-8 bytes in a row, and where each begins."""
     return {
-        "utf8": flat_layout(f"{folder}/utf8", num_bytes, "uint8"),
-        "offsets": flat_layout(f"{folder}/offsets", num_strings + 1, "uint64"),
+        "utf8": flat_layout(names.index_array(folder, "utf8"), num_bytes, "uint8"),
+        "offsets": flat_layout(names.index_array(folder, "offsets"), num_strings + 1, "uint64"),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ....shared.cache.names import EOT
 from ...data.batch import Batch
 from ...models.attention import initialize
 from ...models.student import Student, StudentOutput
@@ -18,7 +19,7 @@ from ..base import Shapes
 from ..trainee import Trainee
 from .alignment import AlignedPair, GlobalAlignment, ImageAlignment, TokenAlignment
 from .losses import AlignmentLoss, recognition_loss
-from .settings import EOT, ClipOcr
+from .settings import ClipOcr
 
 
 class ClipOcrTrainee(Trainee):
