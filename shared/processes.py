@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Self
 
 from .errors import UsageError
 
@@ -28,7 +29,7 @@ class Process:
         return number % self.world_size == self.rank
 
     @classmethod
-    def of_torchrun(cls) -> Process:
+    def of_torchrun(cls) -> Self:
         """Return which process this is as torchrun says, else a process that is alone."""
         env = os.environ
         if "RANK" not in env or "WORLD_SIZE" not in env:
@@ -40,7 +41,7 @@ class Process:
         )
 
     @classmethod
-    def of_torchrun_or_slurm(cls) -> Process:
+    def of_torchrun_or_slurm(cls) -> Self:
         """Return which process this is as torchrun, a Slurm array or srun says.
 
         Only for work whose parts need not know of one another: tasks of an array may run at

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from samples import TINY_CLI, WORDS, files_of, write_words
 
-from clipocr.precompute.commands.cache import process_of
-
 
 def build_command(data: Path, out: Path) -> list[str]:
     return [
@@ -145,32 +143,3 @@ def test_two_people_start_the_same_build(
         _, stderr = build.communicate(timeout=100)
         assert build.returncode == 0, stderr
     assert files_of(out) == alone
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, (0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
-        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "10"}, (7, 10, 0)),
-        (
-            {
-                "SLURM_ARRAY_TASK_ID": "9",
-                "SLURM_ARRAY_TASK_COUNT": "4",
-                "SLURM_ARRAY_TASK_MIN": "1",
-                "SLURM_ARRAY_TASK_STEP": "4",
-            },
-            (2, 4, 0),
-        ),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, (3, 4, 1)),
-    ],
-)
-def test_which_process_this_is(
-    variables: dict[str, str], expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in list(os.environ):
-        if name.startswith(("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM")):
-            monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert process_of() == expected

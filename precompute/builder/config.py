@@ -33,6 +33,8 @@ class SourceOptions(Options):
         type=FOLDER,
         help="Folder with LMDBs at any depth; may be given more than once.",
     )
+    out: Path | None
+    """Folder of the cache; here so that its option comes second in either help."""
     teacher: str = option(
         "ViT-B-16/openai",
         metavar="MODEL/WEIGHTS",

@@ -1,4 +1,4 @@
-"""Build units: views ahead of the teacher, encoding and writing behind it.
+"""Build units: views are made ahead of the teacher, encoding and writing come after it.
 
 A unit is the work, the publication and the verification of one run of rows of one view. Shapes: B
 rows of a chunk, T image tokens, D width.
@@ -43,7 +43,7 @@ class _Chunk:
 
 
 class UnitBuilder:
-    """Keeps the teacher busy: views are made ahead of it, encoding and writing come behind it."""
+    """Makes units: views ahead of the teacher, so that it need not wait, and files after it."""
 
     def __init__(
         self, cache: FeatureCache, teacher: Teacher, sources: tuple[Path, ...], num_workers: int
@@ -62,8 +62,8 @@ class UnitBuilder:
         ranges = [self._spec.unit_range(unit_idx) for _, unit_idx in units]
         num_rows = sum(stop - start for start, stop in ranges)
         num_built, num_workers = 0, self._num_workers
-        # A teacher on the CPU wants every core all the time: a decoder on one of them holds up its
-        # whole team of threads. What it leaves idle between two kernels is enough.
+        # Decoders beside a teacher on the CPU run at idle priority: one that holds a core would
+        # delay all threads of the teacher's kernel, and the time between two kernels is enough.
         on_start = take_idle_time_only if self._teacher.device.type == "cpu" else None
         progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
         with (
@@ -80,13 +80,13 @@ class UnitBuilder:
             depth = max(_CHUNKS_AHEAD, 2 * num_workers)
             views = map_ahead(decoders, self._views, rows, depth)
             unit: _PendingUnit | None = None
-            # Views first: they are what draws the chunks out of the generator, `depth` ahead.
+            # `views` first in the zip: reading it advances the generator of chunks, `depth` ahead.
             for made, chunk in zip(views, chunks, strict=False):
                 if unit is None:
                     unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
                     behind.on_exit(unit.discard)
-                # Encoded on this thread: torch would start a second team of threads for another,
-                # and on a CPU the two teams would hold each other up.
+                # Encode on this thread: on another torch would start a second pool of threads,
+                # and on a CPU the two pools would wait for each other.
                 features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
                 behind.submit(unit.append, made, unit.encode(made, features))
                 if chunk.is_last:
@@ -191,8 +191,8 @@ class _PendingUnit:
 class _Behind:
     """One thread that works through calls in order, a bounded number of them behind.
 
-    After a call has failed none that was queued behind it runs: a unit that lacks a chunk must
-    never reach its `publish`.
+    After a call has failed none that was queued behind it runs, because a unit that lacks a chunk
+    must not be published.
     """
 
     def __init__(self, on_start: Callable[[], None] | None) -> None:

@@ -8,7 +8,7 @@ length, which is the token "!" and which the official loss does not mask.
 The paper's table 7 compares this with word-level tokens. That is the official code without its
 ``' '.join``: the label goes through CLIP's BPE whole ('analysis' -> one token), and the loss still
 matches label position j with token j + 1. So position j sees the j-th BPE token, then EOT, then
-pads up to the label's length; no token belongs to a character, which is what the table shows.
+pads up to the label's length. No token belongs to a character, and that is what the table compares.
 
 Shapes: U unique strings, C context tokens, L label positions.
 """

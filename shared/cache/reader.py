@@ -1,4 +1,4 @@
-"""Reading a feature cache. Only what a record vouches for is ever returned."""
+"""Reading a feature cache. Only bytes whose checksum a record states are ever returned."""
 
 from __future__ import annotations
 

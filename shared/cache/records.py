@@ -1,7 +1,7 @@
 """The records of a cache: its manifest, and one for each unit and each text table.
 
-A file counts only if a record vouches for it. All records are JSON with a checksum of their own;
-see `json_record`.
+A file is read only if a record states its size and checksums. All records are JSON with a checksum
+of their own; see `json_record`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _train(given: Mapping[str, Any], init: Path | None, resume: bool) -> None:
             f"Stopped; {place.out / 'last.pt'} holds the run, go on with --resume.", err=True
         )
         raise SystemExit(128 + e.signal_number) from None
-    if Processes.from_environment().is_first:
+    if Processes.of_torchrun().is_first:
         _report_training(place.out, summary)
 
 
@@ -224,7 +224,7 @@ def ablate(
     from ..ablation.table import load_table
     from ..loop.processes import Processes, StopRequestedError
 
-    if Processes.from_environment().world_size > 1:
+    if Processes.of_torchrun().world_size > 1:
         raise click.UsageError("ablate is one process per GPU, each with its share: --only I/N")
     runs, of_place = (
         {name: given[name] for name in kind.names() if name in given}

@@ -5,7 +5,6 @@ In a process that is alone every method of `Processes` does nothing, so the loop
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from ...shared.device import choose_device
 from ...shared.errors import UsageError
+from ...shared.processes import Process
 
 _Thing = TypeVar("_Thing")
 
@@ -27,25 +27,8 @@ _TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class Processes(Process):
     """This process among those of the run."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    """Which of this machine's processes, and so which of its GPUs, this is."""
-
-    @classmethod
-    def from_environment(cls) -> Processes:
-        """Return what torchrun said, or a process that is alone."""
-        env = os.environ
-        if "RANK" not in env or "WORLD_SIZE" not in env:
-            return cls()
-        return cls(
-            rank=int(env["RANK"]),
-            world_size=int(env["WORLD_SIZE"]),
-            local_rank=int(env.get("LOCAL_RANK", "0")),
-        )
 
     @property
     def is_first(self) -> bool:
@@ -58,15 +41,12 @@ class Processes:
         Raises:
             UsageError: no such device here, or one GPU for several processes.
         """
-        device = choose_device(name)
-        if device.type != "cuda" or self.world_size == 1:
-            return device
-        if device.index is not None:
+        if self.world_size > 1 and name.startswith("cuda:"):
             raise UsageError(
                 f"--device {name} would put all {self.world_size} processes on one GPU; pass "
                 "--device cuda"
             )
-        return choose_device(f"cuda:{self.local_rank}")
+        return choose_device(name, self)
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:

@@ -97,7 +97,7 @@ def train(
     """
     if resume and init is not None:
         raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
-    processes = Processes.from_environment()
+    processes = Processes.of_torchrun()
     device = processes.choose_device(place.device)
     precision, reason = choose_precision(config.precision, device)
     config = replace(config, precision=precision)

@@ -39,7 +39,7 @@ Pixels = npt.NDArray[np.uint8]
 _FP16_MAX = 65504.0
 _FP32_MAX = 3.4e38
 
-# Of `quantize`, which needs torch: who only wants a layout, or pixels, need not wait for it.
+# Repeated from `quantize`, because that imports torch, which layouts and pixels do not need.
 _NUM_OUTLIERS = 4
 _HEAD_BYTES = 2 + 4 * _NUM_OUTLIERS
 
@@ -59,11 +59,11 @@ class StoredRow:
 
 
 class FeatureCodec(Protocol):
-    """Stores an image tap; Shape: (B, T, D) in and out."""
+    """Stores an image array; Shape: (B, T, D) in and out."""
 
     name: str
 
-    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored.
 
         Raises:
@@ -96,9 +96,9 @@ class Fp16Codec:
 
     name = "fp16"
 
-    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored: 2 T D bytes, for entropy coding gains nothing."""
-        return StoredRow(row_shape=tap_shape, dtype="float16", compressed=False)
+        return StoredRow(row_shape=row_shape, dtype="float16", compressed=False)
 
     def target(self, features: torch.Tensor) -> torch.Tensor:
         """Return the features."""
@@ -144,9 +144,9 @@ class Int8Codec(_StandardisedCodec):
 
     name = "int8"
 
-    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored: T records of D + 18 bytes."""
-        num_tokens, width = tap_shape
+        num_tokens, width = row_shape
         return _records(num_tokens, width + _HEAD_BYTES)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
@@ -175,13 +175,13 @@ class Int4Codec(_StandardisedCodec):
 
     name = "int4"
 
-    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored: T records of D / 2 + 18 bytes.
 
         Raises:
             UsageError: D is odd, or too small to leave anything beside the largest values.
         """
-        num_tokens, width = tap_shape
+        num_tokens, width = row_shape
         if width % 2 or width <= _NUM_OUTLIERS:
             raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
         return _records(num_tokens, width // 2 + _HEAD_BYTES)
@@ -211,13 +211,13 @@ class KltCodec(_StandardisedCodec):
         self.record_bytes, self._table = record_bytes, table
         self._ready: dict[torch.device, KltTable] = {}
 
-    def layout(self, tap_shape: tuple[int, int]) -> StoredRow:
+    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored: T records.
 
         Raises:
             UsageError: there are more bytes than components can fill.
         """
-        num_tokens, width = tap_shape
+        num_tokens, width = row_shape
         most = width * klt.MAX_BITS // 8
         if not 1 <= self.record_bytes <= most:
             raise UsageError(
@@ -238,7 +238,7 @@ class KltCodec(_StandardisedCodec):
         return self._on(stored).decode(stored)
 
     def _on(self, tensor: torch.Tensor) -> KltTable:
-        assert self._table is not None, "a klt codec needs the table of its tap"
+        assert self._table is not None, "a klt codec needs the table of its array"
         if tensor.device not in self._ready:
             num_tokens = tensor.shape[-2]
             self._ready[tensor.device] = KltTable(
@@ -248,8 +248,7 @@ class KltCodec(_StandardisedCodec):
 
 
 def _records(num_tokens: int, record_bytes: int) -> StoredRow:
-    # Not compressed: what an entropy coder finds in records is under a fifth, and records of one
-    # size are read without one.
+    # Not compressed: an entropy coder would save under a fifth of the bytes, and slow reading.
     return StoredRow(row_shape=(num_tokens, record_bytes), dtype="uint8", compressed=False)
 
 
@@ -286,11 +285,11 @@ def pixel_layout() -> StoredRow:
 
 
 def filter_pixels(views: Pixels) -> Pixels:
-    """Filter views so that zstd finds little left to say; lossless, modulo 256.
+    """Filter views so that zstd compresses them well; lossless, modulo 256.
 
     Green is subtracted from red and blue, the channels become planes, and each plane becomes the
-    differences along both axes. Word crops then take 2.4 KB (MJSynth) to 5.4 KB (IIIT5K); the
-    inverse is two running sums, which any device does in a blink.
+    differences along both axes. Word crops then take 2.4 KB (MJSynth) to 5.4 KB (IIIT5K). The
+    inverse is two running sums.
 
     Shape: (B, 32, 128, 3) -> (B, 3, 32, 128), uint8.
     """
@@ -317,7 +316,9 @@ _GRAM_ROWS = 64
 
 
 def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[str, float]:
-    """Compare a tap with what its codec keeps of it. Shape: (B, T, D) both, any float type.
+    """Compare an image array with what its codec keeps of it.
+
+    Shape: (B, T, D) both, any float type.
 
     Returns:
         ``cosine_p50`` and ``cosine_p01``: median and first percentile, over tokens, of the cosine
@@ -326,7 +327,7 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
         sees (CLIP-OCR Eq. 5); ``max_abs``: the largest absolute error.
     """
     # In double precision, and rounded: the last bits of a sum depend on how many threads share it,
-    # and a commit record must come out the same on every machine.
+    # and a unit's record must come out the same on every machine.
     features, decoded = features.double(), decoded.double()
     mean = features.mean(dim=0)
     a, b = (features - mean).flatten(0, 1), (decoded - mean).flatten(0, 1)

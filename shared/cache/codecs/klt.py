@@ -1,10 +1,10 @@
 """The codec ``klt``: as few bytes a token as the features need, by transform coding.
 
-A token is standardised, the mean of its position is removed, and what is left is turned into the
-basis of its tap in which components are uncorrelated (Karhunen and Loeve). Each component gets 0 to
-8 bits, as many as its variance is worth, and is kept as the nearest of the levels that lose least
-of a Gaussian of its deviation. Basis, means and bits come from a sample of the cache's own rows,
-and are published with the cache: one array per tap,
+A token is standardised, the mean of its position is removed, and what is left is written in the
+basis in which the components of its image array are uncorrelated (Karhunen and Loeve). Each
+component gets 0 to 8 bits, more of them the larger its variance, and is kept as the nearest of the
+levels that lose least of a Gaussian of its deviation. Basis, means and bits come from a sample of
+the cache's own rows, and are published with the cache, one table for each image array:
 
     rows      T           mean of each position
               1           deviation of each component
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
     import torch
 
 Doubles = npt.NDArray[np.float64]
-Table = npt.NDArray[np.float32]
+TableValues = npt.NDArray[np.float32]
 
 MAX_BITS = 8
 NUM_LEVELS = 2 ** (MAX_BITS + 1) - 2
 """Of all codes of 1 to 8 bits together; those of b bits begin at number 2^b - 2."""
 _NEWTON_STEPS = 20
 _NOTHING = 1e-9
-"""Share of the variance below which a component is rounding: of a standardised token one always is,
-for its values add up to zero."""
+"""Share of the variance below which a component is rounding error. One component of standardised
+tokens always is, because the values of such a token add up to zero."""
 
 
 def num_table_rows(num_tokens: int, width: int) -> int:
-    """Return the rows of a tap's table."""
+    """Return the rows of an image array's table."""
     return num_tokens + 2 + _num_level_rows(width) + width
 
 
@@ -100,7 +100,9 @@ def gaussian_distortion(num_bits: int) -> float:
 
 
 def allocate_bits(variances: Doubles, num_bits: int) -> npt.NDArray[np.int64]:
-    """Give each bit to the component that gains most by it; the best there is, for gains fall.
+    """Give each bit to the component whose error it lowers most.
+
+    That is the best allocation, because each further bit of a component gains less.
 
     Args:
         variances: Of the components, falling. Shape: (D,).
@@ -121,13 +123,13 @@ def allocate_bits(variances: Doubles, num_bits: int) -> npt.NDArray[np.int64]:
         bits[k] += 1
         if bits[k] < MAX_BITS:
             heapq.heappush(wanting, (-variances[k] * gains[bits[k]], k))
-    # Equal variances may have been served out of order.
+    # Components of equal variance may have received their bits in another order.
     return np.sort(bits)[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KltBasis:
-    """What a sample says of a tap's standardised tokens, whatever rate they are to be kept at."""
+    """Mean and principal components of an image array's standardised tokens, from a sample."""
 
     mean: Doubles
     """Of each position. Shape: (T, D)."""
@@ -136,7 +138,7 @@ class KltBasis:
     directions: Doubles
     """The components, one a row, each of length 1. Shape: (D, D)."""
 
-    def table(self, record_bytes: int) -> Table:
+    def table(self, record_bytes: int) -> TableValues:
         """Return the table that keeps tokens in P bytes. Shape: (`num_table_rows`, D)."""
         width = len(self.variances)
         bits = allocate_bits(self.variances, 8 * record_bytes)
@@ -149,7 +151,7 @@ class KltBasis:
 
 
 def fit_basis(count: int, sums: Doubles, products: Doubles) -> KltBasis:
-    """Return the basis of a tap from the moments of its standardised tokens.
+    """Return the basis of an image array from the moments of its standardised tokens.
 
     Args:
         count: Rows of the sample.
@@ -161,21 +163,23 @@ def fit_basis(count: int, sums: Doubles, products: Doubles) -> KltBasis:
     covariance = (products - count * mean.T @ mean) / max(count * num_tokens, 1)
     variances, basis = np.linalg.eigh((covariance + covariance.T) / 2)
     variances, basis = variances[::-1].clip(0), basis[:, ::-1].T
-    # Of a component the sign is free; the largest entry counts upwards.
+    # The sign of a component is arbitrary; choose it so that the largest entry is positive.
     largest = np.abs(basis).argmax(axis=1)
     directions = basis * np.sign(basis[np.arange(width), largest])[:, None]
     return KltBasis(mean=mean, variances=variances, directions=directions)
 
 
 class KltTable:
-    """A tap's table, ready to encode and decode on one device.
+    """The table of an image array, ready to encode and decode on one device.
 
-    Both work on components in rows and tokens in columns (K, B T): what differs by component (where
-    its bits are, how many, its levels) then goes for a whole row at once, and all of it together
-    takes an eighth of the time that the change of basis does.
+    Components are rows and tokens columns (K, B T), because what differs by component (where its
+    bits are, how many, its levels) is then applied to a whole row at once: all of it takes an
+    eighth of the time of the change of basis.
     """
 
-    def __init__(self, table: Table, num_tokens: int, record_bytes: int, device: torch.device):
+    def __init__(
+        self, table: TableValues, num_tokens: int, record_bytes: int, device: torch.device
+    ):
         import torch
 
         values = torch.from_numpy(table.astype(np.float64)).to(device)
@@ -225,8 +229,7 @@ class KltTable:
         """Shape: (B, T, P) uint8 -> (B, T, D) float32."""
         import torch
 
-        # 16 bits are enough, also where the highest becomes a sign: the mask cuts what a shift
-        # drags in.
+        # int16 is enough: the sign bit that `>>` copies in is masked off below.
         stored = records.flatten(0, 1).T.to(torch.int16).contiguous()
         words = stored << 8
         words[:-1] |= stored[1:]

@@ -81,7 +81,7 @@ def decode_int4(records: torch.Tensor) -> torch.Tensor:
     """Invert `encode_int4`. Shape: (B, T, 18 + D / 2) -> (B, T, D), float32."""
     scale, places, values = _head(records)
     codes = records[..., _HEAD_BYTES:]
-    # Both levels of a byte in one look-up, as one number of eight bytes: on a CPU that is three
+    # Look up both levels of a byte at once, as one number of eight bytes: on a CPU that is three
     # times as fast as looking up rows of two.
     levels = torch.tensor(INT4_LEVELS, device=records.device)
     pairs = torch.stack([levels.repeat(16), levels.repeat_interleave(16)], dim=-1)
@@ -120,7 +120,7 @@ def _head(records: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _numbers(some_bytes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A copy: of one record even a slice counts as contiguous, with the strides of the whole.
+    # Clone: with one record `.contiguous()` keeps the parent's strides, and `.view(dtype)` fails.
     return some_bytes.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
