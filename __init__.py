@@ -2,6 +2,7 @@
 
     import clipocr
 
+    cache = clipocr.open_cache("words.cache")           # labels, views and teacher features
     clipocr.train(cache="words.cache", out="run", student="tiny", epochs=3)
     reader = clipocr.load("run")
     print(reader.read("word.png").text)
@@ -19,15 +20,17 @@ from typing import Any as _Any
 __version__ = "0.1.0"
 
 if _TYPE_CHECKING:
+    from .train.data.cached_words import open_cache as open_cache
     from .train.evaluation.evaluate import evaluate as evaluate
     from .train.loop.by_options import train as train
     from .train.reading.readers import load_reader as load
 
-__all__ = ["evaluate", "load", "train"]
+__all__ = ["evaluate", "load", "open_cache", "train"]
 
 _PLACES = {
     "evaluate": ("train.evaluation.evaluate", "evaluate"),
     "load": ("train.reading.readers", "load_reader"),
+    "open_cache": ("train.data.cached_words", "open_cache"),
 }
 
 

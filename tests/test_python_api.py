@@ -1,4 +1,4 @@
-"""The functions of `import clipocr`, as people call them."""
+"""The four functions of `import clipocr`, as people call them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipocr.shared.errors import UsageError
 
 
 def test_what_there_is_can_be_listed_and_has_a_docstring() -> None:
-    assert clipocr.__all__ == ["evaluate", "load", "train"]
+    assert clipocr.__all__ == ["evaluate", "load", "open_cache", "train"]
     assert set(clipocr.__all__) <= set(dir(clipocr))
     for name in clipocr.__all__:
         assert getattr(clipocr, name).__doc__
