@@ -99,4 +99,4 @@ def test_every_fault_in_every_file_is_caught(
     assert not uncaught
     assert counts["tried"] == counts["caught"] > 0
     assert counts["tried"] == counts["stopped a trainer"] + counts["harmless to it"]
-    assert verify_cache(copy).faults == ()
+    assert verify_cache(copy).faults == []

@@ -116,7 +116,7 @@ def check_nothing_partial(out: Path, reference: Reference) -> int:
         assert not (out / "manifest.json").exists()
         return 0
     report = verify_cache(out)
-    assert report.faults == ()
+    assert report.faults == []
     for name, commit in cache.committed.by_name.items():
         if commit.text is None:
             for key in cache.spec.image_layouts(0):

@@ -24,7 +24,6 @@ from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, ViewSpec
 from ...shared.cache.storage import LocalStorage
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device
-from ...shared.errors import UsageError
 from ..teacher.clip import Teacher, load_teacher
 from .calibrate import CodecSample
 from .config import BuildConfig, default_precision
@@ -75,7 +74,8 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     storage, sources = LocalStorage(config.out), find_named_lmdbs(config.data)
     manifest = read_manifest(storage)
     if manifest is None:
-        _require_free(config.out)
+        names.require_free(config.out)
+        config.out.mkdir(parents=True, exist_ok=True)
     else:
         want = _wanted_so_far(config, sources, manifest.spec)
         _require_equal_spec(manifest.spec, want, config.out)
@@ -263,15 +263,3 @@ def _options_of(spec: CacheSpec) -> list[tuple[str, object]]:
         (f"--unit-rows {spec.unit_rows}", spec.unit_rows),
         (f"--chunk-rows {spec.chunk_rows}", spec.chunk_rows),
     ]
-
-
-def _require_free(out: Path) -> None:
-    """Refuse a folder that holds other things: a cache must be deletable as a whole."""
-    # A cache may have parts and no manifest: its build was killed before that, the manifest was
-    # lost, or another process publishes it right now.
-    strange = names.strange_in(out)
-    if strange:
-        raise UsageError(
-            f"{out} is not a cache and holds {', '.join(strange[:3])}; pass a new folder as --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...shared.options import (
-    CACHE,
-    FOLDER,
-    NEW_CACHE,
-    NEW_PATH,
-    device_option,
-    num_cores,
-    parse_taps,
-)
+from ...shared.errors import UsageError
+from ...shared.options import CACHE, NEW_CACHE, NEW_PATH, takes
 from ...shared.terminal import MAX_LISTED, byte_size, counted, warn_of_random_teacher
+from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
-    from ..upkeep.verify import VerifyReport
+    from ..upkeep.verify_records import VerifyReport
 
 
 @click.command("info")
@@ -132,55 +127,9 @@ def show_command(
 
 
 @click.command("verify")
-@click.argument("cache_path", metavar="CACHE", type=CACHE)
-@click.option(
-    "--repair",
-    is_flag=True,
-    help="Take back what is damaged, so that the same cache build command makes just that again.",
-)
-@click.option(
-    "--recompute",
-    "num_recomputed",
-    metavar="N",
-    type=click.IntRange(min=1),
-    show_default="none",
-    help="Draw N rows, make their views from the LMDBs again and run the teacher on them.",
-)
-@click.option(
-    "--data",
-    "roots",
-    metavar="ROOT",
-    type=FOLDER,
-    multiple=True,
-    help="For --recompute: a root that the cache was built from; may be given more than once.",
-)
-@click.option(
-    "--teacher",
-    metavar="MODEL/WEIGHTS",
-    show_default="the cache's own",
-    help="For --recompute: where its weights are now; needed if they were a file.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="For --recompute: decides the rows."
-)
-@device_option
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=num_cores,
-    show_default="every core",
-    help="Threads that read.",
-)
-def verify_command(
-    cache_path: str | Path,
-    repair: bool,
-    num_recomputed: int | None,
-    roots: tuple[Path, ...],
-    teacher: str | None,
-    seed: int,
-    device_name: str,
-    jobs: int,
-) -> None:
+@click.argument("cache", metavar="CACHE", type=CACHE)
+@takes(VerifyConfig)
+def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
     """Check that every byte of a cache is what was committed.
 
     Prints unit, file and problem of each fault, by tabs, and exits with 1 if there is one; with
@@ -192,43 +141,35 @@ def verify_command(
       clipocr cache verify mjst.cache
       clipocr cache verify mjst.cache --recompute 200 --data data/train/synth
     """
+    try:
+        config = VerifyConfig.from_values(given, cache=cache)
+    except UsageError as e:
+        raise click.UsageError(str(e)) from e  # Exits with 2: 1 means damage here.
     from ..upkeep.verify import verify_cache
 
-    if repair and not isinstance(cache_path, Path):
-        raise click.UsageError(f"{cache_path} can only be read; --repair needs a folder")
-    if repair and num_recomputed:
-        raise click.UsageError("--repair takes back damaged files, not rows; leave out --recompute")
-    if (roots or teacher) and not num_recomputed:
-        raise click.UsageError("--data and --teacher are for --recompute; pass --recompute N, too")
-    if num_recomputed and not roots:
-        raise click.UsageError("--recompute needs the LMDBs the cache was built from; pass --data")
-    report = verify_cache(cache_path, jobs=jobs)
+    report = verify_cache(cache, jobs=config.num_threads)
     for fault in report.faults:
         click.echo(f"{fault.unit}\t{fault.file}\t{fault.problem}")
     for note in report.notes:
         click.echo(f"Note: {note}", err=True)
     checked = f"{counted(len(report.files), 'file')}, {byte_size(report.num_bytes)}"
-    if report.faults and repair:
-        assert isinstance(cache_path, Path), cache_path
-        _repair(cache_path, report)
+    if report.faults and isinstance(cache, Path) and config.repair:
+        _repair(cache, report)
     elif report.faults:
-        num_units = len({fault.unit for fault in report.faults})
+        num_parts = len({fault.unit for fault in report.faults})
         click.echo(
-            f"{cache_path} is damaged: {counted(len(report.faults), 'fault')} in "
-            f"{counted(num_units, 'part')}, of {checked}. Take them back with: "
-            f"clipocr cache verify {cache_path} --repair"
+            f"{cache} is damaged: {counted(len(report.faults), 'fault')} in "
+            f"{counted(num_parts, 'part')}, of {checked}. Take them back with: "
+            f"clipocr cache verify {cache} --repair"
         )
         raise SystemExit(1)
     else:
-        is_sound = num_recomputed is None or _recompute(
-            cache_path, roots, num_recomputed, seed, teacher, device_name
-        )
-        num_units = sum(not name.startswith("text/") for name in report.commits)
+        is_sound = config.recompute is None or _recompute(config)
         state = "sealed" if report.is_sealed else "not sealed"
         finding = "is sound" if is_sound else "is whole, but not what is made of its sources now"
         click.echo(
-            f"{cache_path} {finding}: {checked}; {counted(num_units, 'unit')}, "
-            f"{counted(len(report.commits) - num_units, 'text table')}, {state}."
+            f"{cache} {finding}: {checked}; {counted(len(report.committed.units), 'unit')}, "
+            f"{counted(len(report.committed.texts), 'text table')}, {state}."
         )
         if not is_sound:
             raise SystemExit(1)
@@ -248,7 +189,7 @@ def _repair(path: Path, report: VerifyReport) -> None:
         )
     num_parts = len(repair.uncommitted) + bool(repair.index_files)
     # Without its manifest nothing else could be judged.
-    again = "" if report.num_units_planned else ", and verify again"
+    again = "" if report.manifest else ", and verify again"
     click.echo(
         f"Repaired {path}: {counted(num_parts, 'part')} taken back, "
         f"{counted(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
@@ -256,93 +197,45 @@ def _repair(path: Path, report: VerifyReport) -> None:
     )
 
 
-def _recompute(
-    cache_path: str | Path,
-    roots: tuple[Path, ...],
-    num_rows: int,
-    seed: int,
-    teacher: str | None,
-    device_name: str,
-) -> bool:
+def _recompute(config: VerifyConfig) -> bool:
     """Print how far rows are from what is made of their sources now; return whether it is right."""
     from tabulate import tabulate
 
-    from ...shared.device import choose_device
-    from ..upkeep.recompute import RecomputeConfig, recompute_rows
+    from ..upkeep.recompute import recompute_rows
 
-    report = recompute_rows(
-        RecomputeConfig(
-            cache=cache_path,
-            data=roots,
-            num_rows=num_rows,
-            seed=seed,
-            teacher=teacher,
-            device=choose_device(device_name),
-        )
-    )
-    rows = [
-        (
-            name,
-            f"{tap.max_abs:.3e}",
-            f"{tap.worst_share:.3f}",
-            f"{tap.cosine_min:.7f}",
-        )
-        for name, tap in report.taps.items()
-    ]
-    headers = ["tap", "largest difference", "of what the codec promises", "smallest centred cosine"]
-    click.echo(f"{counted(report.num_rows, 'row')} recomputed, drawn by seed {seed}")
+    report = recompute_rows(config)
+    click.echo(f"{counted(report.num_rows, 'row')} recomputed, drawn by seed {config.seed}")
     click.echo(
         tabulate(
-            rows,
-            headers=headers,
+            [
+                (name, f"{a.max_abs:.3e}", f"{a.worst_share:.3f}", f"{a.cosine_min:.7f}")
+                for name, a in report.arrays.items()
+            ],
+            headers=[
+                "array", "largest difference", "of what the codec promises",
+                "smallest centred cosine",
+            ],
             tablefmt="github",
             colalign=("left", "right", "right", "right"),
             disable_numparse=True,
         )
-    )
+    )  # fmt: skip
     for difference in report.differing_views[:MAX_LISTED]:
         click.echo(difference)
     click.echo(f"{counted(len(report.differing_views), 'view')} came out differently")
-    click.echo(
-        "; ".join(
-            f"{package} {here}" + (f" (built with {built})" if built != here else "")
-            for package, (built, here) in report.versions.items()
-        )
+    versions = (
+        f"{package} {here}" + (f" (built with {built})" if built != here else "")
+        for package, (built, here) in report.versions.items()
     )
+    click.echo("; ".join(versions))
     return report.is_sound
 
 
 @click.command("copy")
 @click.argument("source", metavar="SRC", type=CACHE)
 @click.argument("out", metavar="DST", type=NEW_CACHE)
-@click.option(
-    "--fraction",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Share of the units to copy; the same ones that train --fraction takes.",
-)
-@click.option(
-    "--views",
-    "num_views",
-    type=click.IntRange(min=1),
-    show_default="all of them",
-    help="Views to copy, from the first on.",
-)
-@click.option(
-    "--taps",
-    "image_taps",
-    callback=parse_taps,
-    show_default="all of them",
-    help="Image blocks to copy.",
-)
-def copy_command(
-    source: str | Path,
-    out: Path,
-    fraction: float,
-    num_views: int | None,
-    image_taps: tuple[int, ...] | None,
-) -> None:
+@takes(CopyConfig)
+def copy_command(source: str | Path, out: Path, given: Mapping[str, Any]) -> None:
     """Copy the cache SRC, or a part of it, to the folder DST.
 
     SRC is a folder, or an address such as s3://bucket/mjst.cache. Every file is checked against
@@ -352,17 +245,10 @@ def copy_command(
     Example:
       clipocr cache copy s3://bucket/mjst.cache tenth.cache --fraction 0.1
     """
-    from ..upkeep.copy import CopyConfig, copy_cache
+    config = CopyConfig.from_values(given, source=source, out=out)
+    from ..upkeep.copy import copy_cache
 
-    summary = copy_cache(
-        CopyConfig(
-            source=source,
-            out=out,
-            fraction=fraction,
-            views=num_views,
-            image_taps=image_taps,
-        )
-    )
+    summary = copy_cache(config)
     cache = summary.cache
     click.echo(
         f"Wrote {out}: {counted(len(cache.units()), 'unit')} of {cache.spec.num_units:,} in "

@@ -16,7 +16,6 @@ import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,32 +29,12 @@ from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest, Record, TextRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
-from ...shared.errors import CacheCorruptError, CacheMismatchError, UsageError
+from ...shared.errors import CacheCorruptError, CacheMismatchError
+from .config import CopyConfig
 
 _BLOCK_BYTES = 1 << 23
 _READ_THREADS = 4
 """Blocks of a file on their way at once: one stream rarely fills a line to an object store."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopyConfig:
-    """What `clipocr cache copy` was asked for."""
-
-    source: str | Path
-    """Folder or address."""
-    out: Path
-    fraction: float = 1.0
-    """Share of the committed units, from the first on; at least one."""
-    views: int | None = None
-    """How many views, from view 0 on. None: all."""
-    image_taps: tuple[int, ...] | None = None
-    """Image blocks to keep. None: all."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UsageError(f"fraction is {self.fraction}, expected more than 0 and at most 1")
-        if self.views is not None and self.views < 1:
-            raise UsageError(f"views is {self.views}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +62,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
     records = _records(source, config, manifest)
     begun = read_manifest(target)
     if begun is None:
-        _require_free(config.out)
+        names.require_free(config.out)
     elif begun.cache_id != manifest.cache_id:
         raise CacheMismatchError(
             f"{config.out} holds another cache ({begun.cache_id}, this would be "
@@ -91,7 +70,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
         )
     config.out.mkdir(parents=True, exist_ok=True)
     target.sweep()
-    num_bytes = sum(_num_bytes(files) for files in (manifest.files, *(r.files for r in records)))
+    num_bytes = sum(f.num_bytes for held in (manifest, *records) for f in held.files.values())
     bar = tqdm(total=num_bytes, desc="copy", unit="B", unit_scale=True)
     with bar as progress, ThreadPoolExecutor(_READ_THREADS) as executor:
         copier = _Copier(source.storage, target, executor, progress)
@@ -123,7 +102,7 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
     if missing:
         raise CacheMismatchError(
             f"{source.storage} holds image taps {held}, not {', '.join(map(str, missing))}; pass "
-            f"--taps with some of {','.join(map(str, held))}"
+            f"--image-taps with some of {','.join(map(str, held))}"
         )
     return _with_arrays(source.manifest, {names.block_name(tap) for tap in wanted})
 
@@ -150,12 +129,12 @@ def _records(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> li
         raise CacheMismatchError(
             f"{source.storage} has {held} views, not {config.views}; pass --views {held}"
         )
-    committed = source.committed
-    texts = [committed.texts[name] for name in sorted(committed.texts)]
-    keys = [(v, u) for v in range(config.views or held) for u in units]
-    held_units = [committed.units[key] for key in keys if key in committed.units]
-    records: list[Record] = [*texts, *held_units]
-    return [_cut(record, manifest) for record in records]
+    chosen = {(v, u) for v in range(config.views or held) for u in units}
+    return [
+        _cut(record, manifest)
+        for record in source.committed
+        if isinstance(record, TextRecord) or (record.view_idx, record.unit_idx) in chosen
+    ]
 
 
 def _cut(record: Record, manifest: Manifest) -> Record:
@@ -174,17 +153,6 @@ def _cut(record: Record, manifest: Manifest) -> Record:
         files={name: file for name, file in record.files.items() if stays(name)},
         fidelity={array: value for array, value in record.fidelity.items() if array in arrays},
     )
-
-
-def _require_free(out: Path) -> None:
-    """Refuse a folder that holds other things: a cache must be deletable as a whole."""
-    strange = names.strange_in(out)
-    if strange:
-        raise UsageError(f"{out} holds {', '.join(strange[:3])} and no cache; copy to a new folder")
-
-
-def _num_bytes(files: Mapping[str, FileRecord]) -> int:
-    return sum(file.num_bytes for file in files.values())
 
 
 class _Copier:
@@ -218,10 +186,8 @@ class _Copier:
             self._done.add(name)
 
     def _is_there(self, name: str, record: FileRecord) -> bool:
-        return (
-            self._target.size(name) == record.num_bytes
-            and hash_file(self._target.root / name) == record.sha256
-        )
+        is_same_size = self._target.size(name) == record.num_bytes
+        return is_same_size and hash_file(self._target.root / name) == record.sha256
 
     def _bring(self, name: str, record: FileRecord) -> None:
         def read(start: int) -> Bytes:
@@ -232,7 +198,7 @@ class _Copier:
         pending = self._target.create(name)
         try:
             starts = range(0, record.num_bytes, _BLOCK_BYTES)
-            with contextlib.suppress(CacheCorruptError):  # Too short, as its digest says.
+            with contextlib.suppress(CacheCorruptError):  # Too short, as its size says below.
                 for block in map_ahead(self._executor, read, starts, _READ_THREADS):
                     pending.write(block.data)
                     self._progress.update(len(block))

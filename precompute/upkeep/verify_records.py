@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...shared.cache import names
 from ...shared.cache.json_record import decode_record, encode_record
 from ...shared.cache.names import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
-from ...shared.cache.records import Committed, Manifest, Record, TextRecord, parse_record
+from ...shared.cache.records import Committed, Manifest, Record, UnitRecord, parse_record
 from ...shared.cache.shards import ArrayLayout
 from ...shared.cache.spec import FORMAT_VERSION
 from ...shared.cache.storage import FileRecord, ReadStorage
@@ -41,73 +41,97 @@ class VouchedFile:
 
     unit: str
     name: str
-    record: FileRecord
-    layout: ArrayLayout | None
+    layout: ArrayLayout | None = None
     """Of the array it belongs to; None for the metadata of a group."""
-    shard_idx: int | None
+    shard_idx: int | None = None
     """None for metadata."""
-    younger: tuple[FileRecord, ...] = ()
-    """Metadata only: what later records say, if Zarr was updated between two units of a view."""
+    records: tuple[FileRecord, ...] = ()
+    """What records say of it. More than one only of metadata that the units of a view share, if
+    Zarr was updated between two of them."""
 
 
 @dataclass(kw_only=True)
-class Records:
-    """What the records of a cache say, and what is wrong with them."""
+class VerifyReport:
+    """What a verification found."""
 
     manifest: Manifest | None = None
-    """None: unreadable, or of another cache; nothing else can be judged without it."""
+    """None: unreadable, or of another cache; then nothing else was judged."""
     committed: Committed = field(default_factory=Committed)
-    """Sound ones."""
+    """Sound records."""
     is_sealed: bool = False
+    files: dict[str, VouchedFile] = field(default_factory=dict)
+    """Every file that a record vouches for, by name."""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files, as committed."""
+        return sum(file.records[0].num_bytes for file in self.files.values())
 
-def check_records(storage: ReadStorage) -> Records:
-    """Read the manifest, the seal and every commit record, and compare them with one another.
+    def blame(self, unit: str, file: str, problem: str) -> None:
+        """Add a fault."""
+        self.faults.append(Fault(unit=unit, file=file, problem=problem))
+
+    def vouch(self, expected: Iterable[VouchedFile], records: Mapping[str, FileRecord]) -> None:
+        """Add the files of a record, with what it says of them."""
+        for file in expected:
+            known = self.files.setdefault(file.name, file)
+            if records[file.name] not in known.records:
+                said = (*known.records, records[file.name])
+                self.files[file.name] = replace(known, records=said)
+
+
+def check_records(storage: ReadStorage) -> VerifyReport:
+    """Read the manifest, the seal and every record, and compare them with one another.
 
     Raises:
         CacheMissingError: there is no cache at all.
         CacheMismatchError: it was written by another version of the format.
         CacheUnavailableError: the address does not answer.
     """
-    # The seal before the records: a builder at work beside us may add to both meanwhile.
-    seal, seal_problem = _read_record(storage, SEAL_NAME)
+    # The seal before the records, because a build that goes on meanwhile adds to both.
+    seal, seal_problem = _read(storage, SEAL_NAME)
     record_files = storage.names(COMMITS_FOLDER)
-    manifest, problem = _read_manifest(storage, is_cache=bool(record_files) or seal is not None)
-    found = Records(manifest=manifest, is_sealed=seal_problem != "is missing")
-    if manifest is None:
-        found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
+    found = VerifyReport(is_sealed=seal_problem != "is missing")
+    data, problem = _read(storage, MANIFEST_NAME)
+    if problem == "is missing" and not record_files and not found.is_sealed:
+        raise CacheMissingError(f"{storage} is not a feature cache (no {MANIFEST_NAME})")
+    if data is None or data.get("format") != "clipocr-cache":
+        problem = problem or "is another record, not a manifest"
+        found.blame(INDEX, MANIFEST_NAME, f"{problem}; nothing else can be judged without it")
         return found
-    owners, foreign = set(), []
-    for file in record_files:
-        unit = names.unit_of_record(file)
-        data, problem = _read_record(storage, file)
-        owner = data.get("cache_id", manifest.cache_id) if data else manifest.cache_id
-        record, problem = _record(data, manifest, unit) if data else (None, problem)
-        if record is not None:
-            found.committed.add(record)
-        elif owner != manifest.cache_id:
-            owners.add(owner)
-            foreign.append(Fault(unit=unit, file=file, problem=problem))
-        else:
-            found.faults.append(Fault(unit=unit, file=file, problem=problem))
-    if len(owners) == 1 and not len(found.committed):
-        # No record is of this manifest's cache, and all are of one other: the manifest was
-        # replaced.
+    version = data["spec"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"{storage} has format version {version}, this clipocr checks {FORMAT_VERSION}; "
+            "use the clipocr version that wrote it"
+        )
+    manifest = Manifest.from_json(data)
+    stored = {names.unit_of_record(file): _read(storage, file) for file in record_files}
+    owners = {data["cache_id"] for data, _ in stored.values() if data and "cache_id" in data}
+    if len(owners) == 1 and manifest.cache_id not in owners:
+        # No record carries the manifest's cache id and all carry one other: it was replaced.
         problem = f"is of cache {manifest.cache_id}, but every record is of {owners.pop()}"
-        found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
-        found.manifest = None
+        found.blame(INDEX, MANIFEST_NAME, problem)
         return found
-    found.faults += foreign
+    found.manifest = manifest
+    _vouch_for_index(found, manifest)
+    for unit, (data, problem) in stored.items():
+        record = None
+        if data is not None:
+            record, problem = _parse(unit, data, manifest)
+        if record is None:
+            found.blame(unit, names.record_file(unit), problem)
+        else:
+            found.committed.add(record)
+            found.vouch(_files_of(record, manifest), record.files)
     if found.is_sealed:
-        _check_seal(found, manifest, seal, seal_problem, set(record_files))
-    elif _is_complete(found.committed, manifest):
-        found.notes.append("everything is there but the seal; its cache build command makes it")
+        _compare_seal(found, seal, seal_problem, {unit: data for unit, (data, _) in stored.items()})
     return found
 
 
-def _read_record(storage: ReadStorage, name: str) -> tuple[dict[str, Any] | None, str]:
+def _read(storage: ReadStorage, name: str) -> tuple[dict[str, Any] | None, str]:
     """Return a record, or None and what is wrong with it."""
     try:
         stored = storage.read(name)
@@ -120,162 +144,107 @@ def _read_record(storage: ReadStorage, name: str) -> tuple[dict[str, Any] | None
         return None, "is not the record that was written"
     except OSError as e:
         return None, f"cannot be read: {e.strerror or e}"
-    if encode_record(data) != stored:
-        return None, "says what was written, but in other bytes"
-    return data, ""
+    # The same content in other bytes, such as another space, is damage, too.
+    is_same = encode_record(data) == stored
+    return (data, "") if is_same else (None, "is not the record that was written")
 
 
-def _read_manifest(storage: ReadStorage, *, is_cache: bool) -> tuple[Manifest | None, str]:
-    data, problem = _read_record(storage, MANIFEST_NAME)
-    if data is None:
-        if not is_cache and not storage.exists(MANIFEST_NAME):
-            raise CacheMissingError(f"{storage} is not a feature cache (no {MANIFEST_NAME})")
-        return None, f"{problem}; nothing else can be judged without it"
-    if data.get("format") != "clipocr-cache":
-        return None, "is another record, not a manifest; nothing else can be judged without it"
-    version = data["spec"].get("format_version")
-    if version != FORMAT_VERSION:
-        raise CacheMismatchError(
-            f"{storage} has format version {version}, this clipocr checks {FORMAT_VERSION}; "
-            "use the clipocr version that wrote it"
-        )
-    return Manifest.from_json(data), ""
-
-
-def _record(data: dict[str, Any], manifest: Manifest, unit: str) -> tuple[Record | None, str]:
+def _parse(unit: str, data: dict[str, Any], manifest: Manifest) -> tuple[Record | None, str]:
     """Return the record at the place of `unit`, or None and what is wrong with it."""
+    other = f"is not the record of {unit} that the manifest plans"
     try:
         record = parse_record(unit, data)
     except ValueError:
-        return None, "is another record, not that of a unit or a text table"
+        return None, other
     if record.cache_id != manifest.cache_id:
         return None, f"belongs to cache {record.cache_id}, not to this one ({manifest.cache_id})"
-    if record.name != unit:
-        return None, f"is the record of {record.name}"
-    if not isinstance(record, TextRecord):
+    is_planned = record.name == unit
+    if is_planned and isinstance(record, UnitRecord):
         spec, (start, stop) = manifest.spec, record.rows
         is_planned = (
             record.unit_idx < spec.num_units
             and record.rows == spec.unit_range(record.unit_idx)
             and all(start <= row < stop for row in record.bad_rows)
         )
-        if not is_planned:
-            return None, "does not fit what the manifest plans"
-    missing = {file.name for file in _files_of(record, manifest)} - set(record.files)
-    return (None, f"does not vouch for {min(missing)}") if missing else (record, "")
+    is_whole = is_planned and all(f.name in record.files for f in _files_of(record, manifest))
+    return (record, "") if is_whole else (None, other)
 
 
-def _check_seal(
-    found: Records,
-    manifest: Manifest,
-    data: dict[str, Any] | None,
+def _compare_seal(
+    found: VerifyReport,
+    seal: dict[str, Any] | None,
     problem: str,
-    record_files: set[str],
+    records: Mapping[str, dict[str, Any] | None],
 ) -> None:
-    """Compare the seal with the records; both repeat the same, or the seal is older."""
-
-    def blame(problem: str) -> None:
-        found.faults.append(Fault(unit=SEAL, file=SEAL_NAME, problem=problem))
-
-    records = data.get("commits") if data else None
-    held = found.committed.by_name
-    if not isinstance(records, dict):
-        blame(problem or "is another record, not a seal")
+    """Compare the seal with the records; both say the same, or the seal is older."""
+    sealed, sound = seal.get("commits") if seal else None, found.committed.by_name
+    assert found.manifest is not None
+    if not isinstance(sealed, dict):
+        found.blame(SEAL, SEAL_NAME, problem or "is another record, not a seal")
         return
-    for unit, stored in records.items():
-        record, problem = _record(stored, manifest, unit)
-        file = names.record_file(unit)
-        if record is None:
-            blame(f"its record of {unit} {problem}")
-        elif file not in record_files:
+    if any(said["cache_id"] != found.manifest.cache_id for said in sealed.values()):
+        found.blame(SEAL, SEAL_NAME, "belongs to another cache")
+        return
+    for unit, said in sealed.items():
+        if unit not in records:
             problem = f"is missing, though {SEAL_NAME} repeats it"
-            found.faults.append(Fault(unit=unit, file=file, problem=problem))
-        elif held.get(unit, record) != record:
-            blame(f"vouches for another {unit} than its record")
-    younger = sorted(set(held) - set(records))
+            found.blame(unit, names.record_file(unit), problem)
+        elif unit in sound and records[unit] != said:
+            found.blame(SEAL, SEAL_NAME, f"vouches for another {unit} than its record")
+    younger = [unit for unit in sound if unit not in sealed]
     if younger:
         found.notes.append(
-            f"{SEAL_NAME} is older than {named(younger)}, and readers see what it names; the next "
+            f"{SEAL_NAME} is older than {listed(younger)}, and readers see what it names; the next "
             "cache build or cache text command seals the cache again"
         )
 
 
-def _is_complete(committed: Committed, manifest: Manifest) -> bool:
-    num_views = len({view_idx for view_idx, _ in committed.units})
-    num_units = num_views * manifest.spec.num_units
-    return bool(committed.texts) and len(committed.units) == num_units > 0
+def _vouch_for_index(found: VerifyReport, manifest: Manifest) -> None:
+    layouts = [
+        *manifest.spec.row_layouts().values(),
+        *manifest.label_layouts().values(),
+        *manifest.rejected_layouts().values(),
+        *manifest.codec_layouts().values(),
+    ]
+    files = [file for layout in layouts for file in _array_files(INDEX, INDEX, layout)]
+    for missing in sorted({file.name for file in files} - set(manifest.files)):
+        found.blame(INDEX, MANIFEST_NAME, f"does not vouch for {missing}")
+    arrays = {file.name: file for file in files if file.name in manifest.files}
+    groups = {name: VouchedFile(unit=INDEX, name=name) for name in manifest.files}
+    found.vouch((groups | arrays).values(), manifest.files)
 
 
-def vouched_files(found: Records) -> dict[str, VouchedFile]:
-    """Return every file that the manifest and the sound records vouch for, by name."""
-    manifest = found.manifest
-    if manifest is None:
-        return {}
-    groups = {name: _vouched(INDEX, name, manifest.files, None, None) for name in manifest.files}
-    index = (
-        manifest.spec.row_layouts(),
-        manifest.label_layouts(),
-        manifest.rejected_layouts(),
-        manifest.codec_layouts(),
-    )
-    arrays = {
-        file.name: file
-        for layouts in index
-        for layout in layouts.values()
-        for file in _array_files(INDEX, INDEX, layout, range(layout.num_shards), manifest.files)
-    }
-    for name in sorted(set(arrays) - set(groups)):
-        problem = f"does not vouch for {name}"
-        found.faults.append(Fault(unit=INDEX, file=MANIFEST_NAME, problem=problem))
-    files = groups | {name: file for name, file in arrays.items() if name in groups}
-    for record in found.committed:
-        for file in _files_of(record, manifest):
-            known = files.setdefault(file.name, file)
-            if file.record not in (known.record, *known.younger):
-                younger = (*known.younger, file.record)
-                files[file.name] = replace(known, younger=younger)
+def _files_of(record: Record, manifest: Manifest) -> list[VouchedFile]:
+    """Return the files that a record has to vouch for."""
+    if isinstance(record, UnitRecord):
+        owner, group = names.view_name(record.view_idx), names.view_group(record.view_idx)
+        layouts = manifest.spec.image_layouts(record.view_idx)
+        shards = [record.unit_idx]
+    else:
+        owner, group = record.name, record.name
+        layouts = record.spec.string_layouts() | record.spec.layouts(manifest.num_labels)
+        shards = None
+    files = [VouchedFile(unit=owner, name=names.metadata_file(group))]
+    for layout in layouts.values():
+        files += _array_files(owner, record.name, layout, shards)
     return files
 
 
-def _files_of(record: Record, manifest: Manifest) -> Iterator[VouchedFile]:
-    """Yield the files that a record has to vouch for, with what it says of them."""
-    if isinstance(record, TextRecord):
-        owner, folder = record.name, record.name
-        texts = record.spec.string_layouts() | record.spec.layouts(manifest.num_labels)
-        shards = {layout: range(layout.num_shards) for layout in texts.values()}
-    else:
-        owner, folder = names.view_name(record.view_idx), names.view_group(record.view_idx)
-        images = manifest.spec.image_layouts(record.view_idx)
-        shards = {layout: range(record.unit_idx, record.unit_idx + 1) for layout in images.values()}
-    yield _vouched(owner, names.metadata_file(folder), record.files, None, None)
-    for layout, of_record in shards.items():
-        yield from _array_files(owner, record.name, layout, of_record, record.files)
-
-
 def _array_files(
-    metadata_unit: str,
-    unit: str,
-    layout: ArrayLayout,
-    shards: Sequence[int],
-    files: Mapping[str, FileRecord],
-) -> Iterator[VouchedFile]:
-    yield _vouched(metadata_unit, names.metadata_file(layout.name), files, layout, None)
-    for shard_idx in shards:
-        yield _vouched(unit, layout.shard_name(shard_idx), files, layout, shard_idx)
+    owner: str, unit: str, layout: ArrayLayout, shards: Iterable[int] | None = None
+) -> list[VouchedFile]:
+    """Return the metadata of an array, which is `owner`'s, and its shards; None: all of them."""
+    indexes = range(layout.num_shards) if shards is None else shards
+    return [
+        VouchedFile(unit=owner, name=names.metadata_file(layout.name), layout=layout),
+        *(
+            VouchedFile(unit=unit, name=layout.shard_name(idx), layout=layout, shard_idx=idx)
+            for idx in indexes
+        ),
+    ]
 
 
-def _vouched(
-    unit: str,
-    name: str,
-    files: Mapping[str, FileRecord],
-    layout: ArrayLayout | None,
-    shard_idx: int | None,
-) -> VouchedFile:
-    record = files.get(name, FileRecord(num_bytes=0, sha256=""))
-    return VouchedFile(unit=unit, name=name, record=record, layout=layout, shard_idx=shard_idx)
-
-
-def named(some: Sequence[str]) -> str:
+def listed(some: list[str]) -> str:
     """Return the first few of some names, and how many more there are."""
     more = f" and {len(some) - _MAX_NAMED:,} more" if len(some) > _MAX_NAMED else ""
     return ", ".join(some[:_MAX_NAMED]) + more

@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UsageError
+
 MANIFEST_NAME = "manifest.json"
 SEAL_NAME = "sealed.json"
 METADATA_NAME = "zarr.json"
@@ -42,11 +44,21 @@ _IMAGE_FILE = re.compile(r"image/view(0|[1-9]\d*)/([^/]+)/(?:c/(\d+)/.*|zarr\.js
 _SHARD = re.compile(r"(.+?)/c/(\d+)(?:/0)*")
 
 
-def strange_in(folder: Path) -> list[str]:
-    """Return the files and folders in a folder that no cache has, sorted."""
+def require_free(folder: Path) -> None:
+    """Refuse a folder that holds other things than a cache, which must be deletable as a whole.
+
+    What a build or a copy has left that was killed before its manifest is no other thing.
+
+    Raises:
+        UsageError: it does.
+    """
     own = {TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, MANIFEST_NAME, SEAL_NAME}
-    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in there if name not in own and name not in GROUPS]
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in there if name not in own and name not in GROUPS]
+    if strange:
+        raise UsageError(
+            f"{folder} is not a cache and holds {', '.join(strange[:3])}; pass a new folder"
+        )
 
 
 def block_name(block_idx: int) -> str:

@@ -13,7 +13,8 @@ from samples import files_of, tiny_build
 
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
+from clipocr.precompute.upkeep.config import CopyConfig
+from clipocr.precompute.upkeep.copy import copy_cache
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.storage import PendingFile
 from clipocr.shared.errors import (
@@ -209,8 +210,8 @@ def test_what_cannot_be_copied_is_refused(
     for changes, error, said in (
         ({"image_taps": (3, 9)}, CacheMismatchError, r"holds image taps \(1, 2, 3\), not 9; pass"),
         ({"views": 2}, CacheMismatchError, "has 1 views, not 2; pass --views 1"),
-        ({"fraction": 0.0}, UsageError, "fraction is 0.0, expected more than 0"),
-        ({"views": 0}, UsageError, "views is 0, expected 1 or more"),
+        ({"fraction": 0.0}, UsageError, r"fraction is 0\.0, expected a number above 0 to 1"),
+        ({"views": 0}, UsageError, "views is 0, expected a whole number from 1"),
     ):
         with pytest.raises(error, match=said):
             copy(cache_path, tmp_path / "new", **changes)
@@ -219,7 +220,7 @@ def test_what_cannot_be_copied_is_refused(
     assert not (tmp_path / "new").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(UsageError, match=r"holds thesis\.tex and no cache"):
+    with pytest.raises(UsageError, match=r"is not a cache and holds thesis\.tex"):
         copy(cache_path, tmp_path / "other")
     copy(cache_path, tmp_path / "cache")
     with pytest.raises(CacheMismatchError, match="holds another cache"):
@@ -233,7 +234,7 @@ def test_the_command(cache_path: Path, tmp_path: Path) -> None:
         return result.exit_code, result.stdout, result.stderr
 
     out = tmp_path / "part"
-    code, said, _ = invoke(cache_path, out, "--fraction", 0.7, "--views", 1, "--taps", "1,3")
+    code, said, _ = invoke(cache_path, out, "--fraction", 0.7, "--views", 1, "--image-taps", "1,3")
     assert code == 0
     assert said.startswith(f"Wrote {out}: 2 units of 3 in 1 view, ")
     assert said.endswith(" copied, 0 bytes were there already.\n")

@@ -66,7 +66,7 @@ def test_a_real_cache_has_just_these_names(cache: FeatureCache) -> None:
     images = {name for name in files if names.parse_image_file(name)}
     texts = {name for name in files if names.part_of(name) == names.text_group("char-36")}
     assert files - images - texts == {names.metadata_file(names.view_group(0))}
-    assert names.strange_in(cache.folder.root) == []
+    names.require_free(cache.folder.root)
 
 
 def test_no_name_is_built_or_parsed_elsewhere() -> None:

@@ -1,0 +1,81 @@
+"""What `clipocr cache verify` and `clipocr cache copy` are asked for. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared.errors import UsageError
+from ...shared.options import FOLDER, Options, num_cores, option
+from ..builder.config import device_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Options):
+    """What `clipocr cache verify` is asked for."""
+
+    cache: str | Path
+    """Folder or address."""
+    repair: bool = option(
+        False,
+        help="Remove what is damaged, so that the same cache build command makes just that again.",
+    )
+    recompute: int | None = option(
+        None,
+        metavar="N",
+        minimum=1,
+        default_text="none",
+        help="Draw N rows, make their views from the LMDBs again and run the teacher on them.",
+    )
+    data: tuple[Path, ...] = option(
+        (),
+        metavar="ROOT",
+        type=FOLDER,
+        help="For --recompute: a root that the cache was built from; may be given more than once.",
+    )
+    teacher: str | None = option(
+        None,
+        metavar="MODEL/WEIGHTS",
+        default_text="the cache's own",
+        help="For --recompute: where its weights are now; needed if they were a file.",
+    )
+    seed: int = option(0, help="For --recompute: decides the rows.")
+    device: str = device_field()
+    jobs: int | None = option(None, minimum=1, default_text="every core", help="Threads that read.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repair and not isinstance(self.cache, Path):
+            raise UsageError(f"{self.cache} can only be read; --repair needs a folder")
+        if self.repair and self.recompute:
+            raise UsageError("--repair removes damaged files, not rows; leave out --recompute")
+        if (self.data or self.teacher) and not self.recompute:
+            raise UsageError("--data and --teacher are for --recompute; pass --recompute N, too")
+        if self.recompute and not self.data:
+            raise UsageError("--recompute needs the LMDBs the cache was built from; pass --data")
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads read."""
+        return self.jobs or num_cores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyConfig(Options):
+    """What `clipocr cache copy` is asked for."""
+
+    source: str | Path
+    """Folder or address."""
+    out: Path
+    fraction: float = option(
+        1.0,
+        above=0,
+        maximum=1,
+        help="Share of the units to copy; the same ones that train --fraction takes.",
+    )
+    views: int | None = option(
+        None, minimum=1, default_text="all of them", help="Views to copy, from the first on."
+    )
+    image_taps: tuple[int, ...] | None = option(
+        None, minimum=1, default_text="all of them", help="Image blocks to copy."
+    )
