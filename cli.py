@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .precompute.commands.align import align_command
 from .precompute.commands.cache import cache
 from .precompute.commands.data import data
-from .precompute.commands.upkeep import copy_command, info_command, show_command, verify_command
+from .precompute.commands.inspect import align_command, show_command
+from .precompute.commands.upkeep import copy_command, info_command, verify_command
 from .shared.errors import ClipocrError
 from .train.commands.evaluation import eval_command, latency
 from .train.commands.hub import pull, push

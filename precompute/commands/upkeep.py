@@ -1,4 +1,4 @@
-"""The commands ``clipocr cache info|show|verify|copy``, for a cache that is there."""
+"""The commands ``clipocr cache info|verify|copy``, for a cache that is there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
-from ...shared.options import CACHE, NEW_CACHE, NEW_PATH, takes
-from ...shared.terminal import MAX_LISTED, byte_size, counted, warn_of_random_teacher
+from ...shared.options import CACHE, NEW_CACHE, takes
+from ...shared.terminal import MAX_LISTED, byte_size, counted
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -64,65 +64,6 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
         f"{cache_path}: {description.num_rows_built:,} of "
         f"{counted(description.num_rows, 'row')} built, "
         f"{byte_size(sum(description.bytes_by_part.values()))}."
-    )
-
-
-@click.command("show")
-@click.argument("cache_path", metavar="CACHE", type=CACHE)
-@click.option("--out", type=NEW_PATH, required=True, help="PNG to write.")
-@click.option(
-    "--rows",
-    "num_rows",
-    type=click.IntRange(min=1),
-    default=12,
-    show_default=True,
-    help="Rows to draw.",
-)
-@click.option(
-    "--view-count",
-    "num_views",
-    type=click.IntRange(min=1),
-    show_default="all, up to 5",
-    help="Views of each row, from the first on.",
-)
-@click.option("--tap", type=int, show_default="the last", help="Image block to colour.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which rows."
-)
-def show_command(
-    cache_path: str | Path,
-    out: Path,
-    num_rows: int,
-    num_views: int | None,
-    tap: int | None,
-    seed: int,
-) -> None:
-    """Draw a contact sheet: rows by views, and what the teacher sees in each.
-
-    Beside each view are the first three principal components of a tap's patch tokens, as colours:
-    patches of one colour are alike to the teacher. Rows are random; bad ones say why they are.
-
-    \b
-    Example:
-      clipocr cache show mjst.cache --out sheet.png --tap 6
-    """
-    from ..inspect.show import ShowConfig, show_cache
-
-    summary = show_cache(
-        ShowConfig(
-            cache=cache_path,
-            out=out,
-            num_rows=num_rows,
-            num_views=num_views,
-            tap=tap,
-            seed=seed,
-        )
-    )
-    warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
-    width_px, height_px = summary.size_px
-    click.echo(
-        f"Wrote {out}: {counted(summary.num_rows, 'row')} by {counted(summary.num_views, 'view')}, "
-        f"block {summary.tap}, {width_px}x{height_px} pixels."
     )
 
 

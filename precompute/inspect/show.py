@@ -1,7 +1,7 @@
 """`clipocr cache show`: a contact sheet of what student and teacher see.
 
-Rows by views: each view's pixels as stored, and beside them the first three principal components
-of a tap's patch tokens as red, green and blue, one square per patch. Equal colours are patches that
+Rows by views: each view's pixels as stored, and below them the first three principal components of
+an array's patch tokens as red, green and blue, one square per patch. Equal colours are patches that
 the teacher finds alike, in all rows and views of the sheet.
 
 Shapes: N cells, P patch tokens (without the class token), D teacher width.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -21,12 +22,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ...shared.cache.codecs.codecs import Pixels, unfilter_pixels
-from ...shared.cache.names import PIXELS, block_name
+from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.reader import FeatureCache
-from ...shared.data.word_lmdb import image_key
-from ...shared.errors import CacheMismatchError, CacheMissingError, UsageError
+from ...shared.errors import CacheMismatchError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from .cached_words import CachedWord, problem_of, random_words, view_of
+from .options import ShowOptions
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,25 +36,10 @@ _MOST_VIEWS = 5
 _LOW_PERCENT, _HIGH_PERCENT = 2.0, 98.0
 """What becomes 0 and 255; single odd tokens must not take all the contrast."""
 
-_MARGIN_PX, _GAP_PX, _LABEL_PX = 32, 8, 204
+_MARGIN_PX, _GAP_PX, _LABEL_PX, _HEADER_PX, _HEADING_PX = 32, 8, 204, 140, 30
 _MOST_WIDTH_PX = 1680
 _PAPER, _INK, _SOFT_INK, _WARNING = "#ffffff", "#1c2430", "#75808f", "#b3261e"
 _LINE, _BAD_PAPER, _ABSENT_PAPER = "#d5dae1", "#fbeae9", "#f1f3f6"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig:
-    """What `clipocr cache show` was asked for."""
-
-    cache: str | Path
-    out: Path
-    num_rows: int = 12
-    num_views: int | None = None
-    """None: all, or the first few."""
-    tap: int | None = None
-    """Image block; None: the last there is."""
-    seed: int = 0
-    """Which rows are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +48,7 @@ class ShowSummary:
 
     num_rows: int
     num_views: int
-    tap: int
+    array: str
     size_px: tuple[int, int]
     """(width, height)."""
     teacher_name: str
@@ -85,98 +71,70 @@ class _Cell:
 
 @dataclass(kw_only=True)
 class _Row:
-    label: str
-    source: str
-    lmdb_key: str
+    word: CachedWord
     cells: list[_Cell] = field(default_factory=list)
 
 
-def show_cache(config: ShowConfig) -> ShowSummary:
+def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
     """Draw random rows of a cache into a PNG; units that are not built yet are left out.
 
     Raises:
         CacheError: there is no cache, nothing is built, or it lacks what was asked for.
     """
-    cache = FeatureCache.open(config.cache)
+    cache = FeatureCache.open(place)
     spec, teacher = cache.spec, cache.spec.teacher
-    num_views = _choose_views(cache, config.num_views)
-    tap = spec.image_taps[-1] if config.tap is None else config.tap
-    cache.require_images((block_name(tap),))
-    rows = _read_rows(cache, config, num_views, tap)
+    num_views = _choose_views(cache, options.view_count)
+    array = options.array or spec.image_names[-1]
+    rows = _read_rows(cache, options, num_views, array)
     explained = _color(rows)
-    num_patches = spec.image(block_name(tap)).num_tokens - 1
-    header = [
-        f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of {cache.num_views} "
-        f"{'view' if cache.num_views == 1 else 'views'} ({spec.view.augment}, "
-        f"{spec.view.height_px}x{spec.view.width_px})",
-        f"colours: first three principal components of block {tap}'s {num_patches} patch tokens, "
-        f"{100 * explained:.0f} % of their variance",
-    ]
-    sheet = _Sheet(num_views=num_views, num_rows=len(rows), tap=tap)
-    title = str(config.cache).rstrip("/").rpartition("/")[2]
-    sheet.draw_header(title, teacher.name, header, is_random=teacher.is_random)
-    for row_idx, row in enumerate(rows):
-        sheet.draw_row(row_idx, row)
-    sheet.image.save(config.out, "PNG")
+    held = f"{cache.num_views} {'view' if cache.num_views == 1 else 'views'}"
+    image = _draw_sheet(
+        rows,
+        title=str(place).rstrip("/").rpartition("/")[2],
+        teacher=teacher.name,
+        warning="RANDOM weights: these colours say nothing of CLIP" if teacher.is_random else "",
+        lines=(
+            f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of {held} ({spec.view.augment}, "
+            f"{spec.view.height_px}x{spec.view.width_px})",
+            f"colours: first three principal components of the patch tokens of {array}, "
+            f"{100 * explained:.0f} % of their variance",
+        ),
+        array=array,
+    )
+    image.save(options.out, "PNG")
     return ShowSummary(
         num_rows=len(rows),
         num_views=num_views,
-        tap=tap,
-        size_px=sheet.image.size,
+        array=array,
+        size_px=image.size,
         teacher_name=teacher.name,
         teacher_is_random=teacher.is_random,
     )
 
 
 def _choose_views(cache: FeatureCache, wanted: int | None) -> int:
-    held = cache.num_views
-    if not held:
-        raise CacheMissingError(
-            f"{cache.storage} has no finished unit yet; run its cache build command again"
-        )
-    if wanted is not None and not 1 <= wanted <= held:
+    if wanted is not None and wanted > cache.num_views > 0:
         raise CacheMismatchError(
-            f"{cache.storage} has {held} views, not {wanted}; pass 1 to {held}"
+            f"{cache.storage} has {cache.num_views} views, not {wanted}; "
+            f"pass 1 to {cache.num_views}"
         )
-    return wanted or min(held, _MOST_VIEWS)
+    return wanted or min(cache.num_views, _MOST_VIEWS)
 
 
-def _read_rows(cache: FeatureCache, config: ShowConfig, num_views: int, tap: int) -> list[_Row]:
-    if config.num_rows < 1:
-        raise UsageError(f"rows is {config.num_rows}, expected 1 or more")
-    units = cache.units()
-    bounds = [cache.spec.unit_range(unit_idx) for unit_idx in units]
-    built = np.concatenate([np.arange(start, stop) for start, stop in bounds])
-    rng = np.random.default_rng(config.seed)
-    drawn = rng.choice(built, min(config.num_rows, len(built)), replace=False)
-    labels, codec = cache.labels(), cache.codec(block_name(tap))
+def _read_rows(cache: FeatureCache, options: ShowOptions, num_views: int, array: str) -> list[_Row]:
+    cache.require_images((array,))
+    codec = cache.codec(array)
     rows = []
-    for row_idx in drawn.tolist():
-        unit_idx = row_idx // cache.spec.unit_rows
-        keys = cache.rows(unit_idx)
-        at = row_idx - cache.spec.unit_range(unit_idx)[0]
-        source = cache.spec.sources[keys["source"][at]].name
-        row = _Row(
-            label=labels[keys["label"][at]],
-            source=source,
-            lmdb_key=image_key(int(keys["lmdb_index"][at])).decode(),
-        )
+    for word in islice(random_words(cache, options.seed), options.rows):
+        row = _Row(word=word)
         for view_idx in range(num_views):
-            if unit_idx not in cache.units(view_idx):
-                row.cells.append(_Cell(problem="not built yet"))
-                continue
-            reason = cache.unit(view_idx, unit_idx).bad_rows.get(row_idx)
-            if reason is not None:
-                row.cells.append(_Cell(problem=f"bad: {reason}"))
-                continue
-            pixels, stored = (
-                torch.from_numpy(
-                    cache.image_reader(view_idx, array).rows(row_idx, row_idx + 1).copy()
-                )
-                for array in (PIXELS, block_name(tap))
-            )
-            tokens = codec.decode(stored).float()[0, 1:].numpy()
-            row.cells.append(_Cell(view=unfilter_pixels(pixels)[0].numpy(), tokens=tokens))
+            cell = _Cell(problem=problem_of(cache, view_idx, word.row_idx))
+            if not cell.problem:
+                stored = cache.image_reader(view_idx, array).rows(word.row_idx, word.row_idx + 1)
+                decoded = codec.decode(torch.from_numpy(stored.copy()))
+                cell.view = view_of(cache, view_idx, word.row_idx)
+                cell.tokens = decoded.float()[0, 1:].numpy()
+            row.cells.append(cell)
         rows.append(row)
     return rows
 
@@ -226,130 +184,117 @@ def patch_grid(num_patches: int) -> tuple[int, int]:
     return (height, width) if height * width == num_patches else (1, num_patches)
 
 
-class _Sheet:
-    """Where things are on the sheet, and the drawing of them.
+# -- drawing ---------------------------------------------------------------------------------------
 
-    A view and its colours stand side by side; from three views on, the colours stand below, or the
-    sheet would be too wide. A sheet of one view has two columns of rows.
-    """
 
-    def __init__(self, *, num_views: int, num_rows: int, tap: int) -> None:
-        self._tap, self._num_views = tap, num_views
-        self._is_stacked = num_views > 2
-        across = num_views * (1 if self._is_stacked else 2)
-        room = _MOST_WIDTH_PX - 2 * _MARGIN_PX - _LABEL_PX - num_views * 3 * _GAP_PX
-        self._scale = max(1, min(2, room // (across * IMAGE_WIDTH_PX)))
-        self._cell_px = (self._scale * IMAGE_WIDTH_PX, self._scale * IMAGE_HEIGHT_PX)
-        width, height = self._cell_px
-        self._pair_width = width if self._is_stacked else 2 * width + _GAP_PX
-        self._pair_height = 2 * height + _GAP_PX // 2 if self._is_stacked else height
-        self._block_width = _LABEL_PX + num_views * (self._pair_width + 3 * _GAP_PX) - 3 * _GAP_PX
-        self._row_height = max(self._pair_height, 40) + 2 * _GAP_PX
-        num_blocks = 2 if num_views == 1 and num_rows > 1 else 1
-        self._rows_per_block = -(-num_rows // num_blocks)
-        self._top = _MARGIN_PX + 108
-        block_gap = 2 * _MARGIN_PX
-        self._block_x = [
-            _MARGIN_PX + block_idx * (self._block_width + block_gap)
-            for block_idx in range(num_blocks)
+def _draw_sheet(
+    rows: Sequence[_Row],
+    *,
+    title: str,
+    teacher: str,
+    warning: str,
+    lines: Sequence[str],
+    array: str,
+) -> Image.Image:
+    """Draw a label and the views of each row, in as many columns of rows as there is room for."""
+    num_views = len(rows[0].cells)
+    widths = [_LABEL_PX + num_views * (scale * IMAGE_WIDTH_PX + 3 * _GAP_PX) for scale in (1, 2)]
+    scale = 2 if widths[1] + 2 * _MARGIN_PX <= _MOST_WIDTH_PX else 1
+    column_px = widths[scale - 1] - 3 * _GAP_PX
+    num_columns = max(1, min(len(rows), _MOST_WIDTH_PX // (column_px + 2 * _MARGIN_PX)))
+    rows_per_column = -(-len(rows) // num_columns)
+    cell_px = (scale * IMAGE_WIDTH_PX, 2 * scale * IMAGE_HEIGHT_PX + _GAP_PX // 2)
+    row_px = cell_px[1] + 2 * _GAP_PX
+    width = max(num_columns * (column_px + 2 * _MARGIN_PX), 900)
+    height = _HEADER_PX + _HEADING_PX + rows_per_column * row_px + _MARGIN_PX // 2
+    image = Image.new("RGB", (width, height), _PAPER)
+    pen = ImageDraw.Draw(image)
+    _draw_header(pen, title, teacher, warning, lines)
+    for row_idx, row in enumerate(rows):
+        column_idx, in_column = divmod(row_idx, rows_per_column)
+        left = _MARGIN_PX + column_idx * (column_px + 2 * _MARGIN_PX)
+        pairs_x = [
+            left + _LABEL_PX + view_idx * (cell_px[0] + 3 * _GAP_PX)
+            for view_idx in range(num_views)
         ]
-        size = (
-            max(self._block_x[-1] + self._block_width + _MARGIN_PX, 900),
-            self._top + 30 + self._rows_per_block * self._row_height + _MARGIN_PX // 2,
-        )
-        self.image = Image.new("RGB", size, _PAPER)
-        self._pen = ImageDraw.Draw(self.image)
+        if in_column == 0:
+            _text(pen, (left, _HEADER_PX), "label", 14, bold=True)
+            for view_idx, x in enumerate(pairs_x):
+                _text(pen, (x, _HEADER_PX), f"view {view_idx}, {array} below", 14, bold=True)
+            line_y = _HEADER_PX + 24
+            pen.line((left, line_y, left + column_px, line_y), _LINE)
+        y = _HEADER_PX + _HEADING_PX + in_column * row_px + _GAP_PX
+        _draw_word(pen, (left, y + cell_px[1] // 2), row.word)
+        for x, cell in zip(pairs_x, row.cells, strict=True):
+            _draw_cell(image, pen, (x, y), cell_px, cell)
+    return image
 
-    def draw_header(
-        self, title: str, teacher: str, lines: Sequence[str], *, is_random: bool
-    ) -> None:
-        """Say what cache this is, what the colours are, and what each column is."""
-        x, y = _MARGIN_PX, _MARGIN_PX - 8
-        self._text((x, y), title, 24, bold=True)
-        right = x + self._width_of(title, 24, bold=True) + 20
-        self._text((right, y + 8), teacher, 15, _SOFT_INK)
-        if is_random:
-            right += self._width_of(teacher, 15) + 20
-            note = "RANDOM weights: these colours say nothing of CLIP"
-            self._text((right, y + 8), note, 15, _WARNING, bold=True)
-        for line_idx, line in enumerate(lines):
-            self._text((x, y + 42 + 21 * line_idx), line, 14, _SOFT_INK)
-        for block_x in self._block_x:
-            line_y = self._top + 24
-            self._pen.line((block_x, line_y, block_x + self._block_width, line_y), _LINE)
-            self._text((block_x, self._top), "label", 14, bold=True)
-            for view_idx in range(self._num_views):
-                at = self._pair_x(block_x, view_idx)
-                if self._is_stacked:
-                    named = f"view {view_idx}, block {self._tap} below"
-                    self._text((at, self._top), named, 14, bold=True)
-                else:
-                    self._text((at, self._top), f"view {view_idx}", 14, bold=True)
-                    beside = at + self._cell_px[0] + _GAP_PX
-                    self._text((beside, self._top), f"block {self._tap}", 14, bold=True)
 
-    def draw_row(self, row_idx: int, row: _Row) -> None:
-        """Draw a row's label and its cells."""
-        block_idx, in_block = divmod(row_idx, self._rows_per_block)
-        block_x = self._block_x[block_idx]
-        y = self._top + 30 + in_block * self._row_height + _GAP_PX
-        middle = y + self._pair_height // 2
-        room = _LABEL_PX - 16
-        fits = (s for s in (17, 15, 13) if self._width_of(row.label, s, bold=True) <= room)
-        size_px = next(fits, 11)
-        label = self._shortened(row.label, room, size_px, bold=True)
-        self._text((block_x, middle - 5 - size_px), label, size_px, bold=True)
-        # The end of a source's name tells more than its beginning.
-        source = self._shortened(row.source[::-1], room, 11)[::-1]
-        self._text((block_x, middle + 1), source, 11, _SOFT_INK)
-        self._text((block_x, middle + 15), row.lmdb_key, 11, _SOFT_INK)
-        for view_idx, cell in enumerate(row.cells):
-            self._draw_cell((self._pair_x(block_x, view_idx), y), cell)
+def _draw_header(
+    pen: ImageDraw.ImageDraw, title: str, teacher: str, warning: str, lines: Sequence[str]
+) -> None:
+    x, y = _MARGIN_PX, _MARGIN_PX - 8
+    for text, size_px, color, bold in (
+        (title, 24, _INK, True),
+        (teacher, 15, _SOFT_INK, False),
+        (warning, 15, _WARNING, True),
+    ):
+        _text(pen, (x, y + 24 - size_px), text, size_px, color, bold=bold)
+        x += math.ceil(_font(size_px, bold).getlength(text)) + 20
+    for line_idx, line in enumerate(lines):
+        _text(pen, (_MARGIN_PX, y + 42 + 21 * line_idx), line, 14, _SOFT_INK)
 
-    def _draw_cell(self, corner: tuple[int, int], cell: _Cell) -> None:
-        (x, y), (width, height) = corner, self._cell_px
-        if cell.view is None or cell.colors is None:
-            is_bad = cell.problem.startswith("bad")
-            box = (x, y, x + self._pair_width - 1, y + self._pair_height - 1)
-            self._pen.rectangle(box, _BAD_PAPER if is_bad else _ABSENT_PAPER)
-            middle = y + self._pair_height // 2 - 10
-            color = _WARNING if is_bad else _SOFT_INK
-            self._text((x + 12, middle), self._shortened(cell.problem, width, 14), 14, color)
-            return
-        below = (x, y + height + _GAP_PX // 2)
-        colors = cell.colors.reshape(*patch_grid(len(cell.colors)), 3)
-        self._paste((x, y), cell.view)
-        self._paste(below if self._is_stacked else (x + width + _GAP_PX, y), colors)
 
-    def _paste(self, corner: tuple[int, int], pixels: Pixels) -> None:
-        (x, y), (width, height) = corner, self._cell_px
-        self._pen.rectangle((x - 1, y - 1, x + width, y + height), outline=_LINE)
+def _draw_word(pen: ImageDraw.ImageDraw, left_middle: tuple[int, int], word: CachedWord) -> None:
+    x, middle = left_middle
+    size_px = _fitting(word.label, 17, bold=True)
+    _text(pen, (x, middle - 5 - size_px), word.label, size_px, bold=True)
+    # The end of a source's name tells more than its beginning.
+    source = word.source if len(word.source) <= 28 else "…" + word.source[-27:]
+    _text(pen, (x, middle + 1), source, _fitting(source, 11), _SOFT_INK)
+    _text(pen, (x, middle + 15), word.lmdb_key, 11, _SOFT_INK)
+
+
+def _draw_cell(
+    image: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    size_px: tuple[int, int],
+    cell: _Cell,
+) -> None:
+    """Draw a view and its colours below, or why there are none."""
+    (x, y), (width, height) = corner, size_px
+    if cell.view is None or cell.colors is None:
+        is_bad = cell.problem.startswith("bad")
+        box = (x, y, x + width - 1, y + height - 1)
+        pen.rectangle(box, _BAD_PAPER if is_bad else _ABSENT_PAPER)
+        color = _WARNING if is_bad else _SOFT_INK
+        _text(pen, (x + 12, y + height // 2 - 10), cell.problem, 14, color)
+        return
+    half = (height - _GAP_PX // 2) // 2
+    colors = cell.colors.reshape(*patch_grid(len(cell.colors)), 3)
+    for top, pixels in ((y, cell.view), (y + height - half, colors)):
+        pen.rectangle((x - 1, top - 1, x + width, top + half), outline=_LINE)
         picture = Image.fromarray(np.ascontiguousarray(pixels))
-        self.image.paste(picture.resize(self._cell_px, Image.Resampling.NEAREST), corner)
+        image.paste(picture.resize((width, half), Image.Resampling.NEAREST), (x, top))
 
-    def _pair_x(self, block_x: int, view_idx: int) -> int:
-        return block_x + _LABEL_PX + view_idx * (self._pair_width + 3 * _GAP_PX)
 
-    def _text(
-        self,
-        corner: tuple[int, int],
-        text: str,
-        size_px: int,
-        color: str = _INK,
-        *,
-        bold: bool = False,
-    ) -> None:
-        self._pen.text(corner, text, color, _font(size_px, bold))
+def _text(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    size_px: int,
+    color: str = _INK,
+    *,
+    bold: bool = False,
+) -> None:
+    pen.text(corner, text, color, _font(size_px, bold))
 
-    def _width_of(self, text: str, size_px: int, *, bold: bool = False) -> int:
-        return math.ceil(_font(size_px, bold).getlength(text))
 
-    def _shortened(self, text: str, room_px: int, size_px: int, *, bold: bool = False) -> str:
-        if self._width_of(text, size_px, bold=bold) <= room_px:
-            return text
-        while text and self._width_of(text + "…", size_px, bold=bold) > room_px:
-            text = text[:-1]
-        return text + "…"
+def _fitting(text: str, size_px: int, *, bold: bool = False) -> int:
+    """Return the size at which a text fits beside the views, `size_px` at most."""
+    width = _font(size_px, bold).getlength(text)
+    return max(7, min(size_px, int(size_px * (_LABEL_PX - 16) / max(width, 1))))
 
 
 @lru_cache

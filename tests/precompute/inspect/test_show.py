@@ -13,7 +13,8 @@ from samples import WORDS, tiny_build, write_words
 
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.inspect.show import ShowConfig, color_tokens, patch_grid, show_cache
+from clipocr.precompute.inspect.options import ShowOptions
+from clipocr.precompute.inspect.show import color_tokens, patch_grid, show_cache
 from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.errors import CacheMismatchError, CacheMissingError
@@ -98,8 +99,8 @@ def test_patches_lie_as_in_the_view(num_patches: int, grid: tuple[int, int]) -> 
 def test_a_sheet_holds_every_view_and_its_colors(cache_path: Path, tmp_path: Path) -> None:
     cache = FeatureCache.open(cache_path)
     out = tmp_path / "sheet.png"
-    summary = show_cache(ShowConfig(cache=cache_path, out=out, num_rows=500, tap=2))
-    assert (summary.num_rows, summary.num_views, summary.tap) == (73, 1, 2)
+    summary = show_cache(cache_path, ShowOptions(out=out, rows=500, array="block2"))
+    assert (summary.num_rows, summary.num_views, summary.array) == (73, 1, "block2")
     sheet = read_sheet(out)
     assert sheet.shape[1::-1] == summary.size_px
     bad = next(row for u in cache.units() for row in cache.unit(0, u).bad_rows)
@@ -122,17 +123,17 @@ def test_views_stand_side_by_side(data_root: Path, tmp_path: Path, num_views: in
     build_cache(tiny_build(data_root, path, augment="randaugment", views=num_views))
     cache = FeatureCache.open(path)
     out = tmp_path / "sheet.png"
-    summary = show_cache(ShowConfig(cache=path, out=out, num_rows=73))
-    assert (summary.num_views, summary.tap) == (num_views, 3)
+    summary = show_cache(path, ShowOptions(out=out, rows=73))
+    assert (summary.num_views, summary.array) == (num_views, "block3")
     assert summary.size_px[0] <= 1680
     sheet = read_sheet(out)
     for view_idx in range(num_views):
         views = views_of(cache, view_idx)
         assert contains(sheet, magnified(views[40], 2))
-    one = show_cache(ShowConfig(cache=path, out=out, num_views=1))
+    one = show_cache(path, ShowOptions(out=out, view_count=1))
     assert one.num_views == 1
     with pytest.raises(CacheMismatchError, match=f"has {num_views} views, not 4"):
-        show_cache(ShowConfig(cache=path, out=out, num_views=4))
+        show_cache(path, ShowOptions(out=out, view_count=4))
 
 
 def test_a_view_that_is_not_built_yet_is_left_blank(data_root: Path, tmp_path: Path) -> None:
@@ -140,40 +141,52 @@ def test_a_view_that_is_not_built_yet_is_left_blank(data_root: Path, tmp_path: P
     build_cache(tiny_build(data_root, path, augment="randaugment", views=2))
     (path / "sealed.json").unlink()
     (path / "commits/view1/unit-00001.json").unlink()
-    summary = show_cache(ShowConfig(cache=path, out=tmp_path / "sheet.png", num_rows=73))
+    summary = show_cache(path, ShowOptions(out=tmp_path / "sheet.png", rows=73))
     assert (summary.num_rows, summary.num_views) == (73, 2)
     sheet = read_sheet(tmp_path / "sheet.png")
     assert (sheet == 0xF1F3F6).sum() > 32 * 20_000
     for unit in ("view0/unit-00000", "view0/unit-00001", "view0/unit-00002"):
         (path / f"commits/{unit}.json").unlink()
     with pytest.raises(CacheMissingError, match="has no finished unit"):
-        show_cache(ShowConfig(cache=path, out=tmp_path / "sheet.png"))
+        show_cache(path, ShowOptions(out=tmp_path / "sheet.png"))
 
 
 def test_a_cache_of_bad_images_and_long_labels_is_drawn(tmp_path: Path) -> None:
     labels = [*WORDS[:2], "internationalisation-25-xx"[:25]]
     write_words(tmp_path / "data" / ("a_long_name" * 9), labels, {1: b"", 2: b"", 3: b"x"})
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
-    summary = show_cache(ShowConfig(cache=tmp_path / "cache", out=tmp_path / "sheet.png"))
+    summary = show_cache(tmp_path / "cache", ShowOptions(out=tmp_path / "sheet.png"))
     assert summary.num_rows == 3
 
 
 def test_the_seed_decides_which_rows(cache_path: Path, tmp_path: Path) -> None:
     sheets = []
     for seed in (0, 0, 1):
-        show_cache(ShowConfig(cache=cache_path, out=tmp_path / "a.png", num_rows=4, seed=seed))
+        show_cache(cache_path, ShowOptions(out=tmp_path / "a.png", rows=4, seed=seed))
         sheets.append((tmp_path / "a.png").read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
 
 
 def test_the_command_says_what_it_wrote(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
-    args = ["cache", "show", cache_path, "--out", out, "--rows", 3, "--view-count", 1, "--tap", 1]
+    args = [
+        "cache",
+        "show",
+        cache_path,
+        "--out",
+        out,
+        "--rows",
+        3,
+        "--view-count",
+        1,
+        "--array",
+        "block1",
+    ]
     result = CliRunner().invoke(main, list(map(str, args)))
     assert result.exit_code == 0, result.stderr
     height, width = read_sheet(out).shape
-    assert result.stdout == f"Wrote {out}: 3 rows by 1 view, block 1, {width}x{height} pixels.\n"
+    assert result.stdout == f"Wrote {out}: 3 rows by 1 view, block1, {width}x{height} pixels.\n"
     assert "random weights" in result.stderr
-    refused = CliRunner().invoke(main, [*map(str, args[:-1]), "9"])
+    refused = CliRunner().invoke(main, [*map(str, args[:-1]), "block9"])
     assert refused.exit_code == 1
     assert "holds image taps (1, 2, 3)" in refused.stderr

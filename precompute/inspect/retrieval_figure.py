@@ -5,16 +5,14 @@ Shapes: N words.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps, font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -33,14 +31,11 @@ _TITLES = {"char": "label as characters", "word": "label as a word"}
 _COLORS = colormaps["cividis"]  # Perceptually uniform, and the same to the colour-blind.
 _TOFU = "\N{WHITE SQUARE}"
 _WARNING, _SOFT_INK = "#b3261e", "0.35"
-
-# In inches.
-_CELL, _LEAST_PANEL, _GAP, _MARGIN, _BAR = 0.42, 3.2, 0.35, 0.25, 0.16
-_HEADER, _FOOTER, _PER_LETTER = 0.95, 0.75, 0.088
+_CELL_INCHES, _LEAST_PANEL_INCHES, _HEADER_INCHES, _CROP_CELLS = 0.42, 3.2, 0.95, 3.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnAlignment:
+class DrawnRetrieval:
     """What is in the figure."""
 
     num_words: int
@@ -48,7 +43,7 @@ class DrawnAlignment:
     """Characters for which no font was found; a square stands for each."""
 
 
-def draw_alignment(
+def draw_retrieval(
     path: Path,
     *,
     labels: Sequence[str],
@@ -58,7 +53,7 @@ def draw_alignment(
     captions: Mapping[str, str],
     teacher: str,
     is_random: bool,
-) -> DrawnAlignment:
+) -> DrawnRetrieval:
     """Draw the first words' pictures against their labels.
 
     Args:
@@ -76,71 +71,47 @@ def draw_alignment(
     shown = {tokens: matrix[:num_words, :num_words] for tokens, matrix in matrices.items()}
     families, undrawable = find_fonts("".join(labels))
     labels = ["".join(_TOFU if c in undrawable else c for c in label) for label in labels]
-    layout = _Layout(num_words, len(shown), max(map(_letters_wide, labels)))
-    figure = Figure(figsize=layout.size)
-    FigureCanvasAgg(figure)
-    _draw_header(figure, layout, f"{num_words} of {total:,} words", quantity, teacher, is_random)
-    scale = Normalize(
-        min(float(matrix.min()) for matrix in shown.values()),
-        max(float(matrix.max()) for matrix in shown.values()),
-    )
-    _draw_views(figure.add_axes(layout.crops), views)
-    for panel_idx, (tokens, matrix) in enumerate(shown.items()):
-        axis = figure.add_axes(layout.panel(panel_idx))
+    scale = Normalize(min(m.min() for m in shown.values()), max(m.max() for m in shown.values()))
+
+    cell = max(_CELL_INCHES, _LEAST_PANEL_INCHES / num_words)
+    panels_width = len(shown) * (num_words * cell + 0.3)
+    height = _HEADER_INCHES + 0.09 * max(map(len, labels)) + num_words * cell + 1.0
+    figure = Figure(figsize=(_CROP_CELLS * cell + panels_width + 1.1, height))
+    rect = (0, 0, 1, 1 - _HEADER_INCHES / height)
+    figure.set_layout_engine("constrained", rect=rect, w_pad=0.12)
+    about = f"{teacher}, views of 32x128, {num_words} of {total:,} words; {quantity} in each cell, "
+    _draw_header(figure, f"{about}own label framed", is_random=is_random)
+    ratios = [_CROP_CELLS, *[num_words] * len(shown)]
+    crops, *panels = figure.subplots(1, len(ratios), width_ratios=ratios)
+    _draw_views(crops, views)
+    for axis, (tokens, matrix) in zip(panels, shown.items(), strict=True):
         _draw_panel(axis, matrix, scale, labels, families)
         axis.set_xlabel(f"{_TITLES[tokens]}\n{captions[tokens]}", fontsize=9, labelpad=8)
-    bar = figure.colorbar(ScalarMappable(scale, _COLORS), cax=figure.add_axes(layout.bar))
+    bar = figure.colorbar(ScalarMappable(scale, _COLORS), ax=panels, aspect=30, pad=0.02)
     bar.set_label(quantity, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.savefig(path, dpi=150, format="png")
-    return DrawnAlignment(num_words=num_words, undrawable=undrawable)
+    return DrawnRetrieval(num_words=num_words, undrawable=undrawable)
 
 
-class _Layout:
-    """Where things are, in shares of the figure as matplotlib wants them."""
+def _draw_header(figure: Figure, about: str, *, is_random: bool) -> None:
+    def line(inches: float, text: str, **style: Any) -> None:
+        figure.text(
+            0.15 / figure.get_figwidth(), 1 - inches / figure.get_figheight(), text, **style
+        )
 
-    def __init__(self, num_words: int, num_panels: int, letters_wide: int) -> None:
-        cell = max(_CELL, _LEAST_PANEL / num_words)
-        self._panel = num_words * cell
-        self._crop = 3.7 * cell
-        self._top = _HEADER + _PER_LETTER * letters_wide
-        width = _MARGIN + self._crop + num_panels * (self._panel + _GAP) + _BAR + 4 * _MARGIN
-        self.size = (width, self._top + self._panel + _FOOTER + _MARGIN)
-        self._bottom = _FOOTER + _MARGIN
-        self.crops = self._share(_MARGIN, self._crop)
-        self.bar = self._share(self._panel_x(num_panels), _BAR)
-
-    def panel(self, panel_idx: int) -> tuple[float, float, float, float]:
-        return self._share(self._panel_x(panel_idx), self._panel)
-
-    def from_top(self, inches: float) -> float:
-        return 1 - inches / self.size[1]
-
-    def _panel_x(self, panel_idx: int) -> float:
-        return _MARGIN + self._crop + panel_idx * (self._panel + _GAP) + 0.1
-
-    def _share(self, x: float, width: float) -> tuple[float, float, float, float]:
-        full_width, height = self.size
-        return x / full_width, self._bottom / height, width / full_width, self._panel / height
-
-
-def _draw_header(
-    figure: Figure, layout: _Layout, counts: str, quantity: str, teacher: str, is_random: bool
-) -> None:
-    x = _MARGIN / layout.size[0]
-    title = "Pictures (rows) against labels (columns)"
-    figure.text(x, layout.from_top(0.32), title, fontsize=13, weight="bold")
-    about = f"{teacher}, views of 32x128, {counts}; {quantity} in each cell, own label framed"
-    figure.text(x, layout.from_top(0.56), about, fontsize=9, color=_SOFT_INK)
+    line(0.32, "Pictures (rows) against labels (columns)", fontsize=13, weight="bold")
+    line(0.56, about, fontsize=9, color=_SOFT_INK)
     if is_random:
         note = "RANDOM weights: this says nothing of CLIP"
-        figure.text(x, layout.from_top(0.78), note, fontsize=9, weight="bold", color=_WARNING)
+        line(0.78, note, fontsize=9, weight="bold", color=_WARNING)
 
 
 def _draw_views(axis: Axes, views: Sequence[Pixels]) -> None:
+    """Draw each view beside its row of the heat maps."""
     for row, view in enumerate(views):
         axis.imshow(view, extent=(0, 3.6, row + 0.45, row - 0.45), aspect="auto")
-    axis.set_xlim(0, 3.7)
+    axis.set_xlim(0, _CROP_CELLS)
     axis.set_ylim(len(views) - 0.5, -0.5)
     axis.set_axis_off()
 
@@ -166,11 +137,6 @@ def _draw_panel(
             axis.add_patch(
                 Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=color, linewidth=1.2)
             )
-
-
-def _letters_wide(label: str) -> int:
-    """Return how much room a label takes; East Asian characters are two letters wide."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in label)
 
 
 def find_fonts(text: str) -> tuple[tuple[str, ...], str]:

@@ -16,15 +16,17 @@ from samples import TINY_TEACHER, WORDS, tiny_build, write_words
 
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.inspect.align import (
-    AlignConfig,
-    AlignedWord,
-    Alignment,
-    align_words,
+from clipocr.precompute.inspect.label_retrieval import (
+    LabelRetrieval,
+    PicturedWord,
     compare_words,
+    retrieve_labels,
 )
-from clipocr.precompute.inspect.align_figure import draw_alignment, find_fonts
+from clipocr.precompute.inspect.options import RetrievalOptions
+from clipocr.precompute.inspect.retrieval_figure import draw_retrieval, find_fonts
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
+from clipocr.shared.data.images import decode_image, stretch
+from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import CacheMismatchError, DataError, TeacherError, UsageError
 
 CPU = torch.device("cpu")
@@ -35,10 +37,10 @@ def teacher() -> Teacher:
     return load_teacher(TINY_TEACHER, image_taps=(1,), text_taps=(1,), precision="fp32", device=CPU)
 
 
-def words_of(labels: tuple[str, ...]) -> list[AlignedWord]:
+def words_of(labels: tuple[str, ...]) -> list[PicturedWord]:
     rng = np.random.default_rng(0)
     return [
-        AlignedWord(label=label, name=label, view=rng.integers(0, 256, (32, 128, 3), np.uint8))
+        PicturedWord(label=label, name=label, view=rng.integers(0, 256, (32, 128, 3), np.uint8))
         for label in labels
     ]
 
@@ -57,13 +59,13 @@ def test_cosines_are_those_of_clip_s_own_embeddings(teacher: Teacher) -> None:
     tokenizer = open_clip.SimpleTokenizer()
     views = torch.from_numpy(np.stack([word.view for word in words]))
     pictures = teacher.image_embeddings(views).numpy()
-    for alignment in (by_char, by_word):
+    for retrieval in (by_char, by_word):
         with torch.no_grad():
-            text = teacher._model.encode_text(tokenizer([bpe[alignment.tokens]])).numpy()[0]
+            text = teacher._model.encode_text(tokenizer([bpe[retrieval.tokens]])).numpy()[0]
         for row, picture in enumerate(pictures):
             lengths = math.sqrt(float(picture @ picture)) * math.sqrt(float(text @ text))
             cosine = float(picture @ text) / lengths
-            assert alignment.cosines[row, 0] == pytest.approx(cosine, abs=1e-5)
+            assert retrieval.cosines[row, 0] == pytest.approx(cosine, abs=1e-5)
 
 
 def test_probabilities_are_one_softmax_over_both_kinds_of_label(teacher: Teacher) -> None:
@@ -78,18 +80,18 @@ def test_probabilities_are_one_softmax_over_both_kinds_of_label(teacher: Teacher
 
 def test_figures_of_a_matrix() -> None:
     cosines = np.array([[0.5, 0.1, 0.2], [0.3, 0.2, 0.1], [0.6, 0.0, 0.8]], np.float32)
-    alignment = Alignment(tokens="char", cosines=cosines, probabilities=cosines / 2)
-    assert alignment.mean_own == pytest.approx(1.5 / 3)
-    assert alignment.mean_other == pytest.approx(1.3 / 6)
-    assert alignment.label_top1 == pytest.approx(2 / 3)  # Row 1 is nearest to label 0.
-    assert alignment.picture_top1 == pytest.approx(2 / 3)  # Label 0 is nearest to row 2.
-    assert alignment.mean_probability == pytest.approx(0.25)
+    retrieval = LabelRetrieval(tokens="char", cosines=cosines, probabilities=cosines / 2)
+    assert retrieval.mean_own == pytest.approx(1.5 / 3)
+    assert retrieval.mean_other == pytest.approx(1.3 / 6)
+    assert retrieval.label_top1 == pytest.approx(2 / 3)  # Row 1 is nearest to label 0.
+    assert retrieval.picture_top1 == pytest.approx(2 / 3)  # Label 0 is nearest to row 2.
+    assert retrieval.mean_probability == pytest.approx(0.25)
 
 
-def test_lmdbs_to_a_figure_and_a_table(data_root: Path, tmp_path: Path) -> None:
+def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "heat.png"
-    arguments = ["cache", "align", str(data_root), "--teacher", TINY_TEACHER, "--out", str(out)]
-    result = CliRunner().invoke(main, [*arguments, "--words", "5", "--seed", "3"])
+    arguments = ["cache", "align", str(cache_path), "--words", "5", "--seed", "3"]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == f"Wrote {out} and {tmp_path / 'heat.csv'}: 5 words, 5 of them drawn."
@@ -106,18 +108,40 @@ def test_lmdbs_to_a_figure_and_a_table(data_root: Path, tmp_path: Path) -> None:
         assert picture.format == "PNG"
         first = np.asarray(picture)
     again = tmp_path / "again.png"
-    CliRunner().invoke(main, [*arguments[:-1], str(again), "--words", "5", "--seed", "3"])
+    CliRunner().invoke(main, [*arguments, "--out", str(again)])
     with Image.open(again) as picture:
         np.testing.assert_array_equal(first, np.asarray(picture))
+
+
+def test_pictures_are_those_of_the_source(tmp_path: Path, teacher: Teacher) -> None:
+    data = tmp_path / "data"
+    write_words(data / "words", WORDS[:4])
+    build_cache(tiny_build(data, tmp_path / "words.cache"))
+    options = RetrievalOptions(out=tmp_path / "a.png")
+    lmdb = WordLmdb(data / "words")
+    words = [
+        PicturedWord(label=word, name=word, view=stretch(decode_image(lmdb.image(idx) or b"")))
+        for idx, word in enumerate(WORDS[:4], start=1)
+    ]
+    of_pair = {
+        (word.label, label.label, some.tokens): some.cosines[row, column]
+        for some in compare_words(words, teacher)
+        for row, word in enumerate(words)
+        for column, label in enumerate(words)
+    }
+    table = rows_of(retrieve_labels(tmp_path / "words.cache", options).table)
+    read = {(r["picture_label"], r["label"], r["tokens"]): float(r["cosine"]) for r in table}
+    assert len(read) == 2 * 4 * 4
+    assert read == pytest.approx(of_pair, abs=1e-5)
 
 
 def test_every_word_once_whatever_its_case_and_no_broken_picture(tmp_path: Path) -> None:
     # CLIP's tokenizer lower-cases: 'Alpha' is 'alpha' to it, and retrieval would be a coin toss.
     labels = ["alpha", "Alpha", "bravo", "charlie", "", "x" * 26]
-    root = write_words(tmp_path / "words", labels, images={3: b"not an image"}).parent
-    summary = align_words(
-        AlignConfig(source=root, out=tmp_path / "a.png", teacher=TINY_TEACHER, num_words=6)
-    )
+    write_words(tmp_path / "data" / "words", labels, images={3: b"not an image"})
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
+    options = RetrievalOptions(out=tmp_path / "a.png", words=6)
+    summary = retrieve_labels(tmp_path / "cache", options)
     assert summary.num_words == 2
     table = rows_of(summary.table)
     assert {row["label"].lower() for row in table} == {"alpha", "charlie"}
@@ -127,36 +151,25 @@ def test_every_word_once_whatever_its_case_and_no_broken_picture(tmp_path: Path)
 def test_a_cache_is_read_with_its_own_teacher(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipocr.precompute.inspect.align_figure.MOST_DRAWN", 3)
-    summary = align_words(AlignConfig(source=cache_path, out=tmp_path / "a.png", num_words=20))
+    monkeypatch.setattr("clipocr.precompute.inspect.retrieval_figure.MOST_DRAWN", 3)
+    summary = retrieve_labels(cache_path, RetrievalOptions(out=tmp_path / "a.png", words=20))
     assert (summary.num_words, summary.num_drawn) == (20, 3)
     sources = {row["picture"].rpartition("/")[0] for row in rows_of(summary.table)}
     assert sources <= {"MJ/train", "ST"}
     other = TINY_TEACHER.replace("random:0", "random:1")
+    options = RetrievalOptions(out=tmp_path / "b.png", teacher=other)
     with pytest.raises(CacheMismatchError, match="other weights"):
-        align_words(AlignConfig(source=cache_path, out=tmp_path / "b.png", teacher=other))
-
-
-def test_a_clean_cache_and_its_lmdbs_agree(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    write_words(data / "words", WORDS[:4])
-    build_cache(tiny_build(data, tmp_path / "words.cache"))
-    of_pair: list[dict[tuple[str, ...], float]] = []
-    for source in (data, tmp_path / "words.cache"):
-        config = AlignConfig(source=source, out=tmp_path / "a.png", teacher=TINY_TEACHER)
-        table = rows_of(align_words(config).table)
-        keys = ("picture", "label", "tokens")
-        of_pair.append({tuple(r[k] for k in keys): float(r["cosine"]) for r in table})
-    assert len(of_pair[0]) == 2 * 4 * 4
-    assert of_pair[0] == pytest.approx(of_pair[1], abs=1e-5)
+        retrieve_labels(cache_path, options)
 
 
 def test_refusals(tmp_path: Path) -> None:
-    root = write_words(tmp_path / "words", ["same", "same"]).parent
+    write_words(tmp_path / "data" / "words", ["same", "same"])
+    build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
+    options = RetrievalOptions(out=tmp_path / "a.png")
     with pytest.raises(DataError, match="1 words with labels that differ, expected 2"):
-        align_words(AlignConfig(source=root, out=tmp_path / "a.png", teacher=TINY_TEACHER))
+        retrieve_labels(tmp_path / "cache", options)
     with pytest.raises(UsageError, match=r"heat\.jpg is not a PNG; name it .*heat\.png"):
-        AlignConfig(source=root, out=tmp_path / "heat.jpg")
+        RetrievalOptions(out=tmp_path / "heat.jpg")
 
 
 def test_a_teacher_that_pools_otherwise_is_refused() -> None:
@@ -173,7 +186,7 @@ def test_fonts_are_found_for_what_they_can_draw(tmp_path: Path) -> None:
     private = "\U0010fffd"  # Private use, in no font.
     assert find_fonts(f"a{private}")[1] == private
     matrix = np.eye(2, dtype=np.float32)
-    drawn = draw_alignment(
+    drawn = draw_retrieval(
         tmp_path / "a.png",
         labels=["ja", f"{private}{private}"],
         views=[np.zeros((32, 128, 3), np.uint8)] * 2,

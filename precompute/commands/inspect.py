@@ -1,0 +1,90 @@
+"""The commands ``clipocr cache show|align``, which draw what is in a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...shared.options import CACHE, takes
+from ...shared.terminal import counted, warn_of_random_teacher
+from ..inspect.options import RetrievalOptions, ShowOptions
+
+
+@click.command("show")
+@click.argument("cache_path", metavar="CACHE", type=CACHE)
+@takes(ShowOptions)
+def show_command(cache_path: str | Path, given: dict[str, Any]) -> None:
+    """Draw a contact sheet: rows by views, and what the teacher sees in each.
+
+    Below each view are the first three principal components of the patch tokens of an array, as
+    colours: patches of one colour are alike to the teacher. Rows are random; bad ones say why they
+    are.
+
+    \b
+    Example:
+      clipocr cache show mjst.cache --out sheet.png --array block6
+    """
+    from ..inspect.show import show_cache
+
+    options = ShowOptions.from_values(given)
+    summary = show_cache(cache_path, options)
+    warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
+    width_px, height_px = summary.size_px
+    click.echo(
+        f"Wrote {options.out}: {counted(summary.num_rows, 'row')} by "
+        f"{counted(summary.num_views, 'view')}, {summary.array}, {width_px}x{height_px} pixels."
+    )
+
+
+@click.command("align")
+@click.argument("cache_path", metavar="CACHE", type=CACHE)
+@takes(RetrievalOptions)
+def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
+    """Compare words' pictures with their labels, as CLIP does (figure 5 of the paper).
+
+    Each picture is that of the cache's first view, each label is read once as characters, as
+    CLIP-OCR does, and once as a word. The table beside the figure holds every pair.
+
+    \b
+    Example:
+      clipocr cache align mjst.cache --out align.png
+      clipocr cache align mjst.cache --out figure5.png --words 3 --quantity probability
+    """
+    from tabulate import tabulate
+
+    from ..inspect.label_retrieval import retrieve_labels
+
+    options = RetrievalOptions.from_values(given)
+    summary = retrieve_labels(cache_path, options)
+    rows = [
+        (
+            some.tokens,
+            f"{some.mean_own:.4f}",
+            f"{some.mean_other:.4f}",
+            f"{100 * some.label_top1:.1f}",
+            f"{100 * some.picture_top1:.1f}",
+            f"{some.mean_probability:.4f}",
+        )
+        for some in summary.retrievals
+    ]
+    headers = (
+        *("tokens", "own label", "other labels", "picture to label %", "label to picture %"),
+        "own probability",
+    )
+    align = ("left", *["right"] * (len(headers) - 1))
+    click.echo(
+        tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
+    )
+    warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
+    if summary.undrawable:
+        click.echo(
+            f"Note: no font on this machine draws {summary.undrawable}; squares stand for them. "
+            "Install one (such as Noto Sans of that script) and run this again.",
+            err=True,
+        )
+    click.echo(
+        f"Wrote {options.out} and {summary.table}: {counted(summary.num_words, 'word')}, "
+        f"{summary.num_drawn} of them drawn."
+    )

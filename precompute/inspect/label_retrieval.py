@@ -1,0 +1,233 @@
+"""`clipocr cache align`: whether CLIP finds the label of a 32x128 view, spelled out too.
+
+The distillation rests on two things that CLIP was not trained for: views of 32x128, and labels
+split into characters. The paper's figure 5 tries both: pictures against labels, each label once as
+a word and once as characters. Its numbers add up to 1 along a picture's row, over both kinds of
+label, so they are CLIP's own softmax over all of them: the `probabilities` here.
+
+Shapes: N words, E joint width.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...shared.cache.codecs.codecs import Pixels
+from ...shared.cache.names import EOT, TOKENIZERS
+from ...shared.cache.reader import FeatureCache
+from ...shared.device import choose_device
+from ...shared.errors import DataError
+from ..builder.text import load_same_teacher
+from ..teacher.clip import Teacher
+from ..teacher.tokens import PAD_TOKEN, text_tokenizer
+from .cached_words import problem_of, random_words, view_of
+from .options import RetrievalOptions
+from .retrieval_figure import draw_retrieval
+
+Floats = npt.NDArray[np.float32]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturedWord:
+    """One word: what it says, and what it looks like to student and teacher."""
+
+    label: str
+    name: str
+    """Source and LMDB key."""
+    view: Pixels
+    """Shape: (32, 128, 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRetrieval:
+    """Pictures against labels, the labels tokenised in one way."""
+
+    tokens: str
+    """``char`` or ``word``."""
+    cosines: Floats
+    """Rows are pictures, columns labels; row i and column i are one word. Shape: (N, N)."""
+    probabilities: Floats
+    """CLIP's softmax of each picture over the labels of both kinds. Shape: (N, N)."""
+
+    @property
+    def mean_own(self) -> float:
+        """Mean cosine of a picture and its own label."""
+        return float(np.diag(self.cosines).mean())
+
+    @property
+    def mean_other(self) -> float:
+        """Mean cosine of a picture and the labels of other words."""
+        num_words = len(self.cosines)
+        total = float(self.cosines.sum(dtype=np.float64)) - num_words * self.mean_own
+        return total / (num_words * (num_words - 1))
+
+    @property
+    def label_top1(self) -> float:
+        """Share of pictures whose nearest label is their own."""
+        return float((self.cosines.argmax(axis=1) == np.arange(len(self.cosines))).mean())
+
+    @property
+    def picture_top1(self) -> float:
+        """Share of labels whose nearest picture is their own."""
+        return float((self.cosines.argmax(axis=0) == np.arange(len(self.cosines))).mean())
+
+    @property
+    def mean_probability(self) -> float:
+        """Mean probability of a picture's own label, of this kind."""
+        return float(np.diag(self.probabilities).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSummary:
+    """What came out, and which files hold it."""
+
+    num_words: int
+    num_drawn: int
+    """Words in the figure; more would not be legible."""
+    retrievals: tuple[LabelRetrieval, ...]
+    table: Path
+    teacher_name: str
+    teacher_is_random: bool
+    undrawable: str
+    """Characters of the figure's labels for which this machine has no font."""
+
+
+def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSummary:
+    """Compare words of a cache's first view with their labels; write the figure and the table.
+
+    Raises:
+        CacheError: the cache has nothing built, or was made by another teacher.
+        DataError: fewer than two words with different labels.
+        TeacherError: CLIP weights cannot be had, or it pools unlike CLIP.
+    """
+    cache = FeatureCache.open(place)
+    device = choose_device(options.device)
+    teacher = load_same_teacher(place, cache.spec, options.teacher, device)
+    words = _choose_words(cache, options, teacher.context_length)
+    retrievals = compare_words(words, teacher)
+    table = options.out.with_suffix(".csv")
+    _write_table(table, words, retrievals)
+    drawn = draw_retrieval(
+        options.out,
+        labels=[word.label for word in words],
+        views=[word.view for word in words],
+        matrices={
+            some.tokens: some.cosines if options.quantity == "cosine" else some.probabilities
+            for some in retrievals
+        },
+        quantity=options.quantity,
+        captions={some.tokens: _caption(some) for some in retrievals},
+        teacher=teacher.spec.name,
+        is_random=teacher.spec.is_random,
+    )
+    return RetrievalSummary(
+        num_words=len(words),
+        num_drawn=drawn.num_words,
+        retrievals=retrievals,
+        table=table,
+        teacher_name=teacher.spec.name,
+        teacher_is_random=teacher.spec.is_random,
+        undrawable=drawn.undrawable,
+    )
+
+
+def _choose_words(
+    cache: FeatureCache, options: RetrievalOptions, context_length: int
+) -> list[PicturedWord]:
+    """Return random words with pictures that CLIP's tokenizer can tell apart.
+
+    It lower-cases, so of labels that differ in case only the first is taken; and labels that take
+    more tokens than the encoder has positions are left out.
+    """
+    tokenizers = [text_tokenizer(tokens, context_length) for tokens in TOKENIZERS]
+    words: dict[str, PicturedWord] = {}
+    for word in random_words(cache, options.seed):
+        key = word.label.lower()
+        if key in words or problem_of(cache, 0, word.row_idx):
+            continue
+        sequences = [some.tokenize(word.label) for some in tokenizers]
+        if any(sequence is None or len(sequence.ids) > context_length for sequence in sequences):
+            continue
+        words[key] = PicturedWord(
+            label=word.label,
+            name=f"{word.source}/{word.lmdb_key}",
+            view=view_of(cache, 0, word.row_idx),
+        )
+        if len(words) == options.words:
+            break
+    if len(words) < 2:
+        raise DataError(
+            f"{cache.storage} gave {len(words)} words with labels that differ, expected 2 or "
+            "more; look at it with: clipocr cache info"
+        )
+    return list(words.values())
+
+
+def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[LabelRetrieval, ...]:
+    """Compare every picture with every label, the labels read in both ways."""
+    views = torch.from_numpy(np.stack([word.view for word in words]))
+    pictures = torch.cat([teacher.image_embeddings(views[at]) for at in _batches(len(views))])
+    labels = [word.label for word in words]
+    cosines = {
+        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher)) for tokens in TOKENIZERS
+    }
+    logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
+    probabilities = logits.softmax(dim=1).chunk(len(TOKENIZERS), dim=1)
+    return tuple(
+        LabelRetrieval(tokens=tokens, cosines=of_tokens.numpy(), probabilities=shares.numpy())
+        for (tokens, of_tokens), shares in zip(cosines.items(), probabilities, strict=True)
+    )
+
+
+def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Shape: (N, E), (N, E) -> (N, N), on the CPU."""
+    normalized = (torch.nn.functional.normalize(x.double(), dim=1) for x in (pictures, labels))
+    of_pictures, of_labels = normalized
+    return (of_pictures @ of_labels.T).float().cpu()
+
+
+def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> torch.Tensor:
+    """Return the projected EOT of each label. Shape: (N, E)."""
+    tokenizer = text_tokenizer(tokens, teacher.context_length)
+    sequences = [s for s in map(tokenizer.tokenize, labels) if s is not None]
+    context = max(len(s.ids) for s in sequences)
+    padded = torch.tensor([s.ids + [PAD_TOKEN] * (context - len(s.ids)) for s in sequences])
+    eot = torch.tensor([s.eot_position for s in sequences])
+    batches = _batches(len(labels))
+    return torch.cat([teacher.text_features(padded[at], eot[at])[EOT] for at in batches])
+
+
+def _batches(num_rows: int) -> list[slice]:
+    return [slice(start, start + _BATCH) for start in range(0, num_rows, _BATCH)]
+
+
+def _caption(some: LabelRetrieval) -> str:
+    return (
+        f"cosine {some.mean_own:.3f} to the own label, {some.mean_other:.3f} to others\n"
+        f"finds its label: {100 * some.label_top1:.0f} % of pictures\n"
+        f"finds its picture: {100 * some.picture_top1:.0f} % of labels"
+    )
+
+
+def _write_table(
+    path: Path, words: Sequence[PicturedWord], retrievals: Sequence[LabelRetrieval]
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", "picture_label", "label", "tokens", "cosine", "probability"])
+        for some in retrievals:
+            for row, picture in enumerate(words):
+                for column, word in enumerate(words):
+                    cosine = f"{some.cosines[row, column]:.6f}"
+                    probability = f"{some.probabilities[row, column]:.6f}"
+                    known = (picture.name, picture.label, word.label, some.tokens)
+                    writer.writerow([*known, cosine, probability])
