@@ -39,7 +39,7 @@ def modules_of(subpackage: str) -> list[Path]:
     ("subpackage", "forbidden"),
     [
         ("precompute", ("clipocr.train", "clipocr.cli")),
-        ("train", ("clipocr.precompute", "clipocr.cli", "open_clip", "timm", "torchvision")),
+        ("train", ("clipocr.precompute", "clipocr.cli", "open_clip", "torchvision")),
         ("shared", ("clipocr.precompute", "clipocr.train", "clipocr.cli", "open_clip", "timm")),
     ],
 )
