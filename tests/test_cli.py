@@ -11,21 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import invoke
 from samples import WORDS, draw_word, write_words
 
-from clipocr.cli import main
 from clipocr.train.loop.checkpoint import load_checkpoint
 
 TAPS = ["--image-taps", "1,2,3", "--text-taps", "1,2,3"]
 SMALL_UNITS = ["--unit-rows", "32", "--chunk-rows", "8"]
-
-
-def invoke(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def build(data: Path, out: Path, *more: object) -> Result:

@@ -8,17 +8,13 @@ import sys
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 from PIL import Image
 
 import clipocr
 from clipocr.cli import main
 from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter
 from clipocr.shared.errors import DataError
-
-
-def run(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 def png(seed: int = 0) -> bytes:
@@ -69,7 +65,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
 def test_every_commands_help_has_an_example_and_explains_each_option(path) -> None:
-    result = run(*path, "--help")
+    result = invoke(*path, "--help")
     assert result.exit_code == 0
     assert f"Example:\n    clipocr {' '.join(path)} " in result.stdout
     command = main
@@ -80,14 +76,14 @@ def test_every_commands_help_has_an_example_and_explains_each_option(path) -> No
 
 
 def test_version_is_said() -> None:
-    assert run("--version").stdout == f"clipocr, version {clipocr.__version__}\n"
+    assert invoke("--version").stdout == f"clipocr, version {clipocr.__version__}\n"
 
 
 def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
     with (folder / "gt.tsv").open("a") as labels:
         labels.write("gone.png\tx\n")
     out = tmp_path / "out.lmdb"
-    result = run("data", "import", folder, out)
+    result = invoke("data", "import", folder, out)
     assert result.exit_code == 0
     kilobytes = (out / "data.mdb").stat().st_size / 1e3
     assert result.stdout == (
@@ -98,7 +94,7 @@ def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
 
 def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("0.png\tx\n" + "".join(f"m{i}.png\tx\n" for i in range(1033)))
-    result = run("data", "import", folder, tmp_path / "out.lmdb")
+    result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     lines = result.stderr.splitlines()
     assert lines[:20] == [f"m{i}.png: no such file" for i in range(20)]
     assert lines[20:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
@@ -107,7 +103,7 @@ def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
 
 def test_strict_import_lists_refuses_and_writes_nothing(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("0.png\tx\nm.png\tx\n")
-    result = run("data", "import", folder, tmp_path / "out.lmdb", "--strict")
+    result = invoke("data", "import", folder, tmp_path / "out.lmdb", "--strict")
     assert (result.exit_code, result.stdout) == (1, "")
     first, second = result.stderr.splitlines()
     assert first == "m.png: no such file"
@@ -118,7 +114,7 @@ def test_strict_import_lists_refuses_and_writes_nothing(folder, tmp_path) -> Non
 
 def test_import_of_nothing_lists_the_reasons_before_the_error(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("m.png\tx\n")
-    result = run("data", "import", folder, tmp_path / "out.lmdb")
+    result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == "m.png: no such file"
     assert result.stderr.splitlines()[1].startswith("Error: ")
@@ -132,22 +128,22 @@ def test_outputs_are_replaced_only_when_told(folder, tmp_path, words_file) -> No
     ):
         with WordLmdbWriter(out, overwrite=True) as writer:
             writer.add(b"old", "old")
-        result = run(*args)
+        result = invoke(*args)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == f"Error: {out} exists; pass --overwrite to replace it\n"
         assert list(WordLmdb(out)) == [(1, b"old", "old")]
-        assert run(*args, "--overwrite").exit_code == 0
+        assert invoke(*args, "--overwrite").exit_code == 0
         assert WordLmdb(out).image(1) != b"old"
 
 
 def test_render_then_check(tmp_path, words_file) -> None:
     out = tmp_path / "out.lmdb"
     args = ("--words", words_file, "--count", 5, "--case", "lower", "--jobs", 1)
-    result = run("data", "render", out, *args)
+    result = invoke("data", "render", out, *args)
     assert result.exit_code == 0
     assert result.stderr == ""
     assert result.stdout.startswith(f"Wrote {out}: 5 samples of 2 words in 16 fonts, ")
-    result = run("data", "check", out)
+    result = invoke("data", "check", out)
     assert result.exit_code == 0
     assert result.stdout == (
         f"{out}\n"
@@ -165,7 +161,7 @@ def test_check_prints_broken_keys_and_exits_with_one(tmp_path) -> None:
         writer.add_all([(png(), "Grün-7"), (b"junk", "x" * 11), (png(), "x" * 30), (png(), "a-b")])
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "data.mdb").write_bytes(b"")
-    result = run("data", "check", tmp_path)
+    result = invoke("data", "check", tmp_path)
     assert result.exit_code == 1
     assert result.stdout.startswith(
         f"{tmp_path / 'a'}\n"
@@ -189,7 +185,7 @@ def test_check_warns_of_keys_nothing_reads(tmp_path) -> None:
         writer.add_all([(png(), "a"), (png(), "b")])
     with lmdb.open(str(tmp_path / "a")) as env, env.begin(write=True) as txn:
         txn.put(b"num-samples", b"1")
-    result = run("data", "check", tmp_path / "a")
+    result = invoke("data", "check", tmp_path / "a")
     assert result.exit_code == 0
     assert "holds 2 keys beyond those of its num-samples (1)" in result.stderr
 
@@ -199,7 +195,7 @@ def test_check_options_reach_the_label_rules(tmp_path) -> None:
     with WordLmdbWriter(tmp_path / "a") as writer:
         writer.add_all([(png(), "東京"), (png(), "東京東")])
     args = ("--keep-unicode", "--max-label-length", 2, "--charset", tmp_path / "jp.txt")
-    out = run("data", "check", tmp_path / "a", *args).stdout
+    out = invoke("data", "check", tmp_path / "a", *args).stdout
     assert "label too long      1\n" in out
     assert "outside charset jp  京 1\n" in out
 
@@ -221,7 +217,7 @@ def test_check_options_reach_the_label_rules(tmp_path) -> None:
 )
 def test_mistakes_are_one_error(words_file, monkeypatch, args, exit_code, message) -> None:
     monkeypatch.chdir(words_file.parent)
-    result = run(*args)
+    result = invoke(*args)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert message in result.stderr
     assert result.stderr.count("Error: ") == 1
@@ -240,7 +236,7 @@ def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, 
         raise error
 
     monkeypatch.setattr("clipocr.precompute.data.import_words.import_words", fail)
-    result = run("data", "import", folder, tmp_path / "out")
+    result = invoke("data", "import", folder, tmp_path / "out")
     assert result.exit_code == exit_code
     assert result.stderr.startswith(stderr)
     assert result.stderr.count("\n") == 1
@@ -252,4 +248,6 @@ def test_bugs_keep_their_traceback(folder, tmp_path, monkeypatch, error) -> None
         raise error
 
     monkeypatch.setattr("clipocr.precompute.data.import_words.import_words", fail)
-    assert run("data", "import", folder, tmp_path / "out").exception is error
+    with pytest.raises(type(error)) as raised:
+        invoke("data", "import", folder, tmp_path / "out")
+    assert raised.value is error

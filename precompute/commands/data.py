@@ -94,7 +94,7 @@ def _render(words: Sequence[str], out: Path, count: int, drawing: DrawingOptions
 def nonwords_command(source: Path, out: Path, given: dict[str, Any]) -> None:
     """Render words that language does not help with (table 13 of the paper) into OUT.lmdb.
 
-    They are made of labels drawn by chance from the LMDBs at or below DATA, whose pictures are not
+    They are made of labels chosen by chance from the LMDBs at or below DATA, whose pictures are not
     used. The same options give the same bytes, whatever --jobs.
 
     \b
@@ -102,10 +102,10 @@ def nonwords_command(source: Path, out: Path, given: dict[str, Any]) -> None:
       clipocr data nonwords data/test/IC15_1811 data/test/synth-shuffle --mode shuffle
       clipocr data nonwords data/test/IC15_1811 data/test/synth-random --mode random
     """
-    from ..data.nonwords import make_nonwords, read_labels
+    from ..data.nonwords import make_nonwords, usable_labels
 
     options = NonwordOptions.from_values(given)
-    labels = read_labels(source, options.charset, options.labels)
+    labels = usable_labels(source, options.charset, options.labels)
     words = make_nonwords(labels, options)
     num_fonts = _render(words, out, options.count, options.drawing)
     click.echo(

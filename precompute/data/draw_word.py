@@ -36,7 +36,7 @@ def open_font(path: Path, size_px: int) -> ImageFont.FreeTypeFont:
 def draw_word(
     label: str, font_path: Path, *, height_px: int, style: Style, rng: np.random.Generator
 ) -> bytes:
-    """Return a JPEG of `label`; all chance comes from `rng`."""
+    """Return a JPEG of `label`; every random number comes from `rng`."""
     layers = _warp(_draw_layers(label, font_path, 1.4 * height_px, style, rng), style, rng)
     masks_hw3 = np.asarray(_crop(layers, height_px, rng), np.float32) / np.float32(255)
     return _encode(_compose(masks_hw3, style, rng), style, rng)
@@ -165,7 +165,7 @@ def _tint(level: float, style: Style, rng: np.random.Generator) -> Pixels:
 
 
 def _field(shape: tuple[int, int, int], amplitude: float, rng: np.random.Generator) -> Pixels:
-    """Return a smooth random field, at times with the hard edges of things. Shape: (H, W, C)."""
+    """Return a smooth random field, a quarter of them cut off at a level. Shape: (H, W, C)."""
     if not amplitude:
         return np.zeros(shape, np.float32)
     height, width, channels = shape
@@ -176,7 +176,7 @@ def _field(shape: tuple[int, int, int], amplitude: float, rng: np.random.Generat
     field = field / np.float32(255) - np.float32(0.5)
     if rng.random() < 0.25:
         field = np.where(field > rng.uniform(-0.2, 0.2), field, -0.5).astype(np.float32)
-    # Squared: most crops are calm, some are not.
+    # Squared: of most crops the texture is weak, of some strong.
     strength = amplitude * 2 * rng.uniform(0, 1, channels) ** 2
     return (field[..., None] * strength).astype(np.float32)
 

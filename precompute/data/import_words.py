@@ -1,6 +1,6 @@
 """Pack a folder of word images and its label file into an LMDB.
 
-Nothing is dropped without a word: every entry that cannot be used is reported with its reason.
+Every entry that cannot be used is reported with its reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...shared.data.images import decode_image
 from ...shared.data.word_folders import (
     LABEL_FILE_CONTENT,
     find_label_file,
-    read_labels,
+    read_label_file,
     read_word_file,
 )
 from ...shared.data.word_lmdb import WordLmdbWriter
@@ -62,7 +62,9 @@ def import_words(
     named: set[str] = set()
     num_rejected = 0
     with WordLmdbWriter(out, overwrite=options.overwrite) as writer:
-        for name, label in tqdm(read_labels(label_file), unit="image", desc="import", disable=None):
+        for name, label in tqdm(
+            read_label_file(label_file), unit="image", desc="import", disable=None
+        ):
             try:
                 image = _read_entry(root, name, label, named)
             except DataError as e:

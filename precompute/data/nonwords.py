@@ -3,7 +3,8 @@
 The authors draw 1,000 labels of the IC15 test set and render each with its characters shuffled
 (synth-shuffle), and render 1,000 words of random characters (synth-random). How they rendered, how
 long their random words are, and whether a shuffle may leave a word as it was, they do not say. Here
-random words are as long as the drawn labels, and a shuffle changes the word wherever it can.
+random words are as long as the chosen labels, and a shuffle changes every word that has another
+order of its characters.
 
 Every word is a function of the seed and the labels alone.
 """
@@ -20,7 +21,7 @@ from ...shared.errors import DataError
 from .options import NonwordOptions
 
 
-def read_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
+def usable_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
     """Return what `charset` leaves of every label of the LMDBs at or below `root`, in order.
 
     Labels that a cache would reject are left out, and those of which nothing is left.

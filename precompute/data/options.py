@@ -56,7 +56,7 @@ class DrawingOptions(Options):
     # MJSynth's crops are 31 pixels high.
     min_height_px: int = option(31, minimum=8, maximum=128, help="Lowest crop.")
     max_height_px: int = option(31, minimum=8, maximum=128, help="Highest crop.")
-    seed: int = option(0, minimum=0, help="Of all chance.")
+    seed: int = option(0, minimum=0, help="Seed of every random choice.")
     jobs: int | None = _jobs_option()
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
 

@@ -36,7 +36,7 @@ class WordFolder:
         label_file = find_label_file(path)
         self._root = path.resolve()
         self._labels: dict[str, str] = {}
-        for name, label in read_labels(label_file):
+        for name, label in read_label_file(label_file):
             # As `data import` has it: of a file named twice, the first label counts.
             self._labels.setdefault(os.path.normpath(name), label)
         if not any((self._root / name).is_file() for name in self._labels):
@@ -83,7 +83,7 @@ def find_label_file(folder: Path, *, remedy: str = "") -> Path:
     )
 
 
-def read_labels(label_file: Path) -> list[tuple[str, str]]:
+def read_label_file(label_file: Path) -> list[tuple[str, str]]:
     """Return (file name, label) of every entry in order; a label is empty where none is given.
 
     Raises:

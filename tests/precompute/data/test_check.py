@@ -6,10 +6,9 @@ import os
 import lmdb
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 from PIL import Image
 
-from clipocr.cli import main
 from clipocr.precompute.data import check
 from clipocr.precompute.data.check import check_lmdbs
 from clipocr.precompute.data.options import CheckOptions
@@ -95,7 +94,7 @@ def test_labels_that_are_changed_are_counted(tmp_path) -> None:
     assert (report.num_losing, report.num_spaced) == (2, 2)
     assert report.label_problems == {"empty label": 1}  # The third is 2020 now.
     assert check_one(path, labels=LabelRules(keep_unicode=True)).num_losing == 0
-    result = CliRunner().invoke(main, ["data", "check", str(path)])
+    result = invoke("data", "check", path)
     assert "losing letters      2, reduced to ASCII; or --keep-unicode" in result.stdout
     assert "with whitespace     2, which is dropped" in result.stdout
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipocr.precompute.data.import_words import import_words
 from clipocr.precompute.data.options import ImportOptions
-from clipocr.shared.data.word_folders import find_label_file, read_labels
+from clipocr.shared.data.word_folders import find_label_file, read_label_file
 from clipocr.shared.errors import DataError, UsageError
 
 
@@ -77,7 +77,7 @@ def test_images_go_in_as_they_are_in_the_order_of_the_labels(folder, tmp_path) -
 )
 def test_label_formats(tmp_path, name: str, text: str, expected: list) -> None:
     (tmp_path / name).write_bytes(text.encode())
-    assert read_labels(tmp_path / name) == expected
+    assert read_label_file(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_label_formats(tmp_path, name: str, text: str, expected: list) -> None:
 def test_unreadable_label_files_are_refused(tmp_path, name: str, content, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        read_labels(tmp_path / name)
+        read_label_file(tmp_path / name)
 
 
 def test_label_file_must_be_one(folder, tmp_path) -> None:

@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 from samples import WORDS, write_words
 
-from clipocr.cli import main
-from clipocr.precompute.data.nonwords import make_nonwords, read_labels
+from clipocr.precompute.data.nonwords import make_nonwords, usable_labels
 from clipocr.precompute.data.options import NonwordOptions
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdb
@@ -61,18 +60,17 @@ def test_every_label_is_drawn_once_at_most() -> None:
 def test_labels_pass_the_rules_and_the_charset(tmp_path: Path) -> None:
     raw = ["Hello!", "x" * 26, "", "?!", "Ünder", "Ab 1"]
     root = write_words(tmp_path / "words", raw)
-    assert read_labels(root, CHARSET, LabelRules()) == ["hello", "under", "ab1"]
-    assert read_labels(root, Charset.load("62"), LabelRules(max_label_length=4)) == ["Ab1"]
+    assert usable_labels(root, CHARSET, LabelRules()) == ["hello", "under", "ab1"]
+    assert usable_labels(root, Charset.load("62"), LabelRules(max_label_length=4)) == ["Ab1"]
     with pytest.raises(DataError, match="holds no label in charset none"):
-        read_labels(root, Charset(name="none", characters="~"), LabelRules())
+        usable_labels(root, Charset(name="none", characters="~"), LabelRules())
 
 
 def test_the_command_writes_the_same_words_and_bytes_again(tmp_path: Path) -> None:
     source = write_words(tmp_path / "words", WORDS)
     options = ["--count", "12", "--seed", "5", "--jobs", "1", "--style", "plain"]
     for out in ("a", "b"):
-        arguments = ["data", "nonwords", str(source), str(tmp_path / out), "--mode", "shuffle"]
-        result = CliRunner().invoke(main, [*arguments, *options])
+        result = invoke("data", "nonwords", source, tmp_path / out, "--mode", "shuffle", *options)
         assert result.exit_code == 0, result.output
     assert "12 samples (shuffle) of 30 labels" in result.stdout
     samples = list(WordLmdb(tmp_path / "a"))

@@ -10,11 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import invoke
 from PIL import Image
 from samples import TINY_TEACHER, WORDS, tiny_build, write_words
 
-from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.inspect.label_retrieval import (
     LabelRetrieval,
@@ -90,8 +89,8 @@ def test_figures_of_a_matrix() -> None:
 
 def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "heat.png"
-    arguments = ["cache", "align", str(cache_path), "--words", "5", "--seed", "3"]
-    result = CliRunner().invoke(main, [*arguments, "--out", str(out)])
+    arguments = ("cache", "align", cache_path, "--words", 5, "--seed", 3)
+    result = invoke(*arguments, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == f"Wrote {out} and {tmp_path / 'heat.csv'}: 5 words, 5 of them drawn."
@@ -108,7 +107,7 @@ def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> No
         assert picture.format == "PNG"
         first = np.asarray(picture)
     again = tmp_path / "again.png"
-    CliRunner().invoke(main, [*arguments, "--out", str(again)])
+    invoke(*arguments, "--out", again)
     with Image.open(again) as picture:
         np.testing.assert_array_equal(first, np.asarray(picture))
 

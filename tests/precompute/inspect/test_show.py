@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import invoke
 from PIL import Image
 from samples import WORDS, tiny_build, write_words
 
-from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.inspect.options import ShowOptions
 from clipocr.precompute.inspect.show import color_tokens, patch_grid, show_cache
@@ -169,24 +168,12 @@ def test_the_seed_decides_which_rows(cache_path: Path, tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_wrote(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
-    args = [
-        "cache",
-        "show",
-        cache_path,
-        "--out",
-        out,
-        "--rows",
-        3,
-        "--view-count",
-        1,
-        "--array",
-        "block1",
-    ]
-    result = CliRunner().invoke(main, list(map(str, args)))
+    args = ("cache", "show", cache_path, "--out", out, "--rows", 3, "--view-count", 1, "--array")
+    result = invoke(*args, "block1")
     assert result.exit_code == 0, result.stderr
     height, width = read_sheet(out).shape
     assert result.stdout == f"Wrote {out}: 3 rows by 1 view, block1, {width}x{height} pixels.\n"
     assert "random weights" in result.stderr
-    refused = CliRunner().invoke(main, [*map(str, args[:-1]), "block9"])
+    refused = invoke(*args, "block9")
     assert refused.exit_code == 1
     assert "holds image taps (1, 2, 3)" in refused.stderr

@@ -10,14 +10,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import invoke
 from hub import Hub
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from samples import draw_word, write_words
 
 import clipocr
-from clipocr.cli import main
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.train.deploy.model_card import model_card, plain
@@ -84,13 +83,6 @@ def run_path(tmp_path: Path) -> Path:
     (run / "run.json").write_text(json.dumps(RECORD))
     (run / "eval.json").write_text(json.dumps(FIGURES))
     return run
-
-
-def invoke(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_a_student_goes_up_and_comes_down(hub: Hub, run_path: Path, tmp_path: Path) -> None:
