@@ -34,9 +34,13 @@ class Batch:
     """Where all of it is."""
 
     def normalized_views(self) -> torch.Tensor:
-        """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128)."""
+        """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128).
+
+        Contiguous, because a convolution rounds differently where the same numbers lie in another
+        order in memory. The views of a cache are so already.
+        """
         assert self.views is not None, "a method that reads pixels says so in its needs"
-        return normalize(self.views, STUDENT_MEAN, STUDENT_STD)
+        return normalize(self.views, STUDENT_MEAN, STUDENT_STD).contiguous()
 
     def token_ids(self, tokenizer: LabelTokenizer) -> torch.Tensor:
         """Return the labels as BOS, characters, EOS, padding. Shape: (B, L + 1)."""

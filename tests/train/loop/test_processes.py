@@ -64,8 +64,11 @@ def test_two_processes_have_the_losses_and_weights_of_one(
     weights = [
         load_checkpoint(tmp_path / name / "last.pt")["recogniser"] for name in ("one", "two")
     ]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
+    one_flat, two_flat = (torch.cat([t.flatten() for t in w.values()]) for w in weights)
+    # AdamW divides by the size of a gradient, so where that is nearly 0 rounding decides its sign.
+    differs = (one_flat - two_flat).abs() > 2e-4 + 2e-3 * one_flat.abs()
+    assert differs.float().mean() < 1e-4
+    torch.testing.assert_close(two_flat, one_flat, rtol=0, atol=2e-3)
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["processes"] == 2
 
