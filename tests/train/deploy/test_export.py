@@ -18,9 +18,11 @@ from clipocr.shared.errors import DataError, ExportError
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from clipocr.train.deploy.export import check as check_module
 from clipocr.train.deploy.export.check import check, drawn_views, given_views
+from clipocr.train.deploy.export.description import settings_without_folders
 from clipocr.train.deploy.export.export import export
 from clipocr.train.deploy.export.onnx_format import open_onnx, write_onnx
-from clipocr.train.loop.checkpoint import find_checkpoint, load_student, save_checkpoint
+from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser, save_checkpoint
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.recogniser import Recogniser
 from clipocr.train.models.student import Student
@@ -35,13 +37,14 @@ CONFIG = StudentConfig(
         decoder_heads=4,
     )
 )
+TOKENIZER = LabelTokenizer(Charset.load("36"), 6)
 
 
 @pytest.fixture(scope="module")
 def student() -> Student:
     """Untrained, but with weights so large that what it reads depends on the picture."""
     torch.manual_seed(0)
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 6)).eval()
+    student = Student(CONFIG, TOKENIZER).eval()
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.ndim > 1:
@@ -52,8 +55,13 @@ def student() -> Student:
 @pytest.fixture(scope="module")
 def run_path(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    save_checkpoint(run / "best.pt", student, teacher="ViT-B-16//home/me/clip.pt")
+    save(run / "best.pt", student)
     return run
+
+
+def save(path: Path, student: Student) -> None:
+    method = ClipOcr(student=CONFIG)
+    save_checkpoint(path, method, TOKENIZER, student, teacher="ViT-B-16//home/me/clip.pt")
 
 
 def probabilities_of(student: Student, views: np.ndarray) -> np.ndarray:
@@ -128,10 +136,10 @@ class OnePass(Recogniser):
 
     @torch.no_grad()
     def decode(self, images: torch.Tensor, max_length: int | None = None) -> torch.Tensor:
-        return 20 * self.patches(images).squeeze(2).transpose(1, 2)[:, :max_length]
+        return 20 * self.patches(images).squeeze(2).transpose(1, 2)[:, : (max_length or 5) + 1]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300)  # As above.
 def test_a_recogniser_with_nothing_but_decode_is_exported_in_one_pass(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recogniser = OnePass().eval()
@@ -141,11 +149,17 @@ def test_a_recogniser_with_nothing_but_decode_is_exported_in_one_pass(tmp_path: 
     assert agreement.num_texts > 20
 
 
+def test_of_a_setting_that_is_a_path_the_name_alone_leaves_the_machine() -> None:
+    settings = {"encoder": "resnet18", "encoder_weights": "/home/me/r18.pth", "text_taps": [3]}
+    left = settings | {"encoder_weights": "r18.pth"}
+    assert settings_without_folders(settings) == left
+
+
 def test_safetensors_is_a_checkpoint(run_path: Path, student: Student, tmp_path: Path) -> None:
     out = tmp_path / "model" / "model.safetensors"
     assert export(run_path, "safetensors", out).largest_difference == 0
     assert find_checkpoint(out.parent) == out
-    again = load_student(out.parent, torch.device("cpu"))
+    again = load_recogniser(out.parent, torch.device("cpu"))
     assert again.config == CONFIG
     assert again.tokenizer.charset == student.tokenizer.charset
     weights = student.state_dict()
@@ -210,7 +224,7 @@ def test_a_file_that_fails_its_check_is_not_written(
 
 def test_a_student_that_reads_one_text_everywhere_is_said(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"), 6)))
+    save(tmp_path / "best.pt", Student(CONFIG, TOKENIZER))
     result = export_command(tmp_path, "--format", "safetensors")
     assert "reads the same text in every picture of the check" in result.stderr
     assert result.stdout.startswith(f"Wrote {tmp_path}/model.safetensors: ")

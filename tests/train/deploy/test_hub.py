@@ -20,7 +20,8 @@ import clipocr
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
 from clipocr.train.deploy.model_card import model_card, plain
-from clipocr.train.loop.checkpoint import load_student, save_checkpoint
+from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
@@ -79,7 +80,8 @@ def run_path(tmp_path: Path) -> Path:
     run.mkdir()
     torch.manual_seed(0)
     student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25))
-    save_checkpoint(run / "best.pt", student, teacher=RECORD["cache"]["teacher"])
+    method, teacher = ClipOcr(student=CONFIG), RECORD["cache"]["teacher"]
+    save_checkpoint(run / "best.pt", method, student.tokenizer, student, teacher=teacher)
     (run / "run.json").write_text(json.dumps(RECORD))
     (run / "eval.json").write_text(json.dumps(FIGURES))
     return run
@@ -100,7 +102,7 @@ def test_a_student_goes_up_and_comes_down(hub: Hub, run_path: Path, tmp_path: Pa
     )
     assert {path.name for path in folder.iterdir()} == set(hub.repos[REPO])
     cpu = torch.device("cpu")
-    before, after = load_student(run_path, cpu), load_student(folder, cpu)
+    before, after = load_recogniser(run_path, cpu), load_recogniser(folder, cpu)
     assert before.state_dict().keys() == after.state_dict().keys()
     assert all(torch.equal(after.state_dict()[k], v) for k, v in before.state_dict().items())
 

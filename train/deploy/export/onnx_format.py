@@ -52,7 +52,7 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise UsageError(
-            f"ONNX needs {e.name}, which is not installed: pip install 'clipocr[export]'"
+            f"ONNX needs {e.name}, which is not installed: pip install 'clipocr-str[export]'"
         ) from e
 
 
