@@ -178,7 +178,8 @@ def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[Labe
     pictures = torch.cat([teacher.image_embeddings(views[at]) for at in _batches(len(views))])
     labels = [word.label for word in words]
     cosines = {
-        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher)) for tokens in TOKENIZERS
+        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher))
+        for tokens in TOKENIZERS
     }
     logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
     probabilities = logits.softmax(dim=1).chunk(len(TOKENIZERS), dim=1)

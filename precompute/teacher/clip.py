@@ -1,4 +1,4 @@
-"""The frozen CLIP teacher: open_clip's model, read at its taps.
+"""The frozen CLIP teacher: open_clip's model, read after the blocks that are tapped.
 
 The image encoder sees 32x128 through the crop of its positional embedding (class row and the
 top-left block of the grid), never an interpolation; blocks after the last tap are not run. The text
@@ -11,22 +11,12 @@ Shapes: B batch, T image tokens, C context tokens, D width, E joint width.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
-import socket
-import urllib.parse
-import urllib.request
-import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import open_clip
 import torch
-from open_clip.transformer import QuickGELU
 
 from ...shared.cache import names
 from ...shared.cache.codecs.codecs import Pixels
@@ -34,12 +24,14 @@ from ...shared.cache.spec import TeacherSpec
 from ...shared.device import autocast
 from ...shared.errors import TeacherError, UsageError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
+from .weights import hash_weights, load_weights
 
 CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
 CLIP_STD: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
 
-_HUB_TIMEOUT_S = 5.0
-
+_CHOOSE_VIT = "choose a ViT teacher such as ViT-B-16"
+_IMAGE_PARTS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")
+_TEXT_PARTS = ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
 _FOREIGN_TEXT = {
     "hf_tokenizer_name": "another tokenizer than CLIP's",
     "hf_model_name": "another text encoder than CLIP's",
@@ -76,11 +68,12 @@ class Teacher:
         self.image_shapes = dict.fromkeys(names.block_names(self._image_taps), (num_tokens, width))
         """(T, D) of a row of each array of `image_features`."""
         projection = text.text_projection
-        is_linear = isinstance(projection, torch.nn.Linear)
+        is_layer = isinstance(projection, torch.nn.Linear)
+        self._project = projection if is_layer else lambda eot: eot @ projection
         text_width = text.positional_embedding.shape[1]
         self.text_widths: dict[str, int] = {
             **dict.fromkeys(names.block_names(self._text_taps), text_width),
-            names.EOT: projection.out_features if is_linear else projection.shape[1],
+            names.EOT: projection.out_features if is_layer else projection.shape[1],
         }
         """D of each array of `text_features`."""
 
@@ -139,8 +132,7 @@ class Teacher:
         pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
         if pools or visual.proj is None:
             raise TeacherError(
-                f"{self.spec.model} does not project its class token, as CLIP does; "
-                "choose a ViT teacher such as ViT-B-16"
+                f"{self.spec.model} does not project its class token, as CLIP does; {_CHOOSE_VIT}"
             )
         with self._exact():
             num_blocks = len(visual.transformer.resblocks)
@@ -157,7 +149,7 @@ class Teacher:
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
-        # Left alone, cuDNN would compute the patch embedding in TF32 even under fp32.
+        # Unless told not to, cuDNN computes the patch embedding in TF32 even under fp32.
         exact = torch.backends.cudnn.flags(allow_tf32=False)
         with exact, autocast(self.device, self.spec.precision):
             yield
@@ -193,11 +185,9 @@ class Teacher:
             last = kept[num_blocks] if num_blocks in self._text_taps else kept.pop(num_blocks)
             rows = torch.arange(len(tokens), device=self.device)
             eot = text.ln_final(last.to(x.dtype))[rows, eot_position.to(self.device)]
-            projection = text.text_projection
-            is_linear = isinstance(projection, torch.nn.Linear)
             return {
                 **{names.block_name(block): features for block, features in kept.items()},
-                names.EOT: (projection(eot) if is_linear else eot @ projection).float(),
+                names.EOT: self._project(eot).float(),
             }
 
 
@@ -256,218 +246,43 @@ def load_teacher(
         UsageError: the name or a tap is not possible.
         TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
     """
-    model_name, separator, weights = name.partition("/")
-    if not separator or not weights:
-        raise UsageError(
-            f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
-            "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
-        )
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        raise UsageError(
-            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
-            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
-        )
-    configured = "quickgelu" if config.get("quick_gelu") else "gelu"
-    if weights.startswith("random:"):
-        activation = activation or configured
-        model = _random_model(model_name, weights, activation)
-    elif weights in open_clip.list_pretrained_tags_by_model(model_name):
-        tag_config = open_clip.get_pretrained_cfg(model_name, weights)
-        trained_with = "quickgelu" if tag_config.get("quick_gelu") else configured
-        if activation not in (None, trained_with):
-            raise UsageError(
-                f"{name} was trained with {trained_with}, not {activation}; drop --activation"
-            )
-        activation = trained_with
-        model = _pretrained_model(model_name, weights, activation)
-    else:
-        path = Path(weights)
-        model, activation = _model_from_file(model_name, path, activation, configured)
-        weights = f"file:{path.name}"
-    model = model.eval().requires_grad_(False)
-    spec = _spec(model, model_name, weights, activation, precision, image_taps, text_taps)
+    loaded = load_weights(name, activation)
+    model = loaded.model
+    _require_two_transformers(model, loaded.model_name)
+    text: Any = getattr(model, "text", model)
+    _require_taps("image", image_taps, len(model.visual.transformer.resblocks))
+    _require_taps("text", text_taps, len(text.transformer.resblocks))
+    spec = TeacherSpec(
+        model=loaded.model_name,
+        weights=loaded.weights,
+        weights_sha256=hash_weights(model),
+        activation=loaded.activation,
+        precision=precision,
+    )
     return Teacher(model, spec, device, image_taps=image_taps, text_taps=text_taps)
 
 
-def _create(model_name: str, activation: str) -> torch.nn.Module:
-    with _quiet_logging():
-        model: torch.nn.Module = open_clip.create_model(
-            model_name, force_quick_gelu=activation == "quickgelu"
-        )
-    return model
-
-
-def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Module:
-    seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise UsageError(f"teacher weights {weights!r}: expected random:SEED with a whole number")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
-        return _create(model_name, activation)
-
-
-def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Module:
-    try:
-        with _quiet_logging(), _offline_hub_if_unreachable():
-            model: torch.nn.Module = open_clip.create_model(
-                model_name, pretrained=tag, force_quick_gelu=activation == "quickgelu"
-            )
-            return model
-    except Exception as e:
-        # open_clip and the hub raise many types here, and all mean that there are no weights.
-        raise TeacherError(
-            f"the {tag!r} weights of {model_name} are neither cached here nor can they be "
-            f"downloaded ({e.__class__.__name__}). Pass a file you have: "
-            f"--teacher {model_name}/PATH, or try the pipeline with untrained weights: "
-            f"--teacher {model_name}/random:0"
-        ) from e
-
-
-def _model_from_file(
-    model_name: str, path: Path, activation: str | None, configured: str
-) -> tuple[torch.nn.Module, str]:
-    if not path.is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
-        raise TeacherError(
-            f"teacher weights {str(path)!r} are neither a file nor a pretrained tag of "
-            f"{model_name} (tags: {tags}), nor random:SEED"
-        )
-    is_openai_archive = _is_torchscript(path)
-    is_quick = is_openai_archive or configured == "quickgelu"
-    said = "quickgelu" if is_quick else activation
-    if said is None:
-        raise UsageError(
-            f"{path} does not say which activation its weights were trained with, and the wrong "
-            "one changes every feature; pass --activation quickgelu (OpenAI's weights, DFN, "
-            "MetaCLIP) or --activation gelu (LAION, DataComp)"
-        )
-    if activation not in (None, said):
-        raise UsageError(f"{path} was trained with {said}, not {activation}; drop --activation")
-    model = _create(model_name, said)
-    try:
-        if is_openai_archive:
-            with warnings.catch_warnings():
-                # Deprecated for new models; OpenAI's files will stay as they are.
-                warnings.simplefilter("ignore", FutureWarning)
-                archive: Any = torch.jit.load(str(path), map_location="cpu")
-            state = archive.state_dict()
-            for key in ("input_resolution", "context_length", "vocab_size"):
-                state.pop(key, None)
-            model.load_state_dict(state)
-        else:
-            open_clip.load_checkpoint(model, str(path), weights_only=True)
-    except Exception as e:
-        raise TeacherError(f"{path} does not hold weights of {model_name}: {e}") from e
-    return model, said
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive, the form OpenAI published CLIP in."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _spec(
-    model: Any,
-    model_name: str,
-    weights: str,
-    activation: str,
-    precision: str,
-    image_taps: Sequence[int],
-    text_taps: Sequence[int],
-) -> TeacherSpec:
-    visual, text = model.visual, getattr(model, "text", model)
-    towers = (
-        (visual, ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")),
-        (text, ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")),
-    )
-    for tower, parts in towers:
-        missing = [part for part in parts if not hasattr(tower, part)]
+def _require_two_transformers(model: Any, model_name: str) -> None:
+    text = getattr(model, "text", model)
+    for encoder, parts in ((model.visual, _IMAGE_PARTS), (text, _TEXT_PARTS)):
+        missing = [part for part in parts if not hasattr(encoder, part)]
         if missing:
             raise TeacherError(
                 f"{model_name} is not a CLIP of two transformers (no {', '.join(missing)}); "
-                "choose a ViT teacher such as ViT-B-16"
+                f"{_CHOOSE_VIT}"
             )
     text_config = open_clip.get_model_config(model_name)["text_cfg"]
     for key, what in _FOREIGN_TEXT.items():
         if text_config.get(key):
             raise TeacherError(
-                f"{model_name} has {what}, so its text features are not CLIP's; "
-                "choose a ViT teacher such as ViT-B-16"
+                f"{model_name} has {what}, so its text features are not CLIP's; {_CHOOSE_VIT}"
             )
-    image_blocks, text_blocks = visual.transformer.resblocks, text.transformer.resblocks
-    for kind, taps, blocks in (
-        ("image", image_taps, image_blocks),
-        ("text", text_taps, text_blocks),
-    ):
-        if (
-            not taps
-            or list(taps) != sorted(set(taps))
-            or not 1 <= taps[0] <= taps[-1] <= len(blocks)
-        ):
-            raise UsageError(
-                f"{kind} taps {tuple(taps)} are not possible; expected increasing block numbers "
-                f"from 1 to {len(blocks)}"
-            )
-    is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
-    if is_quick != (activation == "quickgelu"):
-        raise TeacherError(
-            f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
-            f"these weights need {activation}; another open_clip version may help"
+
+
+def _require_taps(kind: str, taps: Sequence[int], num_blocks: int) -> None:
+    is_increasing = bool(taps) and list(taps) == sorted(set(taps))
+    if not is_increasing or not 1 <= taps[0] <= taps[-1] <= num_blocks:
+        raise UsageError(
+            f"{kind} taps {tuple(taps)} are not possible; expected increasing block numbers "
+            f"from 1 to {num_blocks}"
         )
-    return TeacherSpec(
-        model=model_name,
-        weights=weights,
-        weights_sha256=_hash_weights(model),
-        activation=activation,
-        precision=precision,
-    )
-
-
-def _hash_weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """Keep open_clip and the hub from logging what our own errors and summary say better."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
-
-
-@contextlib.contextmanager
-def _offline_hub_if_unreachable() -> Iterator[None]:
-    """Let the hub client look only into its cache when the hub is out of reach.
-
-    Left alone it retries every file for most of a minute before it says so.
-    """
-    constants: Any = huggingface_hub.constants
-    previous = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = previous or not _can_connect(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = previous
-
-
-def _can_connect(url: str) -> bool:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme in urllib.request.getproxies():
-        return True  # Behind a proxy a direct connection proves nothing.
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    try:
-        socket.create_connection((parts.hostname or "", port), _HUB_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True

@@ -176,4 +176,4 @@ def test_the_command_says_what_it_wrote(cache_path: Path, tmp_path: Path) -> Non
     assert "random weights" in result.stderr
     refused = invoke(*args, "block9")
     assert refused.exit_code == 1
-    assert "holds image taps (1, 2, 3)" in refused.stderr
+    assert "holds image arrays block1, block2, block3" in refused.stderr

@@ -1,0 +1,222 @@
+"""CLIP's weights: from a name, ``MODEL/WEIGHTS``, to a frozen open_clip model.
+
+WEIGHTS is an open_clip pretrained tag, the path of a file, or ``random:SEED``. Weights that were
+trained with QuickGELU never get GELU, or the other way round: tags and OpenAI's archives say which
+it was, any other file has to be told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU
+
+from ...shared.errors import TeacherError, UsageError
+
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWeights:
+    """An open_clip model with its weights, frozen, in eval mode, on the CPU."""
+
+    model: Any
+    model_name: str
+    weights: str
+    """Pretrained tag, ``file:NAME`` or ``random:SEED``."""
+    activation: str
+    """``gelu`` or ``quickgelu``."""
+
+
+def load_weights(name: str, activation: str | None = None) -> ClipWeights:
+    """Load `MODEL/WEIGHTS`.
+
+    Args:
+        name: Model and weights.
+        activation: ``gelu`` or ``quickgelu``, needed only for a file that does not say.
+
+    Raises:
+        UsageError: the name is not possible, or the activation is not that of the weights.
+        TeacherError: the weights cannot be had.
+    """
+    model_name, separator, weights = name.partition("/")
+    if not separator or not weights:
+        raise UsageError(
+            f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
+            "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
+        )
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        raise UsageError(
+            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
+            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
+        )
+    trained_with = "quickgelu" if config.get("quick_gelu") else "gelu"
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    path = Path(weights)
+    if weights.startswith("random:"):
+        trained_with = activation or trained_with
+    elif weights in tags:
+        if open_clip.get_pretrained_cfg(model_name, weights).get("quick_gelu"):
+            trained_with = "quickgelu"
+    elif path.is_file():
+        trained_with = _activation_of(path, trained_with, activation)
+    else:
+        raise TeacherError(
+            f"teacher weights {weights!r} are neither a file nor a pretrained tag of "
+            f"{model_name} (tags: {', '.join(tags) or 'none'}), nor random:SEED"
+        )
+    if activation not in (None, trained_with):
+        raise UsageError(
+            f"{name} was trained with {trained_with}, not {activation}; drop --activation"
+        )
+    if weights.startswith("random:"):
+        model = _random_model(model_name, weights, trained_with)
+    elif weights in tags:
+        model = _pretrained_model(model_name, weights, trained_with)
+    else:
+        model = _model_from_file(model_name, path, trained_with)
+        weights = f"file:{path.name}"
+    is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
+    if is_quick != (trained_with == "quickgelu"):
+        raise TeacherError(
+            f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
+            f"these weights need {trained_with}; another open_clip version may help"
+        )
+    model = model.eval().requires_grad_(False)
+    return ClipWeights(model=model, model_name=model_name, weights=weights, activation=trained_with)
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of every tensor of a model with its name, type and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _activation_of(path: Path, configured: str, told: str | None) -> str:
+    """Return what a file's weights were trained with.
+
+    GELU in a model's configuration says nothing: the same configuration is used for both.
+    """
+    if configured == "quickgelu" or _is_torchscript(path):
+        return "quickgelu"
+    if told is None:
+        raise UsageError(
+            f"{path} does not say which activation its weights were trained with, and the wrong "
+            "one changes every feature; pass --activation quickgelu (OpenAI's weights, DFN, "
+            "MetaCLIP) or --activation gelu (LAION, DataComp)"
+        )
+    return told
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, the form OpenAI published CLIP in."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _create(model_name: str, activation: str, **options: Any) -> torch.nn.Module:
+    with _quiet_logging():
+        model: torch.nn.Module = open_clip.create_model(
+            model_name, force_quick_gelu=activation == "quickgelu", **options
+        )
+    return model
+
+
+def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Module:
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise UsageError(f"teacher weights {weights!r}: expected random:SEED with a whole number")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return _create(model_name, activation)
+
+
+def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Module:
+    try:
+        with _offline_hub_if_unreachable():
+            return _create(model_name, activation, pretrained=tag)
+    except Exception as e:
+        # open_clip and the hub raise many types here, and all mean that there are no weights.
+        raise TeacherError(
+            f"the {tag!r} weights of {model_name} are neither cached here nor can they be "
+            f"downloaded ({e.__class__.__name__}). Pass a file you have: "
+            f"--teacher {model_name}/PATH, or try the pipeline with untrained weights: "
+            f"--teacher {model_name}/random:0"
+        ) from e
+
+
+def _model_from_file(model_name: str, path: Path, activation: str) -> torch.nn.Module:
+    model = _create(model_name, activation)
+    try:
+        if not _is_torchscript(path):
+            open_clip.load_checkpoint(model, str(path), weights_only=True)
+            return model
+        with warnings.catch_warnings():
+            # PyTorch deprecated the format for new models; OpenAI's files keep it.
+            warnings.simplefilter("ignore", FutureWarning)
+            archive: Any = torch.jit.load(str(path), map_location="cpu")
+        state = archive.state_dict()
+        for key in ("input_resolution", "context_length", "vocab_size"):
+            state.pop(key, None)
+        model.load_state_dict(state)
+    except Exception as e:
+        raise TeacherError(f"{path} does not hold weights of {model_name}: {e}") from e
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Keep open_clip and the hub from logging what our own errors and summary say better."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+@contextlib.contextmanager
+def _offline_hub_if_unreachable() -> Iterator[None]:
+    """Let the hub client look only into its cache when the hub cannot be reached.
+
+    Otherwise the client tries every file again for most of a minute before it fails.
+    """
+    constants: Any = huggingface_hub.constants
+    previous = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = previous or not _can_connect(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = previous
+
+
+def _can_connect(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return True  # Behind a proxy a direct connection proves nothing.
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname or "", port), _HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
