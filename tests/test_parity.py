@@ -106,13 +106,15 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
     assert len(steps) == 2 * num_steps
     assert torch.equal(torch.stack(steps[:num_steps]), torch.stack(steps[num_steps:]))
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("cached", "online"))
-    for part in (("student", "weights"), ("training", "method")):
-        left, right = a[part[0]][part[1]], b[part[0]][part[1]]
+    for left, right in (
+        (a["recogniser"], b["recogniser"]),
+        (a["training"]["trainee"], b["training"]["trainee"]),
+    ):
         assert left.keys() == right.keys()
         assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def test_targets_differ_from_the_official_batch_length_by_rounding_alone(
+def test_features_differ_from_the_official_batch_length_by_rounding_alone(
     online: Callable[[int | None], OnlineLoader],
 ) -> None:
     """The official code encodes labels at the length of the batch, a cache all at one.
@@ -129,7 +131,7 @@ def test_targets_differ_from_the_official_batch_length_by_rounding_alone(
 
 
 @pytest.mark.parametrize(
-    ("codec", "share"), [("int8", 1e-3), ("int4", 0.03), ("klt:24", 0.03)], indirect=["codec"]
+    ("codec", "share"), [("int8", 0.01), ("int4", 0.03), ("klt:24", 0.03)], indirect=["codec"]
 )
 def test_the_losses_of_a_lossy_codec_are_those_of_the_exact_one(
     cache_path: Path,
