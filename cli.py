@@ -8,12 +8,11 @@ was written, where and how much.
 from __future__ import annotations
 
 import errno
-import os
 from typing import Any
 
 import click
 
-from . import __version__
+from . import __version__, let_threads_sleep
 from .precompute.commands.cache import cache
 from .precompute.commands.data import data
 from .precompute.commands.inspect import align_command, show_command
@@ -64,9 +63,7 @@ def main() -> None:
       clipocr train --cache words.cache --out run
       clipocr eval run --data data/test
     """
-    # Before torch is imported: its threads wait by spinning, and beside any other busy process a
-    # CPU run then takes twenty times as long (0.5 steps/s for 10, measured on two cores).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    let_threads_sleep()
 
 
 for of_cache in (info_command, show_command, align_command, verify_command, copy_command):
