@@ -11,7 +11,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from hub import Hub
 from loading import loader_of, needing
@@ -31,7 +30,6 @@ from clipocr.cli import main
 from clipocr.shared.cache.range_cache import RangeCache
 from clipocr.shared.cache.reader import FeatureCache, read_committed, read_manifest
 from clipocr.shared.cache.remote import Patience, RemoteStorage, open_storage
-from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
     CacheCorruptError,
     CacheMissingError,
@@ -331,12 +329,7 @@ def test_a_server_that_dies_in_mid_epoch_costs_no_step(
     assert time.monotonic() - started < 15
     assert 0 < load_checkpoint(tmp_path / "run/last.pt")["training"]["step"] < 5
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3}")
-    place = TrainPlace(
-        cache=address,
-        out=tmp_path / "run",
-        device=torch.device("cpu"),
-        val_charset=Charset.load("36"),
-    )
+    place = TrainPlace(cache=address, out=tmp_path / "run", device="cpu")
     train(CONFIG, place, resume=True)
     assert weights(tmp_path / "run") == weights(run_at(cache_path, tmp_path / "local"))
 
