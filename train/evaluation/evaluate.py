@@ -124,7 +124,7 @@ class Evaluation:
                 f"{self.reader.name} was trained on charset {own.name} and cannot write "
                 f"{counted(len(missing), 'character')} of test charset {charset.name} "
                 f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them "
-                "count as wrong. --charset chooses another test charset"
+                "count as wrong, unless another test charset is chosen"
             )
 
 

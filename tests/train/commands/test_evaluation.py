@@ -6,16 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoints import save_untrained
 from click.testing import CliRunner, Result
 from samples import write_words
 
 from clipocr.cli import main
-from clipocr.shared.charset import Charset
-from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.config import StudentConfig, StudentSize
-from clipocr.train.models.student import Student
-from clipocr.train.models.tokenizer import LabelTokenizer
 
 
 def invoke(*args: object) -> Result:
@@ -27,15 +22,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs a and b, and the test sets SVT and CUTE80 in test."""
     place = tmp_path_factory.mktemp("place")
     for seed, name in enumerate("ab"):
-        torch.manual_seed(seed)
-        config = StudentConfig(
-            size=StudentSize(
-                width=16, patch_height_px=32, encoder_layers=4, encoder_heads=1, decoder_heads=1
-            )
-        )
-        (place / name).mkdir()
-        student = Student(config, LabelTokenizer(Charset.load("36"), 25))
-        save_checkpoint(place / name / "best.pt", student, teacher="ViT-B-16/openai")
+        path = place / name / "best.pt"
+        save_untrained(path, seed=seed, teacher="ViT-B-16/openai")
     write_words(place / "test" / "SVT", ["alpha", "Bravo"])
     write_words(place / "test" / "CUTE80_288", ["kilo"])
     return place

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from checkpoints import save_untrained
 from click.testing import CliRunner, Result
 from oracle import Oracle, painted
 from PIL import Image
@@ -14,21 +14,10 @@ from samples import draw_word, write_words
 
 import clipocr
 from clipocr.cli import main
-from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import CheckpointError, DataError, UsageError
-from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.config import StudentConfig, StudentSize
-from clipocr.train.models.student import Student
-from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
 from clipocr.train.reading.readers import Reader
-
-CONFIG = StudentConfig(
-    size=StudentSize(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-    )
-)
 
 
 def encoded(image: Image.Image) -> bytes:
@@ -45,10 +34,7 @@ def reader() -> Reader:
 
 @pytest.fixture(scope="module")
 def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_checkpoint(run / "best.pt", Student(CONFIG, LabelTokenizer(Charset.load("36"), 25)))
-    return run
+    return save_untrained(tmp_path_factory.mktemp("run") / "best.pt").parent
 
 
 def read_command(*args: object, stdin: bytes | None = None) -> Result:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoints import save_untrained
 from click.testing import CliRunner
 from samples import draw_word, write_words
 
@@ -18,10 +18,6 @@ from clipocr.shared.charset import Charset
 from clipocr.train.evaluation.evaluate import Evaluation
 from clipocr.train.evaluation.results import SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
-from clipocr.train.loop.checkpoint import save_checkpoint
-from clipocr.train.models.config import StudentConfig, StudentSize
-from clipocr.train.models.student import Student
-from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import CallableReader, load_reader
 from clipocr.train.reading.words import ReadWord
 
@@ -109,17 +105,8 @@ def write_folder(root: Path) -> Path:
     return folder
 
 
-def write_student(folder: Path, charset: Charset = CHARSET, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    config = StudentConfig(
-        size=StudentSize(
-            width=8, patch_height_px=16, encoder_layers=4, encoder_heads=1, decoder_heads=1
-        )
-    )
-    folder.mkdir(parents=True)
-    student = Student(config, LabelTokenizer(charset, 25))
-    save_checkpoint(folder / "last.pt", student, teacher="ViT-B-16/random:0")
-    return folder / "last.pt"
+def write_student(folder: Path, charset: str = "94") -> Path:
+    return save_untrained(folder / "last.pt", charset, teacher="ViT-B-16/random:0")
 
 
 def evaluation(
@@ -327,7 +314,7 @@ def test_by_the_command_with_the_curves_of_the_run(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     write_words(tmp_path / "data" / "A", ["one", "two"])
-    checkpoint = write_student(tmp_path / "run", Charset.load("36"))
+    checkpoint = write_student(tmp_path / "run", "36")
     with SummaryWriter(str(checkpoint.parent)) as board:
         for step in range(1, 4):
             board.add_scalar("loss/total", 1 / step, step)
