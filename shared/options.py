@@ -475,17 +475,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def device_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--device``, passed on as ``device_name``."""
-    return click.option(
-        "--device",
-        "device_name",
-        default="auto",
-        show_default="CUDA if there is one, else the CPU",
-        help="auto, cpu, cuda or cuda:N.",
-    )(command)
-
-
 def parse_taps(
     _ctx: click.Context, _option: click.Parameter, value: str | None
 ) -> tuple[int, ...] | None:
