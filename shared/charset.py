@@ -9,6 +9,7 @@ The first three do not depend on the charset, so they decide which rows a cache 
 
 from __future__ import annotations
 
+import dataclasses
 import string
 import unicodedata
 from dataclasses import dataclass
@@ -65,11 +66,13 @@ class LabelRules(Options):
         return any(c.isalpha() and not c.isascii() for c in decomposed)
 
 
-def charset_option(help: str) -> Any:
-    """Declare a field of an `Options` class as the option ``--charset``."""
-    return option(
-        Charset.load("36"), parse=Charset.load, unparse=lambda charset: charset.name, help=help
-    )
+CHARSET_HELP = "36, 62, 94 or a text file"
+
+
+def charset_option(help: str, *, is_required: bool = False) -> Any:
+    """Declare a field of an `Options` class as the option ``--charset``, by default 36."""
+    default = dataclasses.MISSING if is_required else Charset.load("36")
+    return option(default, parse=Charset.load, unparse=lambda charset: charset.name, help=help)
 
 
 @dataclass(frozen=True, kw_only=True)

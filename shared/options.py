@@ -475,15 +475,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parse_taps(
-    _ctx: click.Context, _option: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    """Read block numbers, counted from 1, separated by commas."""
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a list of block numbers such as 3,6,9"
-        ) from None
+def device_option() -> str:
+    """Declare a field of an `Options` class as the option ``--device``."""
+    text: str = option(
+        "auto", help="auto, cpu, cuda or cuda:N.", default_text="CUDA if there is one, else the CPU"
+    )
+    return text

@@ -7,21 +7,12 @@ from pathlib import Path
 
 from ...shared.cache.codecs.codec import Codec, codec_per_array
 from ...shared.cache.names import TOKENIZERS, block_names
-from ...shared.charset import Charset, LabelRules, charset_option
+from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
-from ...shared.options import FOLDER, NEW_CACHE, Options, num_cores, option
+from ...shared.options import FOLDER, NEW_CACHE, Options, device_option, num_cores, option
 from ...shared.processes import Process
 
 AUGMENTATIONS = ("clean", "randaugment")
-CHARSET_HELP = "36, 62, 94 or a text file"
-
-
-def device_field() -> str:
-    """Declare the option ``--device``."""
-    text: str = option(
-        "auto", help="auto, cpu, cuda or cuda:N.", default_text="CUDA if there is one, else the CPU"
-    )
-    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +49,7 @@ class SourceOptions(Options):
         16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."
     )
     chunk_rows: int = option(256, minimum=1, help="Rows per teacher batch.")
-    device: str = device_field()
+    device: str = device_option()
     workers: int | None = option(
         None,
         minimum=0,
@@ -138,9 +129,7 @@ class TextConfig(Options):
     """What `clipocr cache text` is asked for."""
 
     cache: Path
-    charset: Charset = option(
-        parse=Charset.load, unparse=lambda charset: charset.name, help=f"{CHARSET_HELP}."
-    )
+    charset: Charset = charset_option(f"{CHARSET_HELP}.", is_required=True)
     tokenizer: str = option(
         "char",
         choices=TOKENIZERS,
@@ -152,4 +141,4 @@ class TextConfig(Options):
         default_text="the cache's own",
         help="Where its weights are now; needed if they were a file.",
     )
-    device: str = device_field()
+    device: str = device_option()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...shared.charset import Charset, LabelRules, charset_option
+from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
 from ...shared.options import FILE, FOLDER, Options, num_cores, option
 from .styles import STYLES
@@ -91,7 +91,7 @@ class NonwordOptions(Options):
         help="shuffle: a label's characters in random order; random: as many characters by chance.",
     )
     count: int = option(1000, minimum=1, help="Words to make.")
-    charset: Charset = charset_option("36, 62, 94 or a text file; labels are reduced to it first.")
+    charset: Charset = charset_option(f"{CHARSET_HELP}; labels are reduced to it first.")
     labels: LabelRules
     drawing: DrawingOptions
 
@@ -100,7 +100,7 @@ class NonwordOptions(Options):
 class CheckOptions(Options):
     """What `clipocr data check` is asked for."""
 
-    charset: Charset = charset_option("36, 62, 94 or a text file.")
+    charset: Charset = charset_option(f"{CHARSET_HELP}.")
     labels: LabelRules = LabelRules()
     jobs: int | None = _jobs_option()
 

@@ -27,8 +27,8 @@ from ...shared.errors import DataError
 from ..builder.text import load_same_teacher
 from ..teacher.clip import Teacher
 from ..teacher.tokens import PAD_TOKEN, text_tokenizer
-from .cached_words import problem_of, random_words, view_of
 from .options import RetrievalOptions
+from .random_rows import problem_of, random_rows, view_of
 from .retrieval_figure import draw_retrieval
 
 Floats = npt.NDArray[np.float32]
@@ -150,7 +150,7 @@ def _choose_words(
     """
     tokenizers = [text_tokenizer(tokens, context_length) for tokens in TOKENIZERS]
     words: dict[str, PicturedWord] = {}
-    for word in random_words(cache, options.seed):
+    for word in random_rows(cache, options.seed):
         key = word.label.lower()
         if key in words or problem_of(cache, 0, word.row_idx):
             continue

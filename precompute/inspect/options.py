@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.errors import UsageError
-from ...shared.options import NEW_PATH, Options, option
-from ..builder.config import device_field
+from ...shared.options import NEW_PATH, Options, device_option, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class RetrievalOptions(Options):
         help="What the figure shows; probability, CLIP's softmax, is that of the paper's figure 5.",
     )
     seed: int = option(0, minimum=0, help="Which words.")
-    device: str = device_field()
+    device: str = device_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...shared.charset import Charset
+from ...shared.charset import CHARSET_HELP, Charset
 from ...shared.options import NEW_CACHE, num_cores, option
-from ..builder.config import CHARSET_HELP, SourceOptions
+from ..builder.config import SourceOptions
 
 
 @dataclass(frozen=True, kw_only=True)

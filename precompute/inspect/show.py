@@ -26,8 +26,8 @@ from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.reader import FeatureCache
 from ...shared.errors import CacheMismatchError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
-from .cached_words import CachedWord, problem_of, random_words, view_of
 from .options import ShowOptions
+from .random_rows import LabelledRow, problem_of, random_rows, view_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,7 +71,7 @@ class _Cell:
 
 @dataclass(kw_only=True)
 class _Row:
-    word: CachedWord
+    word: LabelledRow
     cells: list[_Cell] = field(default_factory=list)
 
 
@@ -125,7 +125,7 @@ def _read_rows(cache: FeatureCache, options: ShowOptions, num_views: int, array:
     cache.require_images((array,))
     codec = cache.codec(array)
     rows = []
-    for word in islice(random_words(cache, options.seed), options.rows):
+    for word in islice(random_rows(cache, options.seed), options.rows):
         row = _Row(word=word)
         for view_idx in range(num_views):
             cell = _Cell(problem=problem_of(cache, view_idx, word.row_idx))
@@ -245,7 +245,7 @@ def _draw_header(
         _text(pen, (_MARGIN_PX, y + 42 + 21 * line_idx), line, 14, _SOFT_INK)
 
 
-def _draw_word(pen: ImageDraw.ImageDraw, left_middle: tuple[int, int], word: CachedWord) -> None:
+def _draw_word(pen: ImageDraw.ImageDraw, left_middle: tuple[int, int], word: LabelledRow) -> None:
     x, middle = left_middle
     size_px = _fitting(word.label, 17, bold=True)
     _text(pen, (x, middle - 5 - size_px), word.label, size_px, bold=True)

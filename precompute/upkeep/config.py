@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.errors import UsageError
-from ...shared.options import FOLDER, Options, num_cores, option
-from ..builder.config import device_field
+from ...shared.options import FOLDER, Options, device_option, num_cores, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class VerifyConfig(Options):
         help="For --recompute: where its weights are now; needed if they were a file.",
     )
     seed: int = option(0, help="For --recompute: decides the rows.")
-    device: str = device_field()
+    device: str = device_option()
     jobs: int | None = option(None, minimum=1, default_text="every core", help="Threads that read.")
 
     def __post_init__(self) -> None:

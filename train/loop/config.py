@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ...shared.charset import Charset, LabelRules
+from ...shared.charset import CHARSET_HELP, Charset, LabelRules
 from ...shared.errors import UsageError
-from ...shared.options import CACHE, FOLDER, Options, option, require_known
+from ...shared.options import CACHE, FOLDER, Options, device_option, option, require_known
 from ..methods import DEFAULT_METHOD, find_method
 from ..methods.base import Method
 
@@ -52,7 +52,7 @@ class TrainConfig(Options):
     method: Method = field(default_factory=lambda: find_method(DEFAULT_METHOD)())
     charset: Charset = option(
         Charset.load("36"),
-        help="36, 62, 94 or a text file.",
+        help=f"{CHARSET_HELP}.",
         parse=_parse_charset,
         unparse=asdict,
         default_text="36",
@@ -164,11 +164,7 @@ class TrainPlace(Options):
         help="Steps between writes of last.pt, besides the end of each epoch.",
         minimum=1,
     )
-    device: str = option(
-        "auto",
-        help="auto, cpu, cuda or cuda:N.",
-        default_text="CUDA if there is one, else the CPU",
-    )
+    device: str = device_option()
     command: tuple[str, ...] = ()
     """The command line, for run.json."""
 

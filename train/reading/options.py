@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...shared.options import Options, option
+from ...shared.options import Options, device_option, option
 
 
 def batch_size_option(default: int) -> Any:
@@ -23,11 +23,7 @@ class ArithmeticOptions(Options):
     precision: str = option(
         "fp32", help="Arithmetic; published numbers are fp32.", choices=("fp32", "bf16", "fp16")
     )
-    device: str = option(
-        "auto",
-        help="auto, cpu, cuda or cuda:N.",
-        default_text="CUDA if there is one, else the CPU",
-    )
+    device: str = device_option()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Words of a cache, one row at a time, for people to look at."""
+"""Rows of a cache, one at a time, for people to look at."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...shared.errors import CacheMissingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedWord:
-    """What a row of a cache is of."""
+class LabelledRow:
+    """A row of a cache, and what it is of."""
 
     row_idx: int
     label: str
@@ -26,8 +26,8 @@ class CachedWord:
     lmdb_key: str
 
 
-def random_words(cache: FeatureCache, seed: int) -> Iterator[CachedWord]:
-    """Yield the words of the finished units of view 0, in random order.
+def random_rows(cache: FeatureCache, seed: int) -> Iterator[LabelledRow]:
+    """Yield the rows of the finished units of view 0, in random order.
 
     The order is random by units, then within each: rows were permuted at the build, so any unit is
     a fair sample, and few units are read.
@@ -44,7 +44,7 @@ def random_words(cache: FeatureCache, seed: int) -> Iterator[CachedWord]:
         start, stop = cache.spec.unit_range(unit_idx)
         columns = cache.rows(unit_idx)
         for at in rng.permutation(stop - start).tolist():
-            yield CachedWord(
+            yield LabelledRow(
                 row_idx=start + at,
                 label=labels[columns["label"][at]],
                 source=cache.spec.sources[columns["source"][at]].name,
