@@ -14,7 +14,7 @@ from samples import TINY_TEACHER, tiny_build
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.teacher.clip import load_teacher
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.train.loop import run as run_module
+from clipocr.train.data.preflight import Preflight
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
@@ -100,7 +100,7 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
     )
     config, num_steps = replace(CONFIG, epochs=epochs), 6 * epochs
     assert train(config, place).num_steps == num_steps
-    monkeypatch.setattr(run_module, "CacheLoader", lambda *_args, **_options: online(FULL_CONTEXT))
+    monkeypatch.setattr(Preflight, "loader", lambda *_args, **_options: online(FULL_CONTEXT))
     train(config, replace(place, out=tmp_path / "online"))
 
     assert len(steps) == 2 * num_steps

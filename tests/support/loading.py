@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
-from clipocr.train.data.labels import TrainingLabels
 from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop.preflight import choose_num_views
+from clipocr.train.data.preflight import Preflight
 from clipocr.train.methods.base import Needs, TextNeeds
 
 
@@ -25,23 +26,21 @@ def loader_of(
     charset: Charset | None = None,
     *,
     max_label_length: int = 25,
+    fraction: float = 1.0,
+    views: int | None = None,
+    units: list[int] | None = None,
     **changes: object,
 ) -> CacheLoader:
     """Return a loader of batches of 12 from every unit and view; `changes` are its settings."""
-    charset = charset or Charset.load("36")
-    if needs.text is None:
-        labels = TrainingLabels.without_features(cache, charset)
-    else:
-        spec = cache.require_text(charset, max_label_length, needs.text.tokenizer)
-        labels = TrainingLabels.read(cache, charset, needs.text, spec)
-    units = cache.first_units(1.0)
-    settings: dict[str, object] = {
-        "batch_size": 12,
-        "seed": 0,
-        "device": torch.device("cpu"),
-        "units": units,
-        "num_views": choose_num_views(cache, units, None),
-    }
-    return CacheLoader(
-        cache, labels, needs, max_label_length=max_label_length, **(settings | changes)
+    preflight = Preflight.check(
+        cache,
+        needs,
+        charset=charset or Charset.load("36"),
+        max_label_length=max_label_length,
+        fraction=fraction,
+        views=views,
     )
+    if units is not None:
+        preflight = replace(preflight, units=units)
+    settings: dict[str, object] = {"batch_size": 12, "seed": 0, "device": torch.device("cpu")}
+    return preflight.loader(**(settings | changes))

@@ -30,9 +30,8 @@ from ..evaluation.test_sets import TestSet, open_test_sets
 from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.curves import draw_curves
-from ..loop.preflight import check_cache, open_cache
 from ..loop.record import RUN_NAME, read_record, require_same_run
-from ..loop.run import train
+from ..loop.run import check_cache, open_cache, train
 from ..reading.readers import load_reader
 from .comparison import write_comparison
 from .table import AblationTable

@@ -30,10 +30,9 @@ from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError
 from ..loop.config import TrainConfig, TrainPlace
-from ..loop.preflight import choose_num_views
 from ..methods.base import Needs, TextNeeds
-from .labels import TrainingLabels
 from .loader import CacheLoader
+from .preflight import Preflight
 
 _Floats = npt.NDArray[np.float32]
 
@@ -185,31 +184,24 @@ class CachedWords(Sequence[CachedWord]):
             CacheError: the cache lacks something of this.
             UsageError: no word is left.
         """
-        cache = self.cache
         if not isinstance(charset, Charset):
             charset = Charset.load(charset)
-        cache.require_images(images)
-        units = cache.first_units(fraction)
-        needs = Needs(
-            images=tuple(images),
-            pixels=pixels,
-            text=TextNeeds(tokenizer=tokenizer, arrays=tuple(text)) if text else None,
-        )
-        if needs.text is None:
-            labels = TrainingLabels.without_features(cache, charset)
-        else:
-            spec = cache.require_text(charset, max_label_length, tokenizer, text)
-            labels = TrainingLabels.read(cache, charset, needs.text, spec)
-        return CacheLoader(
-            cache,
-            labels,
-            needs,
+        preflight = Preflight.check(
+            self.cache,
+            Needs(
+                images=tuple(images),
+                pixels=pixels,
+                text=TextNeeds(tokenizer=tokenizer, arrays=tuple(text)) if text else None,
+            ),
+            charset=charset,
             max_label_length=max_label_length,
+            fraction=fraction,
+            views=views,
+        )
+        return preflight.loader(
             batch_size=batch_size,
             seed=seed,
             device=choose_device(device),
-            units=units,
-            num_views=choose_num_views(cache, units, views),
             rank=rank,
             world_size=world_size,
         )

@@ -6,7 +6,7 @@ width, E joint width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,7 +17,6 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array
 from ...shared.cache.text_spec import TextSpec
 from ...shared.charset import Charset
-from ..methods.base import TextNeeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,19 @@ class TrainingLabels:
     Shape: (U, L)."""
 
     @classmethod
-    def read(cls, cache: FeatureCache, charset: Charset, needs: TextNeeds, spec: TextSpec) -> Self:
-        """Read a text table, and of its arrays those that a method needs."""
-        table = cache.text_table(spec.name, needs.arrays)
-        per_string = {array.name for array in spec.arrays if array.rows == "string"}
+    def read(cls, cache: FeatureCache, spec: TextSpec, arrays: Sequence[str]) -> Self:
+        """Read the labels of a text table, and some of its arrays."""
+        table = cache.text_table(spec.name, arrays)
+        by_row = {
+            rows: {k: v for k, v in table.arrays.items() if spec.array(k).rows == rows}
+            for rows in ("prefix", "string")
+        }
         return cls(
-            charset_name=charset.name,
+            charset_name=spec.charset_name,
             of_label=table.of_label,
             strings=table.strings,
-            by_position={k: v for k, v in table.arrays.items() if k not in per_string},
-            by_label={k: v for k, v in table.arrays.items() if k in per_string},
+            by_position=by_row["prefix"],
+            by_label=by_row["string"],
             rows_of_positions=table.nodes,
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from ...shared.errors import DataError
 from ..evaluation.results import as_markdown
 
-_TAGS = ("ocr", "scene-text-recognition", "clip-ocr", "knowledge-distillation")
+_TAGS = ("ocr", "scene-text-recognition", "clip")
 _FIGURES = ("num_samples", "accuracy", "1-NED")
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>()#|~$&!@])")
 """What Markdown or HTML would take for more than a character."""
@@ -41,10 +41,10 @@ def model_card(
     """
     results = _results(figures) if figures is not None else []
     parts = [
-        f"---\n{_header(repo, results, license_id)}\n---",
+        f"---\n{_header(repo, description['method'], results, license_id)}\n---",
         f"# {plain(repo)}",
-        "A scene text recogniser: it reads pictures of single cropped words, not pages. Distilled "
-        "from CLIP through a feature cache with clipocr, after CLIP-OCR (ACM MM 2023).",
+        "A scene text recogniser: it reads pictures of single cropped words, not pages. Trained "
+        f"with clipocr from a cache of CLIP's features, by the method {description['method']}.",
     ]
     if description["teacher_is_random"]:
         parts.append(
@@ -65,7 +65,12 @@ def plain(value: object) -> str:
     return _ACTIVE.sub(r"\\\1", " ".join(str(value).split()))
 
 
-def _header(repo: str, results: Sequence[tuple[str, Mapping[str, float]]], license_id: Any) -> str:
+def _header(
+    repo: str,
+    method: str,
+    results: Sequence[tuple[str, Mapping[str, float]]],
+    license_id: Any,
+) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     measured = [
@@ -84,7 +89,7 @@ def _header(repo: str, results: Sequence[tuple[str, Mapping[str, float]]], licen
         license=license_id,
         library_name="clipocr",
         pipeline_tag="image-to-text",
-        tags=list(_TAGS),
+        tags=[*_TAGS, method],
         metrics=["accuracy", "cer"] if measured else None,
         model_name=repo.rpartition("/")[2] if measured else None,
         eval_results=measured or None,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...shared.atomic import replacing
+from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache
 from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
+from .checkpoint import LAST_NAME
 from .config import TrainConfig, TrainPlace
 
 if TYPE_CHECKING:
@@ -57,6 +59,25 @@ def write_record(
     with replacing(place.out / RUN_NAME) as partial:
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         partial.write_text(text, encoding="utf-8")
+
+
+def holds_run(out: Path, *, resume: bool) -> bool:
+    """Return whether a folder holds the run to go on with.
+
+    Raises:
+        CheckpointError: it holds none, and one is to be resumed.
+        UsageError: it holds one, and none is to be resumed, or it is a cache.
+    """
+    has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
+    if (out / MANIFEST_NAME).exists():
+        raise UsageError(f"{out} is a feature cache; choose another --out for the run")
+    if has_begun and not resume:
+        raise UsageError(
+            f"{out} holds a run already; go on with it by --resume, or choose another --out"
+        )
+    if resume and not has_begun:
+        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
+    return has_begun
 
 
 def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -23,13 +23,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ...shared.cache.names import MANIFEST_NAME
+from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
-from ...shared.errors import CacheError, CheckpointError, UsageError
+from ...shared.errors import CacheError, UsageError
 from ...shared.hashing import mix
 from ..data.batch import Batch
-from ..data.loader import CacheLoader
+from ..data.preflight import Preflight
 from ..models.recogniser import Recogniser
 from ..models.tokenizer import LabelTokenizer
 from .checkpoint import (
@@ -42,13 +42,12 @@ from .checkpoint import (
 )
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Logbook, Meter
-from .optimizer import one_cycle, parameter_groups
-from .preflight import Preflight, check_cache, open_cache
+from .optimizer import Optimizer
 from .processes import Processes, StopRequestedError, stop_signals
-from .record import RUN_NAME, read_record, require_same_run, write_record
+from .record import RUN_NAME, holds_run, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
-    from ..evaluation.test_sets import TestSet
+    from .validation import Validation
 
 _LOG_EVERY_STEPS = 10
 _RECOGNISER = "recogniser."
@@ -116,6 +115,29 @@ def train(
             raise
 
 
+def open_cache(place: TrainPlace) -> FeatureCache:
+    """Open the cache that runs at `place` train on."""
+    return FeatureCache.open(
+        place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.cache_bytes
+    )
+
+
+def check_cache(config: TrainConfig, cache: FeatureCache) -> Preflight:
+    """Check that a cache has everything a run needs, and return what the run will read of it.
+
+    Raises:
+        CacheError: it has not.
+    """
+    return Preflight.check(
+        cache,
+        config.method.needs(),
+        charset=config.charset,
+        max_label_length=config.max_label_length,
+        fraction=config.fraction,
+        views=config.views,
+    )
+
+
 class _Run:
     """The state of one run, and the steps that change it."""
 
@@ -136,51 +158,38 @@ class _Run:
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.trainee, config.weight_decay),
-            lr=config.learning_rate,
-            fused=True,
-        )
-        # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
-        # it needs no look at the gradient from here. Only fp16 needs its scale.
-        self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=2.0**16 if config.precision == "fp16" else 1.0
-        )
+        self.optimizer = Optimizer(self.trainee, config, device)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
-        self.test_sets = self._open_validation()
+        self.validation = self._open_validation()
         self.step = 0
-        self.units, self.num_views = preflight.units, preflight.num_views
         self.history: list[dict[str, float]] = []
         self.best_accuracy: float | None = None
         self.begun_with: dict[str, str] | None = None
         """Which checkpoint the run began with; None: random weights."""
         self.commands: list[list[str]] = []
 
-        has_begun = _has_begun(place.out, resume=resume)
+        has_begun = holds_run(place.out, resume=resume)
         if has_begun and (place.out / RUN_NAME).exists():
             self.commands = read_record(place.out)["commands"]
         if has_begun and (place.out / LAST_NAME).exists():
-            self._restore(place.out / LAST_NAME)
+            units, num_views = self._restore(place.out / LAST_NAME)
+            # The cache may have grown since; the run goes on with the rows it began with.
+            preflight = replace(preflight, units=units, num_views=num_views)
         elif init is not None:
             self._begin_with(init)
         elif self.trainee.recogniser is not None:
             self.trainee.recogniser.load_pretrained()
         # Every process must have looked for a run here before the first one begins to write.
         processes.wait()
+        self.units, self.num_views = preflight.units, preflight.num_views
         allow_fast_products(config.precision)
         if config.compile:
             self._compile()
-        self.loader = CacheLoader(
-            self.cache,
-            preflight.read_labels(config),
-            preflight.needs,
-            max_label_length=config.max_label_length,
+        self.loader = preflight.loader(
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
             device=device,
-            units=self.units,
-            num_views=self.num_views,
             rank=processes.rank,
             world_size=processes.world_size,
         )
@@ -190,15 +199,19 @@ class _Run:
     def _begin_with(self, init: Path) -> None:
         """Take up the recogniser of another run, as far as it fits."""
         path = find_checkpoint(init)
-        recogniser = self._require_recogniser("--init")
+        recogniser = self._recogniser_for("--init")
         new = recogniser.take_from(load_recogniser(path, torch.device("cpu")))
         self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
         if self.processes.is_first:
             but = f"; anew: {new}" if new else ""
             tqdm.write(f"Beginning with {path}{but}.", file=sys.stderr)
 
-    def _require_recogniser(self, option: str) -> Recogniser:
-        """Return the recogniser that an option is for."""
+    def _recogniser_for(self, option: str) -> Recogniser:
+        """Return the recogniser, which an option needs.
+
+        Raises:
+            UsageError: there is none.
+        """
         if self.trainee.recogniser is None:
             raise UsageError(
                 f"method {self.config.method.name} has nothing that reads images; leave {option} "
@@ -206,17 +219,15 @@ class _Run:
             )
         return self.trainee.recogniser
 
-    def _open_validation(self) -> list[TestSet]:
+    def _open_validation(self) -> Validation | None:
         """Open the validation sets before the first step, not after hours of training."""
         if not self.place.val_data:
-            return []
-        self._require_recogniser("--val-data")
-        # Imported here: only validation opens LMDBs and pictures; a cache needs neither.
-        from ..evaluation.test_sets import open_test_sets
+            return None
+        self._recogniser_for("--val-data")
+        # Imported here: only validation opens LMDBs; training from a cache needs none.
+        from .validation import Validation
 
-        return open_test_sets(
-            self.place.val_data, self.config.charset, self.config.max_label_length
-        )
+        return Validation(self.config, self.place, self.processes)
 
     def _compile(self) -> None:
         parts = self.trainee.compilable()
@@ -243,7 +254,7 @@ class _Run:
                 "cache_id": self.cache.manifest.cache_id,
                 "units": list(self.units),
                 "num_views": self.num_views,
-                "validation": self._validation(),
+                "validation": self._num_samples(),
                 "step": self.step,
                 # Beside the recogniser, whose weights the checkpoint holds by itself.
                 "trainee": {
@@ -251,8 +262,7 @@ class _Run:
                     for name, value in self.trainee.state_dict().items()
                     if not name.startswith(_RECOGNISER)
                 },
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                "optimizer": self.optimizer.state(),
                 "history": self.history,
                 "epoch_sums": sums,
                 "best_accuracy": self.best_accuracy,
@@ -270,14 +280,11 @@ class _Run:
             teacher=self.cache.spec.teacher.name,
         )
 
-    def _validation(self) -> dict[str, int]:
-        """Return how many samples of each validation set count.
+    def _num_samples(self) -> dict[str, int]:
+        return {} if self.validation is None else self.validation.num_samples
 
-        Scores in best.pt are comparable only on the same validation samples.
-        """
-        return {test_set.name: len(test_set.pictures) for test_set in self.test_sets}
-
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path) -> tuple[list[int], int]:
+        """Take up the state of a checkpoint; return its units, and how many of their views."""
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
         require_same_run(
@@ -290,7 +297,7 @@ class _Run:
             wanted={
                 "config": self.config.to_values(),
                 "cache": self.cache.manifest.cache_id,
-                "validation samples": self._validation(),
+                "validation samples": self._num_samples(),
             },
         )
         of_recogniser = checkpoint["recogniser"] or {}
@@ -298,15 +305,13 @@ class _Run:
             {f"{_RECOGNISER}{name}": value for name, value in of_recogniser.items()}
             | training["trainee"]
         )
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
-        # The cache may have grown since; this run goes on with the rows it began with.
-        self.units, self.num_views = training["units"], training["num_views"]
+        self.optimizer.restore(training["optimizer"])
         self.step = training["step"]
         self.history = training["history"]
         self.meter.restore(training["epoch_sums"])
         self.best_accuracy = training["best_accuracy"]
         self.begun_with = training["init"]
+        return training["units"], training["num_views"]
 
     # -- training ----------------------------------------------------------------------------
 
@@ -365,12 +370,7 @@ class _Run:
         """Take one optimizer step on the next `num_parts` batches."""
         config = self.config
         self.trainee.train()
-        learning_rate = one_cycle(
-            self.step, num_steps, config.learning_rate, config.warmup_fraction
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.begin(self.step, num_steps)
         values: torch.Tensor | None = None
         for part in range(num_parts):
             batch = next(batches)
@@ -383,13 +383,10 @@ class _Run:
                     terms = trainee(batch)
                 stacked = torch.stack([terms[name] for name in self.trainee.term_names])
                 loss = stacked.sum() / num_parts
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.optimizer.backward(loss)
             stacked = stacked.detach() / num_parts
             values = stacked if values is None else values + stacked
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), config.grad_clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if config.precision == "fp16" else 1.0)
+        norm = self.optimizer.finish()
         self.step += 1
         assert values is not None
         self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
@@ -420,7 +417,7 @@ class _Run:
         values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
         speed = {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.learning_rate,
             "samples_per_second": clock.samples_per_second * self.processes.world_size,
             "data_wait_fraction": clock.wait_fraction,
             "skipped_steps": float(self.meter.num_skipped),
@@ -436,35 +433,23 @@ class _Run:
         )
 
     def _end_epoch(self, logbook: Logbook) -> None:
-        if self.test_sets:
+        if self.validation is not None:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
         means = self.meter.means()
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
-        if self.test_sets:
-            entry |= self._validate()
+        if self.validation is not None:
+            entry |= self._validate(self.validation)
             logbook.write(self.step, {name: entry[name] for name in ("val/accuracy", "val/1-NED")})
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
         self.save()
         self._write_record()
 
-    def _validate(self) -> dict[str, float]:
-        """Read the validation sets, each process its share of every one."""
-        from ..evaluation.evaluate import evaluate_sets
-        from ..evaluation.metrics import WordCounts
-        from ..evaluation.options import EvalOptions
-        from ..reading.readers import Reader
-
-        recogniser = self._require_recogniser("--val-data").eval()
-        rank, world_size = self.processes.rank, self.processes.world_size
-        own = [test_set.share(rank, world_size) for test_set in self.test_sets]
-        reader = Reader(
-            recogniser, batch_size=EvalOptions.batch_size, precision=self.config.precision
-        )
-        counts = evaluate_sets(reader, own).counts
-        figures = sum(self.processes.gather(counts), WordCounts()).figures
+    def _validate(self, validation: Validation) -> dict[str, float]:
+        """Read the validation sets; keep the recogniser if it is the best so far."""
+        figures = validation.figures(self._recogniser_for("--val-data"))
         if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
             self.best_accuracy = figures.accuracy
             if self.processes.is_first:
@@ -506,22 +491,3 @@ class _Run:
             history=self.history,
             best_accuracy=self.best_accuracy,
         )
-
-
-def _has_begun(out: Path, *, resume: bool) -> bool:
-    """Return whether a folder holds the run to go on with.
-
-    Raises:
-        CheckpointError: it holds none, and one is to be resumed.
-        UsageError: it holds one, and none is to be resumed, or it is a cache.
-    """
-    has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
-    if (out / MANIFEST_NAME).exists():
-        raise UsageError(f"{out} is a feature cache; choose another --out for the run")
-    if has_begun and not resume:
-        raise UsageError(
-            f"{out} holds a run already; go on with it by --resume, or choose another --out"
-        )
-    if resume and not has_begun:
-        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
-    return has_begun

@@ -103,7 +103,7 @@ def epoch(cache: FeatureCache, number: int = 0) -> list[bytes]:
         tensors = [batch.views, *batch.images.values(), *batch.text.values()]
         return b"".join([repr(batch.labels).encode(), *(t.numpy().tobytes() for t in tensors)])
 
-    loader = loader_of(cache, needing(("block1", "block3"), ("block2", "eot")), num_views=1)
+    loader = loader_of(cache, needing(("block1", "block3"), ("block2", "eot")), views=1)
     return [content(batch) for batch in loader.epoch(number)]
 
 

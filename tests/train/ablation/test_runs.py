@@ -22,7 +22,7 @@ from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
 from clipocr.train.ablation import runs as ablate_module
 from clipocr.train.ablation.runs import ablate
 from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
-from clipocr.train.loop import run as run_module
+from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.config import TrainPlace
 from clipocr.train.loop.processes import StopRequestedError
 
@@ -176,7 +176,7 @@ def test_a_stopped_table_goes_on(
     table = miniature("table7")
     whole, parts = place(ablation_cache, tmp_path / "whole"), place(ablation_cache, tmp_path / "b")
     ablate(table, whole, [test_root])
-    real = run_module.one_cycle
+    real = optimizer_module.one_cycle
 
     def stop_at_1(step: int, *rest: float) -> float:
         if step == 1:
@@ -184,7 +184,7 @@ def test_a_stopped_table_goes_on(
         return real(step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "one_cycle", stop_at_1)
+        patched.setattr(optimizer_module, "one_cycle", stop_at_1)
         with pytest.raises(StopRequestedError):
             ablate(table, parts, [test_root])
     ablate(table, parts, [test_root])

@@ -16,8 +16,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop.preflight import choose_num_views
-from clipocr.train.methods.base import Needs
+from clipocr.train.methods.base import Needs, TextNeeds
 
 NEEDS = needing(("block1", "block3"), ("block2", "eot"))
 
@@ -81,13 +80,13 @@ def test_epochs_take_the_views_in_turn(data_root: Path, tmp_path: Path) -> None:
         {view.numpy().tobytes() for view in unfilter_pixels(torch.from_numpy(rows.copy()))}
         for rows in (cache.image_reader(v, "pixels").all() for v in range(2))
     ]
-    rows = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], None))
+    rows = loader(cache)
     for epoch in range(4):
         assert set(fingerprints(list(rows.epoch(epoch)))) <= pixels[epoch % 2]
-    only_first = loader(cache, num_views=choose_num_views(cache, [0, 1, 2], 1))
+    only_first = loader(cache, views=1)
     assert set(fingerprints(list(only_first.epoch(1)))) <= pixels[0]
     with pytest.raises(CacheMismatchError, match=r"has 2 views .*this run needs 3.*--views 2"):
-        choose_num_views(cache, [0, 1, 2], 3)
+        loader(cache, views=3)
 
 
 @pytest.mark.parametrize("first_batch", range(7))
@@ -175,9 +174,69 @@ def test_fewer_rows_than_a_batch_make_one_batch(cache: FeatureCache) -> None:
     assert [len(batch.labels) for batch in rows.epoch(0)] == [72]
 
 
-def test_a_cache_without_the_tap_is_refused(cache: FeatureCache) -> None:
-    with pytest.raises(CacheMismatchError, match="no image array 'block9'"):
+def test_a_cache_without_an_array_is_refused(cache: FeatureCache) -> None:
+    with pytest.raises(CacheMismatchError, match="this run needs block9"):
         loader(cache, needing(("block9",)))
+    with pytest.raises(CacheMismatchError, match="this run needs block9"):
+        loader(cache, needing(text=("block9",)))
+
+
+LABELS = Needs(
+    pixels=False, text=TextNeeds(tokenizer="char", arrays=("block2", "eot")), epoch="labels"
+)
+
+
+def test_an_epoch_over_labels_is_every_label_once(cache: FeatureCache) -> None:
+    rows = loader(cache, LABELS)
+    table = cache.text_table("char-36")
+    orders = []
+    for epoch in (0, 1):
+        batches = list(rows.epoch(epoch))
+        labels = [label for batch in batches for label in batch.labels]
+        assert sorted(labels) == sorted(table.strings)
+        assert rows.num_rows == len(labels)
+        orders.append(labels)
+        for batch in batches:
+            assert batch.views is None
+            assert batch.images == {}
+            for i, label in enumerate(batch.labels):
+                text_id = table.strings.index(label)
+                nodes = table.nodes[text_id, : batch.num_positions]
+                expected = torch.tensor(table.arrays["block2"][nodes])
+                assert torch.equal(batch.text["block2"][i], expected)
+                assert torch.equal(batch.text["eot"][i], torch.tensor(table.arrays["eot"][text_id]))
+    assert orders[0] != orders[1]
+    rest = [label for batch in rows.epoch(1, first_batch=2) for label in batch.labels]
+    assert rest == orders[1][24:]
+
+
+def test_an_epoch_over_labels_is_of_the_units_that_count(cache: FeatureCache) -> None:
+    of_unit = {
+        cache.text_table("char-36").strings[i]
+        for i in cache.text_table("char-36").of_label[cache.rows(2)["label"]]
+    }
+    batches = loader(cache, LABELS, units=[2]).epoch(0)
+    assert {label for batch in batches for label in batch.labels} == of_unit
+
+
+def test_processes_share_an_epoch_over_labels(cache: FeatureCache) -> None:
+    whole = list(loader(cache, LABELS).epoch(0))
+    parts = [list(loader(cache, LABELS, rank=r, world_size=2).epoch(0)) for r in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(label for share in shares for label in share.labels) == sorted(batch.labels)
+        assert {share.num_positions for share in shares} == {batch.num_positions}
+
+
+def test_labels_alone_need_no_text_table(cache: FeatureCache) -> None:
+    upper = Charset(name="upper", characters="ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    rows = loader_of(cache, Needs(), upper)  # The cache has a table for charset 36 only.
+    batches = list(rows.epoch(0))
+    assert rows.num_rows == 70  # Twice there is no letter in 333.
+    labels = {label for batch in batches for label in batch.labels}
+    assert {"ALPHA", "FOUR"} <= labels
+    assert {batch.text == {} for batch in batches} == {True}
+    with pytest.raises(ValueError, match="an epoch over labels has no pictures"):
+        Needs(epoch="labels")
 
 
 def test_a_damaged_unit_stops_the_epoch_by_name(data_root: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
-from clipocr.train.loop import run as run_module
+from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
@@ -127,7 +127,7 @@ def test_a_run_killed_at_its_first_step_resumes_from_them(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "one_cycle", killed)
+        patched.setattr(optimizer_module, "one_cycle", killed)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, place, init=checkpoint)
     checkpoint.unlink()

@@ -21,7 +21,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, DataError, TrainingError, UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
-from clipocr.train.loop import run as run_module
+from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.curves import _read_curves, draw_curves
@@ -81,14 +81,14 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
     """Call `how` during the step after `step` steps were taken."""
-    real = run_module.one_cycle
+    real = optimizer_module.one_cycle
 
     def schedule(at: int, *rest: float) -> float:
         if at == step:
             how()
         return real(at, *rest)
 
-    monkeypatch.setattr(run_module, "one_cycle", schedule)
+    monkeypatch.setattr(optimizer_module, "one_cycle", schedule)
 
 
 def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root: Path) -> None:

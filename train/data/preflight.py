@@ -1,0 +1,120 @@
+"""What a run needs of a cache, checked before its first step, and read as it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from ...shared.cache.reader import FeatureCache
+from ...shared.cache.text_spec import TextSpec
+from ...shared.charset import Charset
+from ...shared.errors import CacheMismatchError
+from ..methods.base import Needs, Shapes
+from .labels import TrainingLabels
+from .loader import CacheLoader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What of a cache is read; `check` has found that it is there."""
+
+    cache: FeatureCache
+    needs: Needs
+    charset: Charset
+    max_label_length: int
+    text: TextSpec | None
+    """The text table; None: the needs are labels only."""
+    units: list[int]
+    """Units to draw rows from."""
+    num_views: int
+    """K; epoch e reads view e mod K."""
+
+    @classmethod
+    def check(
+        cls,
+        cache: FeatureCache,
+        needs: Needs,
+        *,
+        charset: Charset,
+        max_label_length: int,
+        fraction: float,
+        views: int | None,
+    ) -> Self:
+        """Check that a cache has what is needed.
+
+        Args:
+            cache: Sealed or half built.
+            needs: Of a method.
+            charset: Characters that labels are written in.
+            max_label_length: Of the longest label that is learned.
+            fraction: Share of the units to draw from.
+            views: How many views to use; None: all that those units have.
+
+        Raises:
+            CacheError: it has not.
+        """
+        cache.require_images(needs.images)
+        text = None
+        if needs.text is not None:
+            text = cache.require_text(
+                charset, max_label_length, needs.text.tokenizer, needs.text.arrays
+            )
+        units = cache.first_units(fraction)
+        held = cache.num_views_of(units)
+        if views is not None and views > held:
+            raise CacheMismatchError(
+                f"{cache.storage} has {held} views of these units, this run needs {views}; pass "
+                f"--views {held}, or run its cache build command again with --views {views}"
+            )
+        return cls(
+            cache=cache,
+            needs=needs,
+            charset=charset,
+            max_label_length=max_label_length,
+            text=text,
+            units=units,
+            num_views=held if views is None else views,
+        )
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the arrays that are needed."""
+        images = {name: self.cache.spec.image(name).row_shape for name in self.needs.images}
+        text: dict[str, tuple[int, ...]] = {}
+        if self.text is not None and self.needs.text is not None:
+            text = {name: (self.text.array(name).width,) for name in self.needs.text.arrays}
+        return Shapes(images=images, text=text)
+
+    def loader(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> CacheLoader:
+        """Read the labels, and return the loader of their batches; see `CacheLoader`.
+
+        Raises:
+            UsageError: no row is usable, or there are more processes than rows in a batch.
+        """
+        if self.text is None or self.needs.text is None:
+            labels = TrainingLabels.without_features(self.cache, self.charset)
+        else:
+            labels = TrainingLabels.read(self.cache, self.text, self.needs.text.arrays)
+        return CacheLoader(
+            self.cache,
+            labels,
+            self.needs,
+            max_label_length=self.max_label_length,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            units=self.units,
+            num_views=self.num_views,
+            rank=rank,
+            world_size=world_size,
+        )
