@@ -23,7 +23,6 @@ from clipocr.train.deploy.model_card import model_card, plain
 from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
-from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 REPO = "someone/word-reader"
@@ -37,7 +36,12 @@ CONFIG = StudentConfig(
     )
 )
 RECORD = {
-    "config": {"batch_size": 16, "seed": 3, "precision": "fp32"},
+    "config": {
+        "batch_size": 16,
+        "seed": 3,
+        "precision": "fp32",
+        "encoder_weights": "/home/me/secret/weights.pth",
+    },
     "cache": {
         "path": "/home/me/secret/words.cache",
         "id": "abc",
@@ -50,7 +54,7 @@ RECORD = {
     "commands": [["clipocr", "train", "/home/me/secret"]],
     "history": [],
     "steps": 1500,
-    "student_parameters": 1234567,
+    "num_parameters": 1234567,
 }
 FIGURES = {
     "checkpoint": "/home/me/secret/run/best.pt",
@@ -79,12 +83,16 @@ def run_path(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     torch.manual_seed(0)
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25))
-    method, teacher = ClipOcr(student=CONFIG), RECORD["cache"]["teacher"]
-    save_checkpoint(run / "best.pt", method, student.tokenizer, student, teacher=teacher)
+    save(run, teacher=RECORD["cache"]["teacher"])
     (run / "run.json").write_text(json.dumps(RECORD))
     (run / "eval.json").write_text(json.dumps(FIGURES))
     return run
+
+
+def save(run: Path, teacher: str) -> None:
+    method, tokenizer = ClipOcr(student=CONFIG), LabelTokenizer(Charset.load("36"), 25)
+    student = method.recogniser(tokenizer)
+    save_checkpoint(run / "best.pt", method, tokenizer, student, teacher=teacher)
 
 
 def test_a_student_goes_up_and_comes_down(hub: Hub, run_path: Path, tmp_path: Path) -> None:
@@ -148,8 +156,7 @@ def test_the_card_says_what_was_recorded_and_measured(hub: Hub, run_path: Path) 
 
 
 def test_a_random_teacher_is_said_and_missing_figures_too(hub: Hub, run_path: Path) -> None:
-    student = Student(CONFIG, LabelTokenizer(Charset.load("36"), 25))
-    save_checkpoint(run_path / "best.pt", student, teacher="ViT-B-16/random:0")
+    save(run_path, teacher="ViT-B-16/random:0")
     for name in ("run.json", "eval.json"):
         (run_path / name).unlink()
     assert invoke("push", run_path, REPO).exit_code == 0
@@ -173,7 +180,8 @@ def test_names_from_elsewhere_cannot_format_the_card() -> None:
     description = {
         "teacher": evil,
         "teacher_is_random": False,
-        "student": {"width": 1, "encoder_layers": 4},
+        "method": evil,
+        "settings": {evil: evil},
         "charset": {"name": evil, "characters": "ab"},
         "max_label_length": 25,
         "clipocr_version": "0",
