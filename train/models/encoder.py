@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         model.prune_intermediate_layers(indices, prune_norm=not has_norm, prune_head=True)
         parameters = inspect.signature(model.forward_intermediates).parameters
         self._arguments = {"indices": indices, "output_fmt": "NCHW"}
-        if "return_prefix_tokens" in parameters and getattr(model, "num_prefix_tokens", 0):
+        if "return_prefix_tokens" in parameters and getattr(model, "num_prefix_tokens", False):
             self._arguments["return_prefix_tokens"] = True
 
         was_training = model.training
