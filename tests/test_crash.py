@@ -117,14 +117,13 @@ def check_nothing_partial(out: Path, reference: Reference) -> int:
         return 0
     report = verify_cache(out)
     assert report.faults == []
-    for name, commit in cache.committed.by_name.items():
-        if commit.text is None:
-            for key in cache.spec.image_layouts(0):
-                rows = cache.image_reader(0, key).rows(*commit.rows)
-                expected = reference.cache.image_reader(0, key).rows(*commit.rows)
-                np.testing.assert_array_equal(rows, expected, err_msg=f"{name} {key}")
-        else:
-            assert cache.text_table("char-36").strings
+    for unit in cache.committed.units.values():
+        for key in cache.spec.image_layouts(0):
+            rows = cache.image_reader(0, key).rows(*unit.rows)
+            expected = reference.cache.image_reader(0, key).rows(*unit.rows)
+            np.testing.assert_array_equal(rows, expected, err_msg=f"{unit.name} {key}")
+    for name in cache.committed.texts:
+        assert cache.text_table(name).strings
     assert cache.is_sealed == (out / "sealed.json").exists()
     return len(cache.units())
 
