@@ -193,7 +193,7 @@ class _Runs(Options):
     metavar="NAME=VALUE",
     multiple=True,
     callback=_parse_settings,
-    help="A setting of every run, as in the table: student=tiny, epochs=3, image_taps=[1,2,3].",
+    help="A setting of every run, as in the table: epochs=3, charset=94, views=1.",
 )
 @click.option(
     "--only",

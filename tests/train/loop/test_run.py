@@ -62,7 +62,7 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     """Return every tensor of a run: student, heads and optimizer."""
     checkpoint = load_checkpoint(path / "last.pt")
     training = checkpoint["training"]
-    moments = training["optimizer"]["state"]
+    moments = training["optimizer"]["adamw"]["state"]
     return {
         **checkpoint["recogniser"],
         **training["trainee"],

@@ -274,7 +274,7 @@ def tensors(run: Path) -> Iterator[tuple[str, Tensor]]:
     checkpoint = load_checkpoint(run / "last.pt")
     yield from (checkpoint["recogniser"] or {}).items()
     yield from checkpoint["training"]["trainee"].items()
-    for i, moments in checkpoint["training"]["optimizer"]["state"].items():
+    for i, moments in checkpoint["training"]["optimizer"]["adamw"]["state"].items():
         yield from ((f"{i}.{name}", value) for name, value in moments.items())
 
 
