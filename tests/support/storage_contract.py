@@ -18,6 +18,8 @@ from clipocr.shared.cache.storage import RangeCheck, ReadStorage
 from clipocr.shared.errors import CacheCorruptError, CacheMissingError, CacheUnavailableError
 
 HASTY = Patience(tries=3, timeout_s=0.4, first_pause_s=0.01)
+CALM = Patience(tries=3, timeout_s=20, first_pause_s=0.01)
+"""For sound servers, which are slow on a busy machine: no request may be sent twice."""
 SHARD = "image/view0/block3/c/0/0/0"
 FILES = {
     "manifest.json": b"{}\n",
