@@ -47,8 +47,10 @@ from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.data.images import decode_image
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
+from clipocr.train.data.cached_words import open_cache
 from clipocr.train.data.loader import CacheLoader
 
+BLOCKS = tuple(f"block{tap}" for tap in TAPS)
 NUM_WORDS = 1024
 """Rows of the small cache."""
 NUM_USUAL_WORDS = 4096
@@ -115,7 +117,7 @@ def compare(
     loader, epochs = cache_loader(cache, args.batch_size, device), iter(range(1 << 30))
     for name, epoch in (
         ("memory map", memory_map(cache)),
-        ("clipocr", drain(lambda: loader.host_batches(next(epochs)))),
+        ("clipocr", drain(lambda: loader.encoded_batches(next(epochs)))),
         ("clipocr, decoded", drain(lambda: loader.epoch(next(epochs)), device)),
     ):
         contestants.append(
@@ -241,17 +243,8 @@ def memory_map(cache: FeatureCache) -> Callable[[], None]:
 
 
 def cache_loader(cache: FeatureCache, batch_size: int, device: torch.device) -> CacheLoader:
-    return CacheLoader(
-        cache,
-        cache.text_table("char-36"),
-        image_taps=TAPS,
-        text_taps=TAPS,
-        max_label_length=25,
-        batch_size=batch_size,
-        seed=0,
-        device=device,
-        units=cache.units(),
-        num_views=1,
+    return open_cache(str(cache.storage)).loader(
+        batch_size=batch_size, images=BLOCKS, text=(*BLOCKS, "eot"), views=1, device=str(device)
     )
 
 
@@ -264,7 +257,7 @@ def growth(cache: FeatureCache, args: argparse.Namespace) -> str:
 def print_growth(cache: Path, batch_size: int) -> None:
     loader = cache_loader(FeatureCache.open(cache), batch_size, torch.device("cpu"))
     for epoch in range(NUM_GROWTH_EPOCHS):
-        drain(lambda epoch=epoch: loader.host_batches(epoch))()
+        drain(lambda epoch=epoch: loader.encoded_batches(epoch))()
         status = Path("/proc/self/status").read_text()
         print(round(int(status.partition("VmRSS:")[2].split()[0]) / 1000), end=" ")
 

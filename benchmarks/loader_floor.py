@@ -18,13 +18,12 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-import torch
 from numcodecs import Zstd
 from tabulate import tabulate
 
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.shards import Array, ArrayReader
-from clipocr.train.data.loader import CacheLoader
+from clipocr.train.data.cached_words import open_cache
 from clipocr.train.data.order import NUM_LANES
 
 MOST_CHUNKS = 64
@@ -115,10 +114,9 @@ def main() -> None:
     args = parser.parse_args()
     cache = FeatureCache.open(args.cache)
     passes = Passes(cache, args.batch_size)
-    loader = CacheLoader(
-        cache, passes.text, image_taps=cache.spec.image_taps,
-        text_taps=cache.spec.text_taps, max_label_length=25, batch_size=args.batch_size,
-        seed=0, device=torch.device("cpu"), units=cache.units(), num_views=1,
+    loader = open_cache(args.cache).loader(
+        batch_size=args.batch_size, images=cache.spec.image_names,
+        text=passes.text.spec.array_names, views=1, device="cpu",
     )  # fmt: skip
     works: list[tuple[str, int, Callable[[], object]]] = [
         ("read", passes.num_rows, passes.read),
@@ -126,7 +124,7 @@ def main() -> None:
         ("zstd, pixels", passes.num_rows, passes.decompress),
         ("rows into batches", passes.num_rows, passes.gather),
         ("text features into batches", passes.num_rows, passes.look_up_text),
-        ("the loader", loader.num_rows, lambda: [None for _ in loader.host_batches(0)]),
+        ("the loader", loader.num_rows, lambda: [None for _ in loader.encoded_batches(0)]),
     ]
     rounds = [
         [1e6 * _processor_seconds(work) / num_rows for _, num_rows, work in works]

@@ -45,21 +45,22 @@ from lcl import peak_resident_bytes
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
-from clipocr.precompute.teacher.clip import Teacher
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter, find_named_lmdbs
 from clipocr.shared.device import choose_device, choose_precision
 from clipocr.train.data.batch import Batch
-from clipocr.train.data.loader import CacheLoader
+from clipocr.train.data.cached_words import open_cache
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.run import _Run
-from clipocr.train.methods.clip_ocr.method import ClipOcrConfig
+from clipocr.train.loop.processes import Processes
+from clipocr.train.loop.run import _Run, check_cache
+from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import SIZES, StudentConfig
 
 TEACHER = "ViT-B-16/random:0"
 TAPS = (3, 6, 9)
+BLOCKS = tuple(f"block{tap}" for tap in TAPS)
 UNIT_ROWS = 64
 """Small, so that a round can be any multiple of it."""
 CHARSET = Charset.load("36")
@@ -254,24 +255,25 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
     setting, device = variant.setting, torch.device(variant.device)
     cache = FeatureCache.open(variant.cache)
     config = TrainConfig(
-        student=StudentConfig(size=SIZES[setting.preset]),
+        method=ClipOcr(student=StudentConfig(size=SIZES[setting.preset])),
         charset=CHARSET,
         batch_size=setting.batch_size,
         precision=precision_on(device),
         compile=device.type == "cuda",
     )
     if variant.name == "student alone":
-        config = replace(config, method=ClipOcrConfig(image_stages=(), text_stages=(), word=False))
-    place = TrainPlace(cache=variant.cache, out=Path(), device=device, val_charset=CHARSET)
+        alone = replace(config.method, image_stages=(), text_stages=(), word=False)
+        config = replace(config, method=alone)
+    place = TrainPlace(cache=variant.cache, out=variant.cache.parent / "run", device=str(device))
     # The trainer's own step. What surrounds it, checkpoints and logs, is no part of this.
-    run = _Run(config, place, cache)
-    objective = run._objective()
+    preflight = check_cache(config, cache)
+    run = _Run(config, place, preflight, Processes(), device, resume=False, init=None)
     batches = BATCHES[variant.name](variant, cache)
     while True:
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         epoch = iter(batches())
         for _ in range(setting.num_steps):
-            run._take_step(objective, epoch, 1, 1 << 30)
+            run._take_step(run.trainee, epoch, 1, 1 << 30)
         assert next(epoch, None) is None
         run.meter.check(run.step, "")  # Waits for a GPU.
         yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
@@ -290,11 +292,11 @@ def ready_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     image_spec, text_spec = cache.spec.images[0], cache.text_specs()[0]
     labels = [label for _, label in labelled(variant)]
     views = torch.randint(256, (rows, 32, 128, 3), dtype=torch.uint8, device=device)
-    image = {tap: half_noise(rows, *image_spec.row_shape, device=device) for tap in TAPS}
+    image = {name: half_noise(rows, *image_spec.row_shape, device=device) for name in BLOCKS}
     length = MAX_LABEL_LENGTH + 1
     text = {
-        tap: half_noise(rows, length, text_spec.array(f"block{tap}").width, device=device)
-        for tap in TAPS
+        name: half_noise(rows, length, text_spec.array(name).width, device=device)
+        for name in BLOCKS
     }
     eot = half_noise(rows, text_spec.array("eot").width, device=device)
     batches = []
@@ -306,9 +308,9 @@ def ready_batches(variant: Variant, cache: FeatureCache) -> Epochs:
                 views=views,
                 labels=own,
                 num_positions=longest,
-                image_taps=image,
-                text_taps={tap: features[:, :longest] for tap, features in text.items()},
-                eot=eot,
+                images=image,
+                text={"eot": eot} | {name: f[:, :longest] for name, f in text.items()},
+                device=torch.device(device),
             )
         )
     return lambda: batches
@@ -321,17 +323,13 @@ def half_noise(*shape: int, device: str) -> torch.Tensor:
 def cached_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     """As `clipocr train` reads them: the units that a round takes."""
     setting = variant.setting
-    loader = CacheLoader(
-        cache,
-        cache.text_table(text_name(cache), TAPS),
-        image_taps=TAPS,
-        text_taps=TAPS,
-        max_label_length=MAX_LABEL_LENGTH,
+    loader = open_cache(variant.cache).loader(
         batch_size=setting.batch_size,
-        seed=0,
-        device=torch.device(variant.device),
-        units=cache.units()[: setting.num_rows // UNIT_ROWS],
-        num_views=1,
+        images=BLOCKS,
+        text=(*BLOCKS, "eot"),
+        fraction=setting.num_rows / UNIT_ROWS / len(cache.units()),
+        views=1,
+        device=variant.device,
     )
     return lambda: loader.epoch(0)
 
@@ -357,11 +355,12 @@ def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
             views=views.to(device),
             labels=labels,
             num_positions=num_positions,
-            image_taps=image_taps(teacher, views),
-            text_taps={
-                tap: torch.from_numpy(text.arrays[f"block{tap}"][nodes]).to(device) for tap in TAPS
+            images=teacher.image_features(views),
+            text={
+                name: torch.from_numpy(table[ids if name == "eot" else nodes]).to(device)
+                for name, table in text.arrays.items()
             },
-            eot=torch.from_numpy(text.arrays["eot"][ids]).to(device),
+            device=device,
         )
 
     return decoded_ahead(variant, batch)
@@ -383,17 +382,12 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
             views=views.to(device),
             labels=labels,
             num_positions=num_positions,
-            image_taps=image_taps(teacher, views),
-            text_taps={tap: text[f"block{tap}"][:, 1:] for tap in TAPS},
-            eot=text["eot"],
+            images=teacher.image_features(views),
+            text={"eot": text["eot"]} | {name: text[name][:, 1:] for name in BLOCKS},
+            device=device,
         )
 
     return decoded_ahead(variant, batch)
-
-
-def image_taps(teacher: Teacher, views: torch.Tensor) -> dict[int, torch.Tensor]:
-    features = teacher.image_features(views)
-    return {int(name.removeprefix("block")): of_block for name, of_block in features.items()}
 
 
 def load_online_teacher(device: torch.device, precision: str, image_taps: tuple[int, ...]):
