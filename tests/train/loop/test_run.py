@@ -200,10 +200,7 @@ def test_a_run_folder_is_not_taken_twice(place: TrainPlace) -> None:
 def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: TrainPlace) -> None:
     for config, said in (
         (replace(CONFIG, charset=Charset.load("94")), "text for charset 36 .*this run needs 94"),
-        (
-            replace(CONFIG, method=ClipOcr()),
-            "holds text arrays block1, .*this run needs block3",
-        ),
+        (replace(CONFIG, method=ClipOcr()), "holds image arrays block1, .*this run needs block3"),
         (
             replace(CONFIG, max_label_length=30),
             "up to 25 characters, this run needs 30",
@@ -275,7 +272,7 @@ def test_an_epoch_survives_a_validation_that_fails(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("clipocr.train.evaluation.evaluate.evaluate", fail)
+        patched.setattr("clipocr.train.loop.validation.evaluate_sets", fail)
         with pytest.raises(MemoryError):
             train(CONFIG, place)
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5
