@@ -14,7 +14,7 @@ from ...shared.errors import UsageError
 from ...shared.options import FOLDER, PATH, Options, option, takes
 from ...shared.terminal import counted, warn_of_random_teacher
 from ..loop.config import Presets, TrainConfig, TrainPlace, method_of_runs
-from ..methods import DEFAULT_METHOD, method_names
+from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ class _TrainCommand(click.Command):
     As it stands it has those of the default method. A command line that names another one is read
     by a command with the options of that one.
     """
+
+    def __init__(self, *args: Any, method: type[Method], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._method = method
 
     def make_context(
         self,
@@ -42,6 +46,25 @@ class _TrainCommand(click.Command):
         except UsageError as e:
             raise click.BadParameter(str(e), param_hint="--method") from e
         return click.Command.make_context(command, info_name, args, parent, **extra)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of every run, then those of the method."""
+        own = set(self._method.names())
+        for title, is_own in (("Options", False), (f"Options of {self._method.name}", True)):
+            of_kind = [param for param in self.get_params(ctx) if (param.name in own) == is_own]
+            records = [record for p in of_kind if (record := p.get_help_record(ctx))]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        with formatter.section("Methods"):
+            formatter.write_dl([(name, _summary(name)) for name in method_names()])
+
+
+def _summary(name: str) -> str:
+    try:
+        return find_method(name).summary
+    except UsageError as e:
+        return f"({e})"
 
 
 def _named_method(args: list[str]) -> str:
@@ -77,15 +100,7 @@ def _train_command(method: type[Method]) -> click.Command:
     command: Callable[..., Any] = _train
     for decorate in reversed(decorators):
         command = decorate(command)
-    about = (
-        f"{_HELP}\n\n\b\nMethods, by --method:\n  {', '.join(method_names())}\n\n"
-        f"{method.name}: {method.summary}.\nThe options from --{_first_option(method)} on are its."
-    )
-    return click.command("train", cls=_TrainCommand, help=about)(command)
-
-
-def _first_option(method: type[Method]) -> str:
-    return next(iter(method.names()), "help").replace("_", "-")
+    return click.command("train", cls=_TrainCommand, method=method, help=_HELP)(command)
 
 
 _HELP = """Train a recogniser from a cache. CLIP is not loaded, not even imported.

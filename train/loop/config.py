@@ -30,7 +30,7 @@ of 40, in half precision, for 4 to 6 GB; losses that relate rows then relate tho
 class Presets(Options):
     """The two options that decide what others there are, and what their defaults are."""
 
-    method: str = option(DEFAULT_METHOD, help="What is trained; see its options below.")
+    method: str = option(DEFAULT_METHOD, help="What is trained, and how; see below.")
     recipe: str = option(
         "paper",
         choices=tuple(RECIPES),

@@ -31,18 +31,20 @@ def find_method(name: Any) -> type[Method]:
     Raises:
         UsageError: there is none, or what another package brings is none.
     """
-    if not isinstance(name, str) or name not in method_names():
-        raise UsageError(f"method is {name!r}, expected one of {', '.join(method_names())}")
+    if not isinstance(name, str):
+        raise UsageError(f"method is {name!r}, expected a name")
+    # Folders first: to look for entry points takes a tenth of a second.
     if name in _folders():
         package = importlib.import_module(f".{_folders()[name]}", __name__)
         found, origin = package.METHOD, package.__name__
-    else:
-        point = _entry_points()[name]
-        origin = point.value
+    elif name in (points := _entry_points()):
+        origin = points[name].value
         try:
-            found = point.load()
+            found = points[name].load()
         except (ImportError, AttributeError) as e:
             raise UsageError(f"method {name} ({origin}) cannot be imported: {e}") from e
+    else:
+        raise UsageError(f"method is {name!r}, expected one of {', '.join(method_names())}")
     if not (isinstance(found, type) and issubclass(found, Method) and found.name == name):
         raise UsageError(
             f"{origin} is not the method {name}; expected a subclass of "

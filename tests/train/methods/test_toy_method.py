@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -186,13 +187,15 @@ def run(cache_path: Path, data_root: Path, tmp_path: Path) -> Path:
 def test_it_is_found_and_the_command_shows_its_options() -> None:
     assert method_names() == ("clip-ocr", "broken", "misnamed", "toy", "toy-labels")
     shown = invoke("train", "--method", "toy", "--help").output
-    assert "toy: a linear recogniser of columns" in shown
-    assert "--toy-width INTEGER RANGE" in shown
+    assert "Options of toy:\n  --toy-width INTEGER RANGE" in shown
     assert "--image-taps" not in shown
     usual = invoke("train", "--help").output
-    assert "clip-ocr, broken, misnamed, toy, toy-labels" in usual
-    assert "--image-taps" in usual
+    assert "Options of clip-ocr:\n  --student" in usual
     assert "--toy-width" not in usual
+    for help_text in (shown, usual):
+        methods = help_text.partition("Methods:\n")[2]
+        assert re.search(r"^  toy +a linear recogniser of columns$", methods, flags=re.M)
+        assert re.search(r"^  broken +\(.*cannot be", methods, flags=re.M)
 
 
 @pytest.mark.parametrize(
