@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_VENV ?= .bench/venv
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test quick bench lint format clean
 
 demo: $(INSTALLED)  ## From rendered words to an evaluated student, in about five minutes.
 	@$(BIN)/python benchmarks/demo.py .demo
 
 test: $(INSTALLED)  ## All tests.
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+quick: $(INSTALLED)  ## All tests but those that take more than 10 s each.
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 bench: $(BENCH_VENV)/.installed  ## All benchmarks, into benchmarks/RESULTS.md; ONLY="loader step".
 	@$(BENCH_VENV)/bin/python benchmarks/bench.py .bench $(ONLY) $(if $(DATA),--data $(DATA))

@@ -128,6 +128,7 @@ def check_nothing_partial(out: Path, reference: Reference) -> int:
     return len(cache.units())
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_operation_resumes_to_the_same_bytes(
     builder: Builder, reference: Reference, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def online(cache_of_codec: Path, data_root: Path) -> Callable[[int | None], Onli
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "epochs"), [("fp16", 20), ("int8", 2), ("int4", 2), ("klt:24", 2)], indirect=["codec"]
 )

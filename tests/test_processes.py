@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from samples import TINY_CLI, WORDS, files_of, write_words
 
+pytestmark = pytest.mark.slow
+
 
 def build_command(data: Path, out: Path) -> list[str]:
     return [

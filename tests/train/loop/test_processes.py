@@ -15,6 +15,8 @@ import torch
 
 from clipocr.train.loop.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TRAIN = (
     "train --student tiny --image-taps 1,2,3 --text-taps 1,2,3 --batch-size 20 --epochs 2 "
     "--learning-rate 0.001 --device cpu"
