@@ -271,8 +271,11 @@ def _export(
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own and its libraries' affairs; the result is checked instead.
         warnings.simplefilter("ignore")
+        # Once before: `normalize` keeps its constants, and while PyTorch exports, a tensor that is
+        # made has no numbers, so the next real picture would be normalised by nothing.
+        module.eval()(*example)
         program = torch.onnx.export(
-            module.eval(),
+            module,
             example,
             dynamo=True,
             dynamic_shapes=dynamic_shapes,
