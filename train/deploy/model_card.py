@@ -44,7 +44,7 @@ def model_card(
         f"---\n{_header(repo, description['method'], results, license_id)}\n---",
         f"# {plain(repo)}",
         "A scene text recogniser: it reads pictures of single cropped words, not pages. Trained "
-        f"with clipocr from a cache of CLIP's features, by the method {description['method']}.",
+        f"with clipocr from a cache of CLIP's features, by the method {plain(description['method'])}.",
     ]
     if description["teacher_is_random"]:
         parts.append(
