@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from ...shared.atomic import replacing
 from ...shared.cache.spec import TeacherSpec
-from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, benchmark_of
-from ..evaluation.results import WEIGHTED
+from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, WEIGHTED, benchmark_of
+from ..evaluation.tables import as_markdown
 from .table import AblationTable
 
 
@@ -59,13 +57,7 @@ def write_comparison(
         f"{', '.join(map(str, table.seeds))}. Avg: {average}, {WEIGHTED}.",
         f"Teacher {teacher.name}{untrained}.",
     ]
-    markdown = tabulate(
-        rows,
-        headers=headers,
-        tablefmt="github",
-        colalign=[*["left"] * len(table.columns), *["right"] * (len(headers) - len(table.columns))],
-        disable_numparse=True,
-    )
+    markdown = as_markdown(headers, rows, len(table.columns))
     text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
     with replacing(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from ...shared.terminal import byte_size, counted, warn_of_random_teacher
 from ..evaluation.options import EvalOptions, LatencyOptions, TestSetOptions
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.results import Evaluation
     from ..reading.readers import Reader
 
 
@@ -34,8 +34,8 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
       clipocr eval run other_run --data data/test --charset 94 --report report
     """
     from ...shared.charset import Charset
-    from ..evaluation.evaluate import evaluate_sets, longest_label
-    from ..evaluation.results import predictions_path, write_json, write_predictions
+    from ..evaluation.evaluate import evaluate_sets
+    from ..evaluation.results import write_json
     from ..evaluation.test_sets import open_test_sets
 
     options = EvalOptions.from_values(given)
@@ -47,21 +47,26 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
             advice = "choose a place by --json" if is_one else "evaluate it alone, with --json"
             raise click.ClickException(f"{path} cannot be written; {advice}")
     if options.report is not None:
-        _make_folder(options.report)
+        try:
+            options.report.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise click.ClickException(
+                f"{options.report} cannot be made: {e.strerror}; choose another place by --report"
+            ) from e
     charset = Charset.load(options.charset)
     # Everything first: what is wrong with the last run must not wait for the others' reading.
     readers = [_load(run, options, options.batch_size) for run in runs]
     of_length = {
         longest: open_test_sets(options.data, charset, longest)
-        for longest in set(map(longest_label, readers))
+        for longest in {reader.max_label_length for reader in readers}
     }
     evaluations = []
     for reader, path in zip(readers, paths, strict=True):
         if not is_one:
             click.echo(f"{reader.name}:", err=True)
-        evaluation = evaluate_sets(reader, of_length[longest_label(reader)])
+        evaluation = evaluate_sets(reader, of_length[reader.max_label_length])
         write_json(path, evaluation.to_json())
-        write_predictions(predictions_path(path), evaluation.sets)
+        evaluation.write_predictions(path)
         evaluations.append(evaluation)
     if is_one:
         click.echo(evaluations[0].table())
@@ -77,15 +82,6 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
         f"Wrote {written}: {counted(len(evaluations[0].sets), 'test set')} for "
         f"{', '.join(reader.name for reader in readers)}."
     )
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise click.ClickException(
-            f"{path} cannot be made: {e.strerror}; choose another place by --report"
-        ) from e
 
 
 def _figures_path(run: Path) -> Path:
@@ -106,17 +102,16 @@ def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batc
 
 
 def _compare(evaluations: Sequence[Evaluation], path: Path) -> None:
-    from ..evaluation.paired import compare, comparison_as_json, reader_letters
+    from ..evaluation.paired import compare, reader_letters
     from ..evaluation.results import write_json
 
     names = [evaluation.reader.name for evaluation in evaluations]
     named = dict(zip(reader_letters(len(names)), names, strict=True))
     for letter, name in named.items():
         click.echo(f"{letter}: {name}")
-    click.echo(f"\n{evaluations[0].table(*evaluations[1:])}")
-    comparison = compare([evaluation.sets for evaluation in evaluations])
-    charset = evaluations[0].charset.name
-    write_json(path, {"checkpoints": named, "charset": charset, **comparison_as_json(comparison)})
+    comparison, charset = compare(evaluations), evaluations[0].charset.name
+    click.echo(f"\n{comparison.table()}")
+    write_json(path, {"checkpoints": named, "charset": charset, **comparison.to_json()})
 
 
 @click.command()
@@ -131,13 +126,12 @@ def latency(run_or_checkpoint: Path, given: dict[str, Any]) -> None:
     Example:
       clipocr latency run --data data/test
     """
-    from ..evaluation.evaluate import longest_label
-    from ..evaluation.latency import latency_as_table, load_pictures, measure_latency
+    from ..evaluation.latency import load_pictures, measure_latency
     from ..evaluation.test_sets import open_test_sets
 
     options = LatencyOptions.from_values(given)
     reader = _load(run_or_checkpoint, options)
-    own = reader.recogniser.tokenizer.charset
-    test_sets = open_test_sets(options.data, own, longest_label(reader))
+    own = reader.recogniser.tokenizer
+    test_sets = open_test_sets(options.data, own.charset, own.max_label_length)
     pictures = load_pictures(test_sets, options.images)
-    click.echo(latency_as_table(measure_latency(reader, pictures, options.batch_sizes)))
+    click.echo(measure_latency(reader, pictures, options.batch_sizes))

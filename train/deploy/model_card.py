@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...shared.errors import DataError
-from ..evaluation.results import as_markdown
+from ..evaluation.tables import as_markdown
 
 _TAGS = ("ocr", "scene-text-recognition", "clip")
 _FIGURES = ("num_samples", "accuracy", "1-NED")

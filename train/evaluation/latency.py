@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
@@ -24,35 +23,11 @@ from ...shared.data.images import ImageProblemError, decode_image, stretch
 from ...shared.errors import DataError
 from ...shared.terminal import counted
 from ..reading.readers import Reader, Text
-from .results import ShownTable
+from .tables import ShownTable
 from .test_sets import TestSet
 
 NUM_WARM_UP_BATCHES = 3
 MIN_BATCHES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLatency:
-    """What reading takes at one batch size."""
-
-    batch_size: int
-    num_batches: int
-    ms_per_image: float
-    """Median over the batches, in milliseconds."""
-    num_characters: float
-    """Mean length of what was read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """What a recogniser takes per picture."""
-
-    num_images: int
-    preprocessing_ms: float
-    """Median over the pictures, in milliseconds."""
-    batches: tuple[BatchLatency, ...]
-    setting: str
-    """Device, threads, arithmetic and size of the recogniser, as people say it."""
 
 
 def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
@@ -79,8 +54,8 @@ def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
 
 def measure_latency(
     reader: Reader, pictures: Sequence[bytes], batch_sizes: Sequence[int]
-) -> Latency:
-    """Time preprocessing and reading.
+) -> ShownTable:
+    """Time preprocessing and reading; return a row per batch size.
 
     Args:
         reader: On the device to measure.
@@ -93,16 +68,29 @@ def measure_latency(
         start = perf_counter()
         views.append(stretch(decode_image(encoded)))
         times.append(perf_counter() - start)
-    return Latency(
-        num_images=len(pictures),
-        preprocessing_ms=1000 * median(times),
-        batches=tuple(_measure_batches(reader, views, size) for size in batch_sizes),
-        setting=_setting(reader),
+    preprocessing_ms = 1000 * median(times)
+    rows, counts = [], []
+    for size in batch_sizes:
+        num_batches = max(MIN_BATCHES, ceil(len(views) / size))
+        reading_ms, num_characters = _measure_batches(reader, views, size, num_batches)
+        together_ms = preprocessing_ms + reading_ms
+        figures = (preprocessing_ms, reading_ms, together_ms)
+        rows.append([f"{size:,}", *(f"{ms:.2f}" for ms in figures),
+                     f"{1000 / together_ms:,.0f}", f"{num_characters:.1f}"])  # fmt: skip
+        counts.append(f"{num_batches} of {size}")
+    return ShownTable(
+        headers=["batch size", "preprocessing", "reading", "together", "images/s", "characters"],
+        rows=rows,
+        notes=f"Milliseconds per image, medians: preprocessing of {len(pictures):,} images one by "
+        f"one on one thread; reading of batches ({', '.join(counts)}) after {NUM_WARM_UP_BATCHES} "
+        f"to warm up. {_setting(reader)}.",
     )
 
 
-def _measure_batches(reader: Reader, views: Sequence[np.ndarray], batch_size: int) -> BatchLatency:
-    num_batches = max(MIN_BATCHES, ceil(len(views) / batch_size))
+def _measure_batches(
+    reader: Reader, views: Sequence[np.ndarray], batch_size: int, num_batches: int
+) -> tuple[float, float]:
+    """Return milliseconds per picture, the median over the batches, and the mean text length."""
     endless = cycle(views)
     times: list[float] = []
     texts: list[Text] = []
@@ -114,12 +102,7 @@ def _measure_batches(reader: Reader, views: Sequence[np.ndarray], batch_size: in
         if number >= NUM_WARM_UP_BATCHES:
             times.append(perf_counter() - start)
             texts += some
-    return BatchLatency(
-        batch_size=batch_size,
-        num_batches=num_batches,
-        ms_per_image=1000 * median(times) / batch_size,
-        num_characters=fmean(len(text) for text, _ in texts),
-    )
+    return 1000 * median(times) / batch_size, fmean(len(text) for text, _ in texts)
 
 
 def _setting(reader: Reader) -> str:
@@ -141,26 +124,3 @@ def _processor() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
-
-
-def latency_as_table(latency: Latency) -> ShownTable:
-    """Return a row per batch size, with a note on what was measured on what."""
-    headers = ["batch size", "preprocessing", "reading", "together", "images/s", "characters"]
-    rows = [
-        [
-            f"{some.batch_size:,}",
-            f"{latency.preprocessing_ms:.2f}",
-            f"{some.ms_per_image:.2f}",
-            f"{latency.preprocessing_ms + some.ms_per_image:.2f}",
-            f"{1000 / (latency.preprocessing_ms + some.ms_per_image):,.0f}",
-            f"{some.num_characters:.1f}",
-        ]
-        for some in latency.batches
-    ]
-    counts = ", ".join(f"{some.num_batches} of {some.batch_size}" for some in latency.batches)
-    notes = (
-        f"Milliseconds per image, medians: preprocessing of {latency.num_images:,} images one by "
-        f"one on one thread; reading of batches ({counts}) after {NUM_WARM_UP_BATCHES} to warm "
-        f"up. {latency.setting}."
-    )
-    return ShownTable(headers=headers, rows=rows, notes=notes)

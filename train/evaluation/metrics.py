@@ -80,14 +80,8 @@ class Figures:
         return figures
 
 
-def weighted_mean(sets: Sequence[WordCounts]) -> Figures:
-    """Return the figures of all samples of some sets: a set counts as often as it has samples."""
-    return sum(sets, WordCounts()).figures
-
-
-def plain_mean(sets: Sequence[WordCounts]) -> Figures:
+def plain_mean(of_sets: Sequence[Figures]) -> Figures:
     """Return the mean of the figures of some sets: each set counts once."""
-    of_sets = [counts.figures for counts in sets]
     confidences = [figures.confidence for figures in of_sets if figures.confidence is not None]
     return Figures(
         num_samples=sum(figures.num_samples for figures in of_sets),

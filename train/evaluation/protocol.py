@@ -48,6 +48,10 @@ _GROUPS = {
 PAPER_GROUP = "six benchmarks (7,248)"
 """The group of CLIP-OCR's tables, whose average is weighted by samples."""
 
+WEIGHTED = "weighted by samples"
+PLAIN = "plain mean of sets"
+"""The names of a group's two means."""
+
 TOTAL = "total"
 """The group of every set."""
 

@@ -1,25 +1,25 @@
-"""The results of test sets: as a table, as ``eval.json``, and every word that was read."""
+"""What was read of test sets: every word, the figures, and the tables and files of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.terminal import counted
+from ..reading.readers import WordReader
 from ..reading.words import ReadWord
-from .metrics import Figures, WordCounts, plain_mean, weighted_mean
-from .protocol import benchmark_of, find_groups
-
-WEIGHTED = "weighted by samples"
-PLAIN = "plain mean of sets"
+from .metrics import Figures, WordCounts, plain_mean
+from .paired import compare
+from .protocol import PLAIN, WEIGHTED, benchmark_of, find_groups
+from .tables import ShownTable
+from .test_sets import TestSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,124 +57,174 @@ class Mean:
     plain: Figures
     """Mean of the sets' figures: each set counts once."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return both means by the names they have in tables."""
-        return {
-            "sets": list(self.sets),
-            WEIGHTED: self.weighted.to_json(),
-            PLAIN: self.plain.to_json(),
-        }
-
-
-def groups_of(results: Sequence[SetResult]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return the groups that some results make up, as `find_groups` does."""
-    return find_groups({r.name: (len(r.words), len(r.words) + r.num_unlabelled) for r in results})
-
-
-def means_of(results: Sequence[SetResult]) -> dict[str, Mean]:
-    """Return the means of every group that is complete, by its title; the last is of all sets."""
-    counts = {result.name: result.counts for result in results}
-    return {
-        title: Mean(
-            sets=names,
-            weighted=weighted_mean([counts[name] for name in names]),
-            plain=plain_mean([counts[name] for name in names]),
-        )
-        for title, names in groups_of(results)[0].items()
-    }
-
-
-def remarks_on(results: Sequence[SetResult], charset: Charset) -> list[str]:
-    """Return what whoever looks at the figures must know."""
-    remarks = groups_of(results)[1]
-    for result in results:
-        if result.num_broken or result.num_unlabelled:
-            remarks.append(
-                f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
-                f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
-                f"charset {charset.name}, or too long)"
-            )
-    return remarks
-
 
 @dataclass(frozen=True, kw_only=True)
-class ShownTable:
-    """A table of text, as it is shown; converted to `str`, it is Markdown."""
+class Evaluation:
+    """What one reader read of some test sets, and the figures that come of it."""
 
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: str = ""
-    """What its columns are, where that is not plain."""
+    reader: WordReader
+    test_sets: Sequence[TestSet]
+    sets: tuple[SetResult, ...]
+    """Of `test_sets`, in their order: name, words, and counts with their ``figures``."""
 
-    def __str__(self) -> str:
-        markdown = as_markdown(self.headers, self.rows)
-        return f"{markdown}\n\n{self.notes}" if self.notes else markdown
+    @property
+    def charset(self) -> Charset:
+        """The test charset."""
+        return self.test_sets[0].charset
 
+    @cached_property
+    def words(self) -> list[ReadWord]:
+        """Every word of every set."""
+        return [word for result in self.sets for word in result.words]
 
-def results_as_table(results: Sequence[SetResult]) -> ShownTable:
-    """Return the results: each set, then both means of each group, which are one of one set."""
-    rows = [(result.name, result.counts.figures) for result in results]
-    for title, mean in means_of(results).items():
-        rows.append((f"{title}, {WEIGHTED}", mean.weighted))
-        if len(mean.sets) > 1:
-            rows.append((f"{title}, {PLAIN}", mean.plain))
-    headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
-    return ShownTable(headers=headers, rows=[[name, *_cells(figures)] for name, figures in rows])
+    @property
+    def counts(self) -> WordCounts:
+        """Sums over all words."""
+        return sum((result.counts for result in self.sets), WordCounts())
 
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """By the name of the set."""
+        return {result.name: result.counts.figures for result in self.sets}
 
-def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: names to the left, figures to the right."""
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt="github",
-        colalign=("left", *["right"] * (len(headers) - 1)),
-        disable_numparse=True,
-    )
+    @property
+    def groups(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Groups that the sets make up and remarks on them, as of `find_groups`."""
+        return find_groups(
+            {r.name: (len(r.words), len(r.words) + r.num_unlabelled) for r in self.sets}
+        )
 
+    @property
+    def means(self) -> dict[str, Mean]:
+        """Of each group of benchmarks that is complete, by its title; ``total`` is of all sets."""
+        counts = {result.name: result.counts for result in self.sets}
+        return {
+            title: Mean(
+                sets=names,
+                weighted=sum((counts[name] for name in names), WordCounts()).figures,
+                plain=plain_mean([counts[name].figures for name in names]),
+            )
+            for title, names in self.groups[0].items()
+        }
 
-def results_as_json(results: Sequence[SetResult], charset: Charset) -> dict[str, Any]:
-    """Return the results with all their figures, percentages as on the screen but not rounded."""
-    return {
-        "charset": charset.name,
-        "sets": {
-            result.name: result.counts.figures.to_json()
-            | {
-                "num_correct": result.counts.num_correct,
-                "num_broken": result.num_broken,
-                "num_unlabelled": result.num_unlabelled,
-                "benchmark": benchmark_of(result.name),
-            }
-            for result in results
-        },
-        "means": {title: mean.to_json() for title, mean in means_of(results).items()},
-        "remarks": remarks_on(results, charset),
-    }
+    @property
+    def remarks(self) -> list[str]:
+        """What whoever looks at the figures must know."""
+        return [*self._missing_characters(), *self._remarks_on_sets()]
+
+    @property
+    def results(self) -> ShownTable:
+        """Each set, then both means of each group, which are one of one set."""
+        rows = list(self.figures.items())
+        for title, mean in self.means.items():
+            rows.append((f"{title}, {WEIGHTED}", mean.weighted))
+            if len(mean.sets) > 1:
+                rows.append((f"{title}, {PLAIN}", mean.plain))
+        headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
+        return ShownTable(
+            headers=headers,
+            rows=[
+                [
+                    name,
+                    f"{figures.num_samples:,}",
+                    f"{figures.accuracy:.2f}",
+                    f"{figures.one_minus_ned:.2f}",
+                    "-" if figures.confidence is None else f"{figures.confidence:.2f}",
+                    f"{figures.label_length:.2f}",
+                ]
+                for name, figures in rows
+            ],
+        )
+
+    def table(self, *others: Evaluation) -> str:
+        """Return the figures as Markdown, or those of several evaluations side by side.
+
+        With `others` come differences in accuracy and McNemar's exact test of each against this.
+
+        Raises:
+            UsageError: the others are not of the same test sets.
+        """
+        return str(compare([self, *others]).table() if others else self.results)
+
+    def report(self, folder: str | os.PathLike[str], *others: Evaluation) -> Path:
+        """Write a page about this evaluation, or several side by side; return where it is.
+
+        Args:
+            folder: Gets ``index.html``; made if it is not there.
+            others: Of the same test sets under the same charset.
+
+        Raises:
+            ImageProblemError: a picture is not there any more.
+            UsageError: the others are not of the same test sets.
+        """
+        from ..report.page import write_report
+
+        return write_report(Path(folder), [self, *others])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures, not rounded, as ``eval.json`` has them."""
+        checkpoint = self.reader.checkpoint
+        of = {"checkpoint": str(checkpoint)} if checkpoint else {"reader": self.reader.name}
+        return {
+            **of,
+            "charset": self.charset.name,
+            "sets": {
+                result.name: result.counts.figures.to_json()
+                | {
+                    "num_correct": result.counts.num_correct,
+                    "num_broken": result.num_broken,
+                    "num_unlabelled": result.num_unlabelled,
+                    "benchmark": benchmark_of(result.name),
+                }
+                for result in self.sets
+            },
+            "means": {
+                title: {
+                    "sets": list(mean.sets),
+                    WEIGHTED: mean.weighted.to_json(),
+                    PLAIN: mean.plain.to_json(),
+                }
+                for title, mean in self.means.items()
+            },
+            "remarks": self.remarks,
+        }
+
+    def write_predictions(self, figures_path: Path) -> None:
+        """Write every word, one JSON object a line: ``eval.predictions.jsonl`` at ``eval.json``."""
+        with (
+            replacing(figures_path.with_suffix(".predictions.jsonl")) as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            file.writelines(json.dumps(word.to_json()) + "\n" for word in self.words)
+
+    def _missing_characters(self) -> Iterator[str]:
+        """Yield a remark if the recogniser cannot write all that the test charset has."""
+        own, charset = self.reader.charset, self.charset
+        if own is None:
+            return
+        # What it writes passes through the test charset, which may fold its case.
+        writable = {c for character in own.characters for c in charset.adapt(character)}
+        missing = [c for c in charset.characters if c not in writable]
+        if missing:
+            yield (
+                f"{self.reader.name} was trained on charset {own.name} and cannot write "
+                f"{counted(len(missing), 'character')} of test charset {charset.name} "
+                f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them "
+                "count as wrong, unless another test charset is chosen"
+            )
+
+    def _remarks_on_sets(self) -> Iterator[str]:
+        yield from self.groups[1]
+        for result in self.sets:
+            if result.num_broken or result.num_unlabelled:
+                yield (
+                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
+                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
+                    f"charset {self.charset.name}, or too long)"
+                )
 
 
 def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Write a record so that `path` is always a whole one, the old or the new."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def predictions_path(figures_path: Path) -> Path:
-    """Return where the words lie: ``eval.predictions.jsonl`` beside ``eval.json``."""
-    return figures_path.with_suffix(".predictions.jsonl")
-
-
-def write_predictions(path: Path, results: Sequence[SetResult]) -> None:
-    """Write every word, one JSON object a line, as `ReadWord.to_json` has it."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for result in results:
-            file.writelines(json.dumps(word.to_json()) + "\n" for word in result.words)
-
-
-def _cells(figures: Figures) -> list[str]:
-    return [
-        f"{figures.num_samples:,}",
-        f"{figures.accuracy:.2f}",
-        f"{figures.one_minus_ned:.2f}",
-        "-" if figures.confidence is None else f"{figures.confidence:.2f}",
-        f"{figures.label_length:.2f}",
-    ]

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ...shared.ahead import map_ahead
+from ...shared.charset import Charset
 from ...shared.data.images import ImageProblemError, stretch
 from ...shared.device import allow_fast_products, autocast, choose_device
 from ...shared.errors import UsageError
@@ -38,7 +39,7 @@ PictureReader = Callable[[list[Image.Image]], Sequence[str]]
 """Anybody's recogniser: RGB pictures as they were decoded, to one text each."""
 
 _Decoded = tuple[WordPicture, Any, tuple[int, int] | None, str | None]
-"""A picture, what `WordReader.prepare` made of it, width and height, and why it has none."""
+"""A picture, what was prepared of it, width and height, and why it cannot be decoded."""
 
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2
@@ -47,23 +48,37 @@ _Item = TypeVar("_Item")
 
 
 class WordReader:
-    """Reads pictures of single words in batches. A subclass says how one batch is read."""
+    """Reads pictures of single words in batches, by a function: `reader_of`, or a `Reader`."""
 
-    name: str
-    """What tables and reports call it."""
+    checkpoint: Path | None = None
+    """The file that was loaded, if one was."""
+    charset: Charset | None = None
+    """What it can write, if that is known."""
+    max_label_length: int = 25
+    """How long a label may be that counts for it: what PARSeq's protocol allows, or it can write.
+    """
 
-    def __init__(self, name: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        read_batch: Callable[[list[Any]], list[Text]],
+        prepare: Callable[[Image.Image], Any],
+        unread: Text,
+    ) -> None:
+        """Wrap a function.
+
+        Args:
+            name: What tables and reports call it.
+            batch_size: Pictures at once, at most.
+            read_batch: Reads prepared pictures, of which there is one at least.
+            prepare: Returns what `read_batch` takes of a picture; called on several threads.
+            unread: What is read in a picture that cannot be decoded.
+        """
         ReadingOptions(batch_size=batch_size)  # Checks its range.
         self.name = name
         self.batch_size = batch_size
-
-    def prepare(self, picture: Image.Image) -> Any:
-        """Return what `read_batch` takes of one picture; called on several threads."""
-        raise NotImplementedError
-
-    def read_batch(self, prepared: list[Any]) -> list[Text]:
-        """Read pictures, of which there is one at least."""
-        raise NotImplementedError
+        self._read_batch, self._prepare, self._unread = read_batch, prepare, unread
 
     def words(
         self,
@@ -84,7 +99,7 @@ class WordReader:
                 decoded = load(picture)
             except ImageProblemError as e:
                 return picture, None, None, str(e)
-            return picture, self.prepare(decoded), decoded.size, None
+            return picture, self._prepare(decoded), decoded.size, None
 
         def decode_all(batch: list[WordPicture]) -> list[_Decoded]:
             return list(map(decode, batch))
@@ -93,9 +108,9 @@ class WordReader:
             batches = _batches(pictures, self.batch_size)
             for batch in map_ahead(executor, decode_all, batches, _BATCHES_AHEAD):
                 sound = [prepared for _, prepared, _, problem in batch if problem is None]
-                texts = iter(self.read_batch(sound) if sound else ())
+                texts = iter(self._read_batch(sound) if sound else ())
                 for picture, _, size_px, problem in batch:
-                    text, confidence = self._nothing if problem is not None else next(texts)
+                    text, confidence = self._unread if problem is not None else next(texts)
                     yield ReadWord(
                         image=picture.image,
                         set_name=picture.set_name,
@@ -107,11 +122,6 @@ class WordReader:
                         size_px=size_px,
                         problem=problem,
                     )
-
-    @property
-    def _nothing(self) -> Text:
-        """What is read in a picture that cannot be decoded."""
-        return "", ()
 
 
 class Reader(WordReader):
@@ -135,11 +145,19 @@ class Reader(WordReader):
             checkpoint: The file it was loaded from, if it was.
             teacher: ``MODEL/WEIGHTS`` that it was distilled from, if that is known.
         """
-        super().__init__(str(checkpoint or type(recogniser).__name__), batch_size)
+        super().__init__(
+            str(checkpoint or type(recogniser).__name__),
+            batch_size,
+            lambda views: self.read_views(torch.from_numpy(np.stack(views))),
+            prepare=stretch,
+            unread=("", ()),
+        )
         self.recogniser = recogniser
         self.precision = precision
         self.checkpoint = checkpoint
         self.teacher = teacher
+        self.charset = recogniser.tokenizer.charset
+        self.max_label_length = recogniser.tokenizer.max_label_length
 
     @property
     def device(self) -> torch.device:
@@ -170,14 +188,6 @@ class Reader(WordReader):
         pictures = (WordPicture(image=image) for image in images)
         return self.words(pictures, lambda picture: load_picture(picture.image))
 
-    def prepare(self, picture: Image.Image) -> Any:
-        """Return the view of a picture."""
-        return stretch(picture)
-
-    def read_batch(self, prepared: list[Any]) -> list[Text]:
-        """Read views."""
-        return self.read_views(torch.from_numpy(np.stack(prepared)))
-
     def read_views(self, views: torch.Tensor) -> list[Text]:
         """Read a batch of views. Shape: (B, 32, 128, 3), uint8."""
         allow_fast_products(self.precision)
@@ -191,54 +201,33 @@ class Reader(WordReader):
         ]
 
 
-class CallableReader(WordReader):
-    """Anybody's recogniser, as a function from pictures to texts."""
+def reader_of(
+    function: PictureReader,
+    *,
+    batch_size: int = ReadingOptions.batch_size,
+    name: str | None = None,
+) -> WordReader:
+    """Return a reader of anybody's function, under its own name if it is given none.
 
-    def __init__(
-        self,
-        function: PictureReader,
-        *,
-        batch_size: int = ReadingOptions.batch_size,
-        name: str | None = None,
-    ) -> None:
-        """Wrap a function.
+    What it returns besides one text per picture becomes a `UsageError`.
+    """
+    name = name or getattr(function, "__name__", type(function).__name__)
 
-        Args:
-            function: Takes a list of RGB Pillow images, as they were decoded and of any size, and
-                returns a text for each.
-            batch_size: Pictures it is given at once, at most.
-            name: What tables and reports call it; None: the function's own name.
-        """
-        own = getattr(function, "__name__", type(function).__name__)
-        super().__init__(name or own, batch_size)
-        self.function = function
-
-    def prepare(self, picture: Image.Image) -> Any:
-        """Return the picture itself."""
-        return picture
-
-    def read_batch(self, prepared: list[Any]) -> list[Text]:
-        """Read pictures.
-
-        Raises:
-            UsageError: what came back is not one text per picture.
-        """
-        returned: Any = self.function(prepared)
+    def read_batch(pictures: list[Any]) -> list[Text]:
+        returned: Any = function(pictures)
         is_list = isinstance(returned, Iterable) and not isinstance(returned, str | bytes)
         texts = list(returned) if is_list else []
         got = f"{len(texts)} items" if is_list else f"a {type(returned).__name__}"
         if odd := [text for text in texts if not isinstance(text, str)]:
             got = f"{got}, among them a {type(odd[0]).__name__},"
-        if not is_list or odd or len(texts) != len(prepared):
+        if not is_list or odd or len(texts) != len(pictures):
             raise UsageError(
-                f"{self.name} returned {got} for {counted(len(prepared), 'picture')}; expected a "
+                f"{name} returned {got} for {counted(len(pictures), 'picture')}; expected a "
                 "list with one str for each picture"
             )
         return [(text, None) for text in texts]
 
-    @property
-    def _nothing(self) -> Text:
-        return "", None
+    return WordReader(name, batch_size, read_batch, prepare=lambda p: p, unread=("", None))
 
 
 def load_reader(

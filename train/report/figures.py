@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..loop.curves import Panel, draw_panel
-from .statistics import NUM_CONFIDENCE_BINS, Rate, Reliability
+from .statistics import NUM_CONFIDENCE_BINS, ConfidenceBin, Rate
 
 # matplotlib knows no style sheet: it draws in colours that stand for those of the page.
 _INK, _LINE, _BAR = "#010101", "#010102", "#010103"
@@ -68,28 +68,30 @@ def length_figure(rates: Mapping[str, Mapping[int, Rate]]) -> Markup:
     lower.bar(list(first), [rate.num_samples for rate in first.values()], color=_BAR)
     lower.set_xlabel("characters of the label")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _add_legend(upper, len(rates))
+    if len(rates) > 1:
+        upper.legend()
     return _svg(figure, "by-length", "Word accuracy by label length")
 
 
 @mpl.rc_context(_STYLE)
-def reliability_figure(reliabilities: Mapping[str, Reliability]) -> Markup:
+def reliability_figure(reliabilities: Mapping[str, Sequence[ConfidenceBin]]) -> Markup:
     """Draw accuracy against confidence, by reader, over the number of words."""
     figure, upper, lower = _two_panels()
     upper.plot([0, 100], [0, 100], color=_INK, linestyle="--", linewidth=0.8)
-    for i, (letter, reliability) in enumerate(reliabilities.items()):
-        rates = [some.rate for some in reliability.bins]
-        confidences = [100 * some.mean_confidence for some in reliability.bins]
+    for i, (letter, bins) in enumerate(reliabilities.items()):
+        rates = [some.rate for some in bins]
+        confidences = [100 * some.mean_confidence for some in bins]
         _draw_rates(upper, confidences, rates, i, letter)
         width = 100 / NUM_CONFIDENCE_BINS / len(reliabilities)
         lower.bar(
-            [100 * some.low + (i + 0.5) * width for some in reliability.bins],
+            [100 * some.low + (i + 0.5) * width for some in bins],
             [rate.num_samples for rate in rates],
             width=0.85 * width,
             color=_BAR if len(reliabilities) == 1 else _SERIES[i % NUM_COLOURS],
         )
     lower.set_xlabel("confidence, %")
-    _add_legend(upper, len(reliabilities))
+    if len(reliabilities) > 1:
+        upper.legend()
     return _svg(figure, "reliability", "Accuracy by confidence")
 
 
@@ -114,15 +116,13 @@ def _two_panels() -> tuple[Figure, Axes, Axes]:
 
 
 def _draw_rates(axis: Axes, at: Sequence[float], rates: Sequence[Rate], i: int, label: str) -> None:
-    percents = [rate.percent for rate in rates]
-    below_above = [
-        [rate.percent - rate.interval[0] for rate in rates],
-        [rate.interval[1] - rate.percent for rate in rates],
-    ]
     axis.errorbar(
         at,
-        percents,
-        yerr=below_above,
+        [rate.percent for rate in rates],
+        yerr=[
+            [rate.percent - rate.interval[0] for rate in rates],
+            [rate.interval[1] - rate.percent for rate in rates],
+        ],
         color=_SERIES[i % NUM_COLOURS],
         marker=_MARKERS[i % NUM_COLOURS],
         markersize=4,
@@ -131,11 +131,6 @@ def _draw_rates(axis: Axes, at: Sequence[float], rates: Sequence[Rate], i: int, 
         capsize=2,
         label=label,
     )
-
-
-def _add_legend(axis: Axes, num_readers: int) -> None:
-    if num_readers > 1:
-        axis.legend()
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...shared.charset import Charset
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.results import Evaluation
 from ..reading.words import ReadWord
 from .pictures import picture_uri
 from .statistics import NOTHING, edit_alignment
@@ -19,14 +19,15 @@ from .statistics import NOTHING, edit_alignment
 T = TypeVar("T")
 
 _SEED = 0
-_LOW, _MIDDLE, _HIGH = 0.5, 0.9, 0.99
+_LEVELS = ((0.5, "low"), (0.9, "middle"), (0.99, "high"))
+"""Confidences below so much are shown in the style sheet's class of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownCharacter:
     """One character of what was read, the end of it, or a gap where one of the label is missing."""
 
-    text: str
+    text: str = ""
     """Empty for a gap, and for the end."""
     confidence: float | None = None
     """0 to 1; None for a gap, and if it is not known."""
@@ -39,37 +40,8 @@ class ShownCharacter:
         """How sure the reader was, in words that the style sheet knows."""
         if self.is_gap:
             return "gap"
-        if self.confidence is None:
-            return "sure"
-        if self.confidence < _LOW:
-            return "low"
-        if self.confidence < _MIDDLE:
-            return "middle"
-        return "high" if self.confidence < _HIGH else "sure"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """A picture as the gallery shows it."""
-
-    picture: str
-    """Data URI."""
-    words: Mapping[str, ReadWord]
-    """What each reader read in it, by the reader's letter, which is empty if there is only one."""
-
-    @property
-    def word(self) -> ReadWord:
-        """What the first reader read."""
-        return next(iter(self.words.values()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Some of many pictures."""
-
-    title: str
-    num_all: int
-    cards: Sequence[Card]
+        known = 1.0 if self.confidence is None else self.confidence
+        return next((name for limit, name in _LEVELS if known < limit), "sure")
 
 
 def gallery(
@@ -77,25 +49,29 @@ def gallery(
     every: Sequence[Mapping[str, ReadWord]],
     shown: Sequence[Mapping[str, ReadWord]],
     evaluation: Evaluation,
-) -> Gallery:
-    """Return the cards of pictures that could be decoded.
+) -> dict[str, Any]:
+    """Return what the page shows of some of many pictures that could be decoded.
 
     Args:
         title: Its heading.
-        every: The pictures of which some are shown: what each reader read, by its letter.
-        shown: Those.
+        every: All of them: what each reader read, by its letter, which is empty if it is alone.
+        shown: Those that are shown.
         evaluation: Whose test sets the pictures are of.
 
     Raises:
         ImageProblemError: a picture is not there any more.
     """
-    test_sets = {test_set.name: test_set for test_set in evaluation.test_sets}
     cards = []
     for words in shown:
-        first = next(iter(words.values()))
-        encoded = test_sets[first.set_name].image(first.image)
-        cards.append(Card(picture=picture_uri(encoded), words=words))
-    return Gallery(title=title, num_all=len(every), cards=cards)
+        picture = picture_uri(encoded_picture(evaluation, next(iter(words.values()))))
+        cards.append({"picture": picture, "words": words})
+    return {"title": title, "num_all": len(every), "cards": cards}
+
+
+def encoded_picture(evaluation: Evaluation, word: ReadWord) -> bytes:
+    """Return the picture of a word from its test set."""
+    (test_set,) = (some for some in evaluation.test_sets if some.name == word.set_name)
+    return test_set.image(word.image)
 
 
 def most_confident(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:
@@ -123,7 +99,7 @@ def shown_characters(word: ReadWord, charset: Charset) -> Iterator[ShownCharacte
         while num_left:
             expected, read = next(pairs)
             if read == NOTHING:
-                yield _gap(expected)
+                yield ShownCharacter(expected=expected, is_gap=True)
                 continue
             num_left -= 1
             if read != expected:
@@ -131,10 +107,6 @@ def shown_characters(word: ReadWord, charset: Charset) -> Iterator[ShownCharacte
         yield ShownCharacter(
             text=character, confidence=confidence, expected="".join(wrong) if wrong else None
         )
-    yield from (_gap(expected) for expected, _ in pairs)
+    yield from (ShownCharacter(expected=expected, is_gap=True) for expected, _ in pairs)
     if len(confidences) > len(word.text):
-        yield ShownCharacter(text="", confidence=confidences[-1])
-
-
-def _gap(expected: str) -> ShownCharacter:
-    return ShownCharacter(text="", expected=expected, is_gap=True)
+        yield ShownCharacter(confidence=confidences[-1])

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ... import __version__
 from ...shared.atomic import replacing
-from ..evaluation.evaluate import Evaluation
-from ..evaluation.paired import compare, comparison_as_table, reader_letters
-from ..evaluation.results import ShownTable
-from ..evaluation.significance import PairedCounts
-from ..reading.words import ReadWord
+from ..evaluation.paired import compare, reader_letters
+from ..evaluation.results import Evaluation
+from ..evaluation.tables import ShownTable
 from .figures import length_figure, reliability_figure
-from .gallery import Gallery, gallery, pick_at_random, shown_characters
-from .reader_section import NUM_CARDS, ReaderSection, section_of
-from .statistics import NUM_CONFIDENCE_BINS, Rate, Reliability, accuracy_by_length
+from .gallery import gallery, pick_at_random, shown_characters
+from .reader_section import NUM_CARDS, section_of
+from .statistics import NUM_CONFIDENCE_BINS, ConfidenceBin, Rate, accuracy_by_length
 
 PAGE_NAME = "index.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two readers, on the samples that both were given."""
-
-    first: ReaderSection
-    second: ReaderSection
-    table: ShownTable
-    galleries: Sequence[Gallery]
-
-    @property
-    def anchor(self) -> str:
-        """What its place on the page is called."""
-        return f"{self.first.letter}-or-{self.second.letter}".lower()
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -55,26 +39,32 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         section_of(evaluation, letter, number)
         for number, (evaluation, letter) in enumerate(zip(evaluations, letters, strict=True))
     ]
-    all_results = [evaluation.sets for evaluation in evaluations]
     charset = evaluations[0].charset
     by_length = {
         letter: accuracy_by_length(evaluation.words)
         for letter, evaluation in zip(letters, evaluations, strict=True)
     }
     reliabilities = {
-        section.letter: section.reliability
+        section["letter"]: section["reliability"]
         for section in sections
-        if section.reliability is not None
+        if section["reliability"] is not None
     }
-    environment = _environment()
+    environment = Environment(
+        loader=PackageLoader(__package__ or ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = "{:,}".format
     environment.filters["characters"] = partial(shown_characters, charset=charset)
     html = environment.get_template("page.html.j2").render(
-        title=" and ".join(section.name for section in sections),
+        title=" and ".join(section["name"] for section in sections),
         version=__version__,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         charset=charset,
         readers=sections,
-        comparison=comparison_as_table(compare(all_results)) if len(sections) > 1 else None,
+        comparison=compare(evaluations).table() if len(sections) > 1 else None,
         remarks=dict.fromkeys(remark for each in evaluations for remark in each.remarks),
         length_chart=length_figure(by_length),
         length_table=_length_table(by_length),
@@ -92,26 +82,14 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     return folder / PAGE_NAME
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(__package__ or ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = "{:,}".format
-    return environment
-
-
 def _length_table(by_length: Mapping[str, Mapping[int, Rate]]) -> ShownTable:
     lengths = sorted({length for rates in by_length.values() for length in rates})
     rows = {str(length): [rates.get(length) for rates in by_length.values()] for length in lengths}
     return _rate_table("characters", list(by_length), rows)
 
 
-def _reliability_table(reliabilities: Mapping[str, Reliability]) -> ShownTable:
-    bins = [{some.low: some for some in found.bins} for found in reliabilities.values()]
+def _reliability_table(reliabilities: Mapping[str, Sequence[ConfidenceBin]]) -> ShownTable:
+    bins = [{some.low: some for some in found} for found in reliabilities.values()]
     ranges = sorted({(some.low, some.high) for of_one in bins for some in of_one.values()})
     rows = {
         f"{100 * low:.0f} to {100 * high:.0f}": [
@@ -143,33 +121,36 @@ def _rate_cells(rate: Rate | None) -> list[str]:
 
 
 def _pair(
-    sections: tuple[ReaderSection, ReaderSection], evaluations: tuple[Evaluation, Evaluation]
-) -> Pair:
+    sections: tuple[Mapping[str, Any], Mapping[str, Any]],
+    evaluations: tuple[Evaluation, Evaluation],
+) -> dict[str, Any]:
+    """Return what the page shows of two readers, on the samples that both were given."""
     first, second = (
         {(word.set_name, word.image): word for word in evaluation.words}
         for evaluation in evaluations
     )
     both = [(first[key], second[key]) for key in first if key in second]
-    counts = PairedCounts.of((x.is_correct, y.is_correct) for x, y in both)
-    split = [pair for pair in both if pair[0].is_correct != pair[1].is_correct]
-    letters = a, b = sections[0].letter, sections[1].letter
-
-    def read_by_one(i: int) -> Gallery:
-        found: list[Mapping[str, ReadWord]] = [
-            dict(zip(letters, pair, strict=True)) for pair in split if pair[i].is_correct
+    counts = Counter((x.is_correct, y.is_correct) for x, y in both)
+    letters = a, b = sections[0]["letter"], sections[1]["letter"]
+    galleries = []
+    for letter, outcome in ((a, (True, False)), (b, (False, True))):
+        found = [
+            dict(zip(letters, pair, strict=True))
+            for pair in both
+            if (pair[0].is_correct, pair[1].is_correct) == outcome
         ]
         shown = pick_at_random(found, NUM_CARDS)
-        return gallery(f"Only {letters[i]} reads", found, shown, evaluations[0])
-
-    return Pair(
-        first=sections[0],
-        second=sections[1],
-        table=ShownTable(
+        galleries.append(gallery(f"Only {letter} reads", found, shown, evaluations[0]))
+    return {
+        "first": sections[0],
+        "second": sections[1],
+        "anchor": f"{a}-or-{b}".lower(),
+        "table": ShownTable(
             headers=["words", f"{b} right", f"{b} wrong"],
             rows=[
-                [f"{a} right", f"{counts.both:,}", f"{counts.only_first:,}"],
-                [f"{a} wrong", f"{counts.only_second:,}", f"{counts.neither:,}"],
+                [f"{a} right", f"{counts[True, True]:,}", f"{counts[True, False]:,}"],
+                [f"{a} wrong", f"{counts[False, True]:,}", f"{counts[False, False]:,}"],
             ],
         ),
-        galleries=[read_by_one(0), read_by_one(1)],
-    )
+        "galleries": galleries,
+    }

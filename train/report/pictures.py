@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ _HEAT = colormaps["inferno"]
 _HEAT_OPACITY = 0.75
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionPicture:
+class AttentionPicture(NamedTuple):
     """Where a recogniser looked when it wrote one character."""
 
     character: str
@@ -45,11 +44,7 @@ class AttentionPicture:
 
 
 def picture_uri(encoded: bytes) -> str:
-    """Return a sample's picture as a data URI, its size bounded.
-
-    Raises:
-        ImageProblemError: it cannot be decoded.
-    """
+    """Return a sample's picture as a data URI, its size bounded."""
     picture = decode_image(encoded)
     picture.thumbnail((_MAX_WIDTH_PX, _MAX_HEIGHT_PX))
     return _data_uri(picture)
@@ -67,9 +62,6 @@ def attention_pictures(
 
     Returns:
         A picture for each; None of a recogniser that cannot say.
-
-    Raises:
-        ImageProblemError: the picture cannot be decoded.
     """
     view = stretch(decode_image(encoded))
     device = next(recogniser.parameters()).device
@@ -82,11 +74,7 @@ def attention_pictures(
         return None
     characters = [*text, ""][:num_positions]
     return [
-        AttentionPicture(
-            character=character,
-            picture=_data_uri(_with_heat(view, places)),
-            elsewhere=float(elsewhere),
-        )
+        AttentionPicture(character, _data_uri(_with_heat(view, places)), float(elsewhere))
         for character, places, elsewhere in zip(
             characters,
             attention.places[0].float().cpu().numpy(),

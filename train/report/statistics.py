@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
+from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
@@ -126,21 +127,13 @@ class Confusions:
         for (character, _), num in self.counts.items():
             num_of_row[character] += num
         return [
-            MatrixCell(
-                row=place[character],
-                column=place[read],
-                label=character,
-                read=read,
-                num=num,
-                num_of_row=num_of_row[character],
-            )
+            MatrixCell(place[character], place[read], character, read, num, num_of_row[character])
             for (character, read), num in sorted(self.counts.items())
             if character in place and read in place
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatrixCell:
+class MatrixCell(NamedTuple):
     """How often one character of the labels was read as one character."""
 
     row: int
@@ -169,53 +162,41 @@ class ConfidenceBin:
     """Of the words, how many were read rightly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reliability:
-    """How far the confidence of words can be taken as the probability that they are right."""
-
-    bins: tuple[ConfidenceBin, ...]
-    """Those with words, in order."""
-
-    @property
-    def expected_error(self) -> float:
-        """Expected calibration error in percent (Guo et al., ICML 2017, equation 3).
-
-        The distance of accuracy and mean confidence of each bin, weighted by its words.
-        """
-        num_words = sum(some.rate.num_samples for some in self.bins)
-        distances = (
-            some.rate.num_samples * abs(some.rate.percent - 100 * some.mean_confidence)
-            for some in self.bins
-        )
-        return sum(distances) / max(num_words, 1)
-
-
-def reliability(words: Iterable[ReadWord]) -> Reliability | None:
+def reliability(words: Iterable[ReadWord]) -> list[ConfidenceBin] | None:
     """Sort the words of all pictures that could be decoded into equally wide bins of confidence.
 
     Returns:
-        The bins; None if the confidence of words is not known.
+        The bins with words, in order; None if the confidence of words is not known.
     """
-    members: list[list[tuple[float, ReadWord]]] = [[] for _ in range(NUM_CONFIDENCE_BINS)]
+    members: dict[int, list[tuple[float, ReadWord]]] = {}
     for word in words:
         confidence = word.confidence
         if confidence is None:
             return None
         if word.problem is None:
-            bin_idx = int(confidence * NUM_CONFIDENCE_BINS)
-            members[min(bin_idx, NUM_CONFIDENCE_BINS - 1)].append((confidence, word))
-    return Reliability(
-        bins=tuple(
-            ConfidenceBin(
-                low=bin_idx / NUM_CONFIDENCE_BINS,
-                high=(bin_idx + 1) / NUM_CONFIDENCE_BINS,
-                mean_confidence=fmean(confidence for confidence, _ in some),
-                rate=_rate([word for _, word in some]),
-            )
-            for bin_idx, some in enumerate(members)
-            if some
+            bin_idx = min(int(confidence * NUM_CONFIDENCE_BINS), NUM_CONFIDENCE_BINS - 1)
+            members.setdefault(bin_idx, []).append((confidence, word))
+    return [
+        ConfidenceBin(
+            low=bin_idx / NUM_CONFIDENCE_BINS,
+            high=(bin_idx + 1) / NUM_CONFIDENCE_BINS,
+            mean_confidence=fmean(confidence for confidence, _ in some),
+            rate=_rate([word for _, word in some]),
         )
+        for bin_idx, some in sorted(members.items())
+    ]
+
+
+def expected_error(bins: Sequence[ConfidenceBin]) -> float:
+    """Return the expected calibration error in percent (Guo et al., ICML 2017, equation 3).
+
+    The distance of accuracy and mean confidence of each bin, weighted by its words.
+    """
+    num_words = sum(some.rate.num_samples for some in bins)
+    distances = (
+        some.rate.num_samples * abs(some.rate.percent - 100 * some.mean_confidence) for some in bins
     )
+    return sum(distances) / max(num_words, 1)
 
 
 def _rate(words: Sequence[ReadWord]) -> Rate:

@@ -8,8 +8,9 @@ from samples import draw_word, write_words
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
-from clipocr.train.evaluation.evaluate import Evaluation, evaluate_sets
+from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.metrics import WordCounts
+from clipocr.train.evaluation.results import Evaluation
 from clipocr.train.evaluation.test_sets import open_test_sets
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student

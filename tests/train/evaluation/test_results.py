@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,9 @@ from oracle import Oracle, painted, write_painted
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.evaluation.evaluate import evaluate_sets
-from clipocr.train.evaluation.latency import latency_as_table, load_pictures, measure_latency
-from clipocr.train.evaluation.paired import compare, comparison_as_json, comparison_as_table
-from clipocr.train.evaluation.results import (
-    SetResult,
-    results_as_json,
-    results_as_table,
-    write_predictions,
-)
+from clipocr.train.evaluation.latency import load_pictures, measure_latency
+from clipocr.train.evaluation.paired import accuracy, compare, mcnemar_exact
+from clipocr.train.evaluation.results import Evaluation
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
 from clipocr.train.reading.readers import Reader
 
@@ -37,13 +33,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(root: Path, answers: list[str], max_label_length: int = 25) -> tuple[SetResult, ...]:
-    return evaluate_sets(Reader(Oracle(answers)), open_all(root, max_label_length)).sets
+def read(root: Path, answers: list[str], max_label_length: int = 25) -> Evaluation:
+    return evaluate_sets(Reader(Oracle(answers)), open_all(root, max_label_length))
 
 
 def test_both_means_are_labelled_as_what_they_are(root: Path) -> None:
-    results = read(root, ["x", "bb", "c"])
-    rows = {row[0]: list(row[1:3]) for row in results_as_table(results).rows}
+    evaluation = read(root, ["x", "bb", "c"])
+    rows = {row[0]: list(row[1:3]) for row in evaluation.results.rows}
     assert rows == {
         "OST/heavy": ["1", "0.00"],
         "OST/weak": ["3", "66.67"],
@@ -52,7 +48,7 @@ def test_both_means_are_labelled_as_what_they_are(root: Path) -> None:
         "total, weighted by samples": ["4", "50.00"],
         "total, plain mean of sets": ["4", "33.33"],
     }
-    record = json.loads(json.dumps(results_as_json(results, CHARSET)))
+    record = json.loads(json.dumps(evaluation.to_json()))
     assert record["sets"]["OST/weak"]["num_correct"] == 2
     assert record["sets"]["OST/weak"]["benchmark"] == "OST weak"
     assert record["means"]["OST"]["sets"] == ["OST/weak", "OST/heavy"]
@@ -63,13 +59,13 @@ def test_both_means_are_labelled_as_what_they_are(root: Path) -> None:
 
 def test_the_mean_of_one_set_is_shown_once(tmp_path: Path) -> None:
     write_painted(tmp_path / "mine", ["a"])
-    table = results_as_table(read(tmp_path, ["a"]))
+    table = read(tmp_path, ["a"]).results
     assert [row[0] for row in table.rows] == ["mine", "total, weighted by samples"]
 
 
 def test_predictions_are_a_line_a_sample(root: Path, tmp_path: Path) -> None:
+    read(root, ["X", "bb", "c"]).write_predictions(tmp_path / "eval.json")
     path = tmp_path / "eval.predictions.jsonl"
-    write_predictions(path, read(root, ["X", "bb", "c"]))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["set"], line["image"], line["is_correct"]) for line in lines] == [
         ("OST/heavy", 1, False),
@@ -89,10 +85,10 @@ def test_readers_side_by_side(tmp_path: Path) -> None:
     first = read(tmp_path, ["a", *"xxxxxx"])
     second = read(tmp_path, ["x", *"bcdefg"])
     comparison = compare([first, second, first])
-    (some,) = comparison.sets
-    assert some.num_correct == (1, 6, 1)
-    assert some.paired[1].p_value == 0.125
-    table = comparison_as_table(comparison)
+    outcomes = comparison.sets["mine"]
+    assert [accuracy(some) for some in outcomes] == pytest.approx([100 / 7, 600 / 7, 100 / 7])
+    assert mcnemar_exact(outcomes[1]) == 0.125
+    table = comparison.table()
     assert list(table.headers) == [
         *("set", "samples", "A"),
         *("B", "B - A", "only A / only B", "p"),
@@ -106,7 +102,7 @@ def test_readers_side_by_side(tmp_path: Path) -> None:
         ]
     ]
     assert "two-sided, not corrected for the number of comparisons: of 2 tests" in table.notes
-    entry = comparison_as_json(comparison)["sets"]["mine"]
+    entry = comparison.to_json()["sets"]["mine"]
     assert entry["against_A"]["B"] == {
         "difference": pytest.approx(100 * 5 / 7), "only_A": 1, "only_B": 6, "p_value": 0.125,
     }  # fmt: skip
@@ -114,7 +110,7 @@ def test_readers_side_by_side(tmp_path: Path) -> None:
 
 def test_groups_pool_their_samples_and_plain_means_have_no_p_value(root: Path) -> None:
     comparison = compare([read(root, ["x", "bb", "c"]), read(root, ["a", "bb", "x"])])
-    rows = {row[0]: list(row[1:]) for row in comparison_as_table(comparison).rows}
+    rows = {row[0]: list(row[1:]) for row in comparison.table().rows}
     # B gains the word of heavy and one of weak, and loses another of weak.
     assert rows["OST, weighted by samples"] == ["4", "50.00", "75.00", "+25.00", "1 / 2", "1.0000"]
     assert rows["OST, plain mean of sets"] == ["4", "33.33", "83.33", "+50.00", "", ""]
@@ -123,30 +119,30 @@ def test_groups_pool_their_samples_and_plain_means_have_no_p_value(root: Path) -
 def test_only_samples_that_count_for_all_are_compared(root: Path) -> None:
     # To a reader of one character, "bb" is too long.
     comparison = compare([read(root, ["a", "bb", "c"]), read(root, ["a", "b", "c"], 1)])
-    assert {some.name: some.num_samples for some in comparison.sets} == {
+    assert {name: some[0].total() for name, some in comparison.sets.items()} == {
         "OST/heavy": 1,
         "OST/weak": 2,
     }
-    assert comparison.sets[1].accuracies == (100, 100)
+    assert [accuracy(some) for some in comparison.sets["OST/weak"]] == [100, 100]
 
 
 def test_other_test_sets_cannot_be_compared(root: Path) -> None:
-    results = read(root, ["a", "b", "c"])
+    whole = read(root, ["a", "b", "c"])
     with pytest.raises(UsageError, match="different test sets"):
-        compare([results, results[:1]])
+        compare([whole, replace(whole, sets=whole.sets[:1])])
 
 
 def test_latency_states_what_was_measured(root: Path) -> None:
     pictures = load_pictures(open_all(root), 3)
     # Evenly from all sets: samples 1, 2 and 3 of the four.
     assert pictures == [painted(0), painted(0), painted(1)]
-    latency = measure_latency(Reader(Oracle(["a", "bbb"])), pictures, (1, 4))
-    assert [(some.batch_size, some.num_batches) for some in latency.batches] == [(1, 5), (4, 5)]
-    assert latency.preprocessing_ms > 0
-    assert all(some.ms_per_image > 0 for some in latency.batches)
-    # In batches of one: after three to warm up a, a, bbb, a, a.
-    assert latency.batches[0].num_characters == 7 / 5
-    table = latency_as_table(latency)
+    table = measure_latency(Reader(Oracle(["a", "bbb"])), pictures, (1, 4))
     assert [row[0] for row in table.rows] == ["1", "4"]
+    for _, preprocessing, reading, together, per_second, _ in table.rows:
+        total = float(preprocessing) + float(reading)
+        assert float(together) == pytest.approx(total, abs=0.011)
+        assert float(per_second.replace(",", "")) > 0
+    # In batches of one: after three to warm up a, a, bbb, a, a.
+    assert table.rows[0][5] == f"{7 / 5:.1f}"
     assert "of batches (5 of 1, 5 of 4) after 3 to warm up" in table.notes
     assert "fp32, CPU (" in table.notes

@@ -15,10 +15,9 @@ from samples import draw_word, write_words
 
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
-from clipocr.train.evaluation.evaluate import Evaluation
-from clipocr.train.evaluation.results import SetResult
+from clipocr.train.evaluation.results import Evaluation, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
-from clipocr.train.reading.readers import CallableReader, load_reader
+from clipocr.train.reading.readers import load_reader, reader_of
 from clipocr.train.reading.words import ReadWord
 
 CHARSET = Charset.load("94")
@@ -292,7 +291,7 @@ def test_a_function_has_no_confidence_and_no_attention(
     (result,) = student.sets
     words = tuple(replace(word, character_confidence=None) for word in result.words)
     function = Evaluation(
-        reader=CallableReader(list, name="<i>theirs"),
+        reader=reader_of(list, name="<i>theirs"),
         test_sets=student.test_sets,
         sets=(replace(result, words=words),),
     )

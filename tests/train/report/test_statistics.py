@@ -11,6 +11,7 @@ from clipocr.train.report.statistics import (
     Rate,
     accuracy_by_length,
     edit_alignment,
+    expected_error,
     reliability,
 )
 
@@ -111,17 +112,17 @@ def test_reliability_by_hand() -> None:
             sample("g", "", problem="not an image"),
         ]
     )
-    assert [(some.low, some.high, some.rate.num_samples) for some in found.bins] == [
+    assert [(some.low, some.high, some.rate.num_samples) for some in found] == [
         (0.2, 0.3, 1),
         (0.9, 1.0, 3),
     ]
-    assert found.bins[1].mean_confidence == pytest.approx((0.95 + 0.93 + 1) / 3)
+    assert found[1].mean_confidence == pytest.approx((0.95 + 0.93 + 1) / 3)
     # One word at 25 % that is wrong; three at 96 % of which two are right.
-    assert found.expected_error == pytest.approx((1 * 25 + 3 * abs(96 - 200 / 3)) / 4)
+    assert expected_error(found) == pytest.approx((1 * 25 + 3 * abs(96 - 200 / 3)) / 4)
 
 
 def test_reliability_of_nothing() -> None:
-    assert reliability([]).expected_error == 0
+    assert expected_error(reliability([])) == 0
 
 
 def test_reliability_of_a_reader_without_confidence_is_not_known() -> None:
