@@ -21,12 +21,12 @@ def write_comparison(
     out: Path,
     teacher: TeacherSpec,
 ) -> None:
-    """Write table.md, table.csv and table.png.
+    """Write table.md, table.csv and table.png to a folder.
 
     Args:
         table: What was run.
-        results: Of each run by name, as `write_results` writes them; None if there are none yet.
-        out: Folder to write them to.
+        results: ``ablation.json`` of each run by its name; None if there is none yet.
+        out: The folder.
         teacher: Whose features the students followed.
     """
     sets = sorted(
@@ -38,18 +38,22 @@ def write_comparison(
     headers = [*table.columns, *sets, "Avg", "runs"]
     rows, figures = [], []
     for variant in table.variants:
-        done = [
-            result
-            for seed in table.seeds
-            if (result := results[variant.run_name(seed)]) is not None
-        ]
+        done = [r for seed in table.seeds if (r := results[variant.run_name(seed)])]
         accuracies = [
             [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
         ]
         accuracies.append([r["means"][average][WEIGHTED]["accuracy"] for r in done])
         counted = f"{len(done)}/{len(table.seeds)}"
         rows.append([*variant.cells, *map(_mean_and_spread, accuracies), counted])
-        figures.append([variant.name, *variant.cells, *_plain_figures(accuracies), len(done)])
+        plain = [
+            cell
+            for values in accuracies
+            for cell in (
+                f"{statistics.mean(values):.4f}" if values else "",
+                f"{statistics.stdev(values):.4f}" if len(values) > 1 else "",
+            )
+        ]
+        figures.append([variant.name, *variant.cells, *plain, len(done)])
     out.mkdir(parents=True, exist_ok=True)
     untrained = " (RANDOM weights: this tries out the pipeline, not CLIP)" * teacher.is_random
     caption = [
@@ -86,14 +90,6 @@ def _mean_and_spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def _plain_figures(accuracies: Sequence[Sequence[float]]) -> list[str]:
-    figures = []
-    for values in accuracies:
-        figures.append(f"{statistics.mean(values):.4f}" if values else "")
-        figures.append(f"{statistics.stdev(values):.4f}" if len(values) > 1 else "")
-    return figures
-
-
 def _draw_table(
     title: str,
     caption: Sequence[str],
@@ -102,34 +98,24 @@ def _draw_table(
     num_leading: int,
     path: Path,
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    widths = [
-        max(len(str(row[column])) for row in [headers, *rows]) + 2 for column in range(len(headers))
-    ]
-    figure = Figure(figsize=(0.1 * sum(widths) + 0.6, 0.32 * len(rows) + 1.5))
-    FigureCanvasAgg(figure)
-    axis = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    figure = Figure(figsize=(1, 1))
+    axis = figure.subplots()
     axis.set_axis_off()
-    axis.set_xlim(0, sum(widths))
-    axis.set_ylim(len(rows) + 2.6, -1.4)
-    axis.text(0, -0.9, title, weight="bold", fontsize=11)
-    starts = [sum(widths[:column]) for column in range(len(headers))]
-    for y, row in enumerate([headers, *rows]):
-        for column, cell in enumerate(row):
-            is_leading = column < num_leading
-            axis.text(
-                starts[column] + (1 if is_leading else widths[column] - 1),
-                y + (0 if y == 0 else 0.15),
-                cell,
-                ha="left" if is_leading else "right",
-                va="center",
-                fontsize=9,
-                weight="bold" if y == 0 else "normal",
-            )
-    for line_y, width in ((-0.5, 1.2), (0.5, 0.7), (len(rows) + 0.65, 1.2)):
-        axis.axhline(line_y, color="black", linewidth=width)
-    for i, line in enumerate(caption):
-        axis.text(0, len(rows) + 1.3 + 0.6 * i, line, fontsize=7.5, color="0.35")
+    table = axis.table(
+        cellText=rows, colLabels=headers, edges="horizontal", cellLoc="right", loc="upper left"
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.auto_set_column_width(list(range(len(headers))))
+    for (row, column), cell in table.get_celld().items():
+        cell.set_height(0.32)
+        cell.set_linewidth(0.7)
+        cell.set_text_props(
+            ha="left" if column < num_leading else "right",
+            weight="bold" if row == 0 else "normal",
+        )
+    axis.set_title(title, loc="left", weight="bold", fontsize=11)
+    axis.text(0, 0.9 - 0.32 * (len(rows) + 1), "\n".join(caption), va="top", fontsize=7.5)
     figure.savefig(path, dpi=150, bbox_inches="tight", format="png")

@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
-from ...shared.charset import Charset
 from ...shared.device import choose_device, choose_precision
 from ...shared.errors import TrainingError
 from ..evaluation.evaluate import evaluate_sets
@@ -40,14 +39,13 @@ _RESULTS_NAME = "ablation.json"
 """In each run's folder. Not eval.json, which people write as they like."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AblationResult:
+class AblationResult(NamedTuple):
     """How far a table came."""
 
     num_runs: int
     num_finished: int
     """Runs of all variants and seeds that are trained and evaluated, by whatever process."""
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str]
     """Run -> why this process gave it up."""
 
 
@@ -97,20 +95,13 @@ def ablate(
             except TrainingError as e:
                 failed[name] = f"{e}. To try it again remove {run_place.out}"
                 continue
-            _evaluate_if_needed(
-                run_place.out,
-                test_sets[config.charset, config.max_label_length],
-                config.charset,
-                place.device,
-            )
+            reads = (config.charset, config.max_label_length)
+            _evaluate_if_needed(run_place.out, test_sets[reads], place.device)
     finally:
         results = {name: _read_results(place.out / name) for name in runs}
         write_comparison(table, results, place.out, cache.spec.teacher)
-    return AblationResult(
-        num_runs=len(runs),
-        num_finished=sum(result is not None for result in results.values()),
-        failed=failed,
-    )
+    num_finished = sum(result is not None for result in results.values())
+    return AblationResult(len(runs), num_finished, failed)
 
 
 def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
@@ -132,14 +123,12 @@ def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureC
     draw_curves(place.out)
 
 
-def _evaluate_if_needed(
-    run: Path, test_sets: Sequence[TestSet], charset: Charset, device: str
-) -> None:
+def _evaluate_if_needed(run: Path, test_sets: Sequence[TestSet], device: str) -> None:
     checkpoint = find_checkpoint(run)
     # What the results are of: another checkpoint, label, picture size or charset changes it.
     of = {
         "checkpoint": hash_file(checkpoint),
-        "charset": charset.characters,
+        "charset": test_sets[0].charset.characters,
         "sets": {test_set.name: test_set.digest() for test_set in test_sets},
     }
     path = run / _RESULTS_NAME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -83,47 +83,34 @@ def load_table(name_or_file: str) -> AblationTable:
 
 def _parse_table(data: Mapping[str, Any]) -> AblationTable:
     _require_keys("the table", data, {"title", "columns", "variants"}, {"settings", "seeds"})
-    columns = tuple(str(column) for column in _listed("columns", data["columns"]))
+    columns = tuple(map(str, data["columns"]))
     variants = []
-    for number, entry in enumerate(_listed("variants", data["variants"]), start=1):
+    for number, entry in enumerate(data["variants"], start=1):
         where = f"variant {number}"
         _require_keys(where, entry, {"name", "cells"}, {"settings"})
-        cells = tuple(str(cell) for cell in _listed(f"{where}: cells", entry["cells"]))
+        name, cells = str(entry["name"]), tuple(map(str, entry["cells"]))
         if len(cells) != len(columns):
             raise UsageError(f"{where} has {len(cells)} cells for {len(columns)} columns")
-        name = str(entry["name"])
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"{where} is named {name!r}, expected letters, digits, '.', '_', '+', '-': "
                 "it names a folder"
             )
-        variants.append(Variant(name=name, cells=cells, settings=_settings(where, entry)))
+        variants.append(Variant(name=name, cells=cells, settings=entry.get("settings", {})))
     names = [variant.name for variant in variants]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"variants are named {', '.join(names) or 'nothing'}; names must differ")
     return AblationTable(
         title=str(data["title"]),
         columns=columns,
-        settings=_settings("the table", data),
-        seeds=tuple(_listed("seeds", data.get("seeds", [0, 1, 2]))),
+        settings=data.get("settings", {}),
+        seeds=tuple(data.get("seeds", [0, 1, 2])),
         variants=tuple(variants),
     )
 
 
-def _listed(where: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise UsageError(f"{where} is {value!r}, expected a list")
-    return value
-
-
-def _settings(where: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    settings = entry.get("settings", {})
-    if not isinstance(settings, dict):
-        raise UsageError(f"{where}: settings is {settings!r}, expected NAME = VALUE pairs")
-    return settings
-
-
 def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -> None:
+    """Check the names and the kinds of what a table or a variant states."""
     if not isinstance(data, dict):
         raise UsageError(f"{where} is {data!r}, expected {', '.join(sorted(needed))}")
     missing, unknown = sorted(needed - set(data)), sorted(set(data) - needed - optional)
@@ -133,3 +120,7 @@ def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -
             f"{', '.join(unknown) or 'nothing'}; expected {', '.join(sorted(needed))}"
             f" and perhaps {', '.join(sorted(optional))}"
         )
+    for name in set(data) - {"title", "name"}:
+        kind, expected = (dict, "NAME = VALUE pairs") if name == "settings" else (list, "a list")
+        if not isinstance(data[name], kind):
+            raise UsageError(f"{where}: {name} is {data[name]!r}, expected {expected}")

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 # What names no folder of the machine that trained: not commands, not where cache and sets lie.
 _SHARED_OF_RECORD = (
-    *("config", "versions", "processes", "units", "num_views", "num_parameters", "steps"),
+    *("versions", "processes", "units", "num_views", "num_parameters", "steps"),
     *("history", "best_accuracy"),
 )
 _SHARED_OF_CACHE = ("id", "teacher", "teacher_is_random", "sources")
@@ -52,12 +52,7 @@ def push(
 ) -> str:
     """Upload a student with its card; return the address of the commit.
 
-    Args:
-        run_or_checkpoint: The student; ``run.json`` and ``eval.json`` are looked for beside it.
-        repo: ``owner/name``, made if it is not there.
-        figures_path: What ``clipocr eval`` wrote, if elsewhere.
-        license_id: Stated on the card.
-        public: Whether a repository that is made can be seen by everybody.
+    ``run.json`` and ``eval.json`` are looked for beside the checkpoint.
 
     Raises:
         CheckpointError: there is no student, or its record is damaged.
@@ -75,8 +70,10 @@ def push(
     card = model_card(
         repo=repo, description=description, record=record, figures=figures, license_id=license_id
     )
-    texts = {CARD_NAME: card, RUN_NAME: _as_json(record), FIGURES_NAME: _as_json(figures)}
-    operations = [CommitOperationAdd(name, text.encode()) for name, text in texts.items() if text]
+    operations = [CommitOperationAdd(CARD_NAME, card.encode())]
+    for name, content in ((RUN_NAME, record), (FIGURES_NAME, figures)):
+        if content is not None:
+            operations.append(CommitOperationAdd(name, json.dumps(content, indent=1).encode()))
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / MODEL_NAME
         write_safetensors(model, student, description)
@@ -90,11 +87,6 @@ def push(
 
 def pull(repo: str, out: Path, *, revision: str | None = None) -> list[str]:
     """Download a student to a folder; return the names of what came.
-
-    Args:
-        repo: ``owner/name``.
-        out: The folder; must not hold a run of one's own.
-        revision: Branch, tag or commit; None is the newest.
 
     Raises:
         CheckpointError: what is there is not a student of this program.
@@ -136,14 +128,10 @@ def _hub_errors(repo: str) -> Iterator[None]:
     # Whatever fails in the HTTP library that the client is built on, which has changed twice, has
     # the same base as the client's own error.
     http_errors: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
-    # RuntimeError: what became of the upload of one file, its cause behind it.
-    expected: tuple[type[Exception], ...] = (
-        *(OSError, HFValidationError, RuntimeError),
-        *http_errors,
-    )
     try:
         yield
-    except expected as e:
+    # RuntimeError: what became of the upload of one file, its cause behind it.
+    except (OSError, HFValidationError, RuntimeError, *http_errors) as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise  # Of a file of this machine.
         reasons = [e, e.__cause__] if isinstance(e, RuntimeError) and e.__cause__ else [e]
@@ -162,9 +150,8 @@ def _shareable_record(run: Path) -> dict[str, Any] | None:
     shareable = {name: record[name] for name in _SHARED_OF_RECORD if name in record}
     cache = {name: record["cache"][name] for name in _SHARED_OF_CACHE if name in record["cache"]}
     cache["teacher"] = teacher_without_folder(cache.get("teacher"))
-    if "config" in shareable:
-        shareable["config"] = settings_without_folders(shareable["config"])
-    return shareable | {"cache": cache, "commands": []}
+    config = settings_without_folders(record["config"])
+    return shareable | {"config": config, "cache": cache, "commands": []}
 
 
 def _shareable_figures(path: Path | None, checkpoint: Path) -> dict[str, Any] | None:
@@ -187,7 +174,3 @@ def _shareable_figures(path: Path | None, checkpoint: Path) -> dict[str, Any] | 
             f"clipocr eval {checkpoint} --data ROOT"
         )
     return figures | {"checkpoint": MODEL_NAME}
-
-
-def _as_json(content: Mapping[str, Any] | None) -> str:
-    return "" if content is None else json.dumps(content, indent=1) + "\n"

@@ -7,8 +7,10 @@ can neither format the page nor leave its place in the header.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from ...shared.errors import DataError
 from ..evaluation.tables import as_markdown
@@ -39,40 +41,8 @@ def model_card(
     Raises:
         DataError: the figures are not those of an evaluation.
     """
-    results = _results(figures) if figures is not None else []
-    parts = [
-        f"---\n{_header(repo, description['method'], results, license_id)}\n---",
-        f"# {plain(repo)}",
-        "A scene text recogniser: it reads pictures of single cropped words, not pages. Trained "
-        f"with clipocr from a cache of CLIP's features, by the method {plain(description['method'])}.",
-    ]
-    if description["teacher_is_random"]:
-        parts.append(
-            "> **Warning:** the teacher of this model had random weights. Such a model tries out "
-            "the pipeline; it has learned nothing from CLIP."
-        )
-    parts += ["## What it is", _facts(description, record)]
-    if figures is not None:
-        parts += ["## Accuracy", _accuracy(figures, results)]
-    else:
-        parts += ["## Accuracy", "Not measured."]
-    parts += ["## Use", _use(repo)]
-    return "\n\n".join(parts) + "\n"
-
-
-def plain(value: object) -> str:
-    """Return a value as one line of Markdown that shows just its characters."""
-    return _ACTIVE.sub(r"\\\1", " ".join(str(value).split()))
-
-
-def _header(
-    repo: str,
-    method: str,
-    results: Sequence[tuple[str, Mapping[str, float]]],
-    license_id: Any,
-) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
+    method = description["method"]
+    results = {} if figures is None else _results(figures)
     measured = [
         EvalResult(
             task_type="image-to-text",
@@ -83,9 +53,9 @@ def _header(
             metric_name="Word accuracy (%)",
             metric_value=round(of_set["accuracy"], 2),
         )
-        for name, of_set in results
+        for name, of_set in results.items()
     ]
-    return ModelCardData(
+    header = ModelCardData(
         license=license_id,
         library_name="clipocr",
         pipeline_tag="image-to-text",
@@ -93,7 +63,38 @@ def _header(
         metrics=["accuracy", "cer"] if measured else None,
         model_name=repo.rpartition("/")[2] if measured else None,
         eval_results=measured or None,
-    ).to_yaml()
+    )
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {plain(repo)}",
+        "A scene text recogniser: it reads pictures of single cropped words, not pages. Trained "
+        f"with clipocr from a cache of CLIP's features, by the method {plain(method)}.",
+    ]
+    if description["teacher_is_random"]:
+        parts.append(
+            "> **Warning:** the teacher of this model had random weights. Such a model tries out "
+            "the pipeline; it has learned nothing from CLIP."
+        )
+    parts += ["## What it is", _facts(description, record), "## Accuracy"]
+    if figures is None:
+        parts.append("Not measured.")
+    else:
+        rows = [
+            [plain(name), f"{r['num_samples']:,.0f}", f"{r['accuracy']:.2f}", f"{r['1-NED']:.2f}"]
+            for name, r in results.items()
+        ]
+        parts += [
+            as_markdown(["set", "samples", "accuracy", "1-NED"], rows),
+            "Word accuracy and 1 - NED in percent, under test charset "
+            f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it.",
+        ]
+    parts += ["## Use", _USE.format(repo=repo)]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(value: object) -> str:
+    """Return a value as one line of Markdown that shows just its characters."""
+    return _ACTIVE.sub(r"\\\1", " ".join(str(value).split()))
 
 
 def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
@@ -119,12 +120,12 @@ def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> 
     return as_markdown(["", ""], [[name, plain(value)] for name, value in facts.items()])
 
 
-def _results(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+def _results(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     try:
-        return [
-            (name, {figure: float(of_set[figure]) for figure in _FIGURES})
+        return {
+            name: {figure: float(of_set[figure]) for figure in _FIGURES}
             for name, of_set in figures["sets"].items()
-        ]
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(
             f"the figures are not those of clipocr eval ({e.__class__.__name__}: {e}); measure "
@@ -132,23 +133,8 @@ def _results(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]
         ) from None
 
 
-def _accuracy(
-    figures: Mapping[str, Any], results: Sequence[tuple[str, Mapping[str, float]]]
-) -> str:
-    rows = [
-        [plain(name), f"{r['num_samples']:,.0f}", f"{r['accuracy']:.2f}", f"{r['1-NED']:.2f}"]
-        for name, r in results
-    ]
-    table = as_markdown(["set", "samples", "accuracy", "1-NED"], rows)
-    return (
-        f"{table}\n\nWord accuracy and 1 - NED in percent, under test charset "
-        f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it."
-    )
-
-
-def _use(repo: str) -> str:
-    return f"""```console
-$ pip install clipocr
+_USE = """```console
+$ pip install clipocr-str
 $ clipocr pull {repo} model
 $ clipocr read model word.png
 ```

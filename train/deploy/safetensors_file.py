@@ -43,20 +43,19 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
     try:
-        made_by = {name: json.loads(metadata[name]) for name in _JSON}
-        method, teacher = metadata["method"], metadata["teacher"]
+        teacher = metadata["teacher"]
+        return {
+            **{name: json.loads(metadata[name]) for name in _JSON},
+            "method": metadata["method"],
+            "recogniser": weights,
+            "teacher": None if teacher == "null" else teacher,
+            "training": None,
+        }
     except (KeyError, ValueError) as e:
         raise CheckpointError(
             f"{path} is not a clipocr recogniser ({e.__class__.__name__}: {e}); expected a file of "
             "clipocr export --format safetensors"
         ) from None
-    return {
-        **made_by,
-        "method": method,
-        "recogniser": weights,
-        "teacher": None if teacher == "null" else teacher,
-        "training": None,
-    }
 
 
 def as_strings(description: Mapping[str, Any]) -> dict[str, str]:

@@ -7,10 +7,10 @@ without any, words drawn here: random characters in a font that matplotlib ships
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,7 @@ Run = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """An exported recogniser. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
+class Agreement(NamedTuple):
     """How an exported recogniser compared."""
 
     num_pictures: int
@@ -94,13 +93,7 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
 def check(
     run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str
 ) -> Agreement:
-    """Compare an exported recogniser with the one in PyTorch, on the CPU.
-
-    Args:
-        run: The exported one.
-        recogniser: In eval mode.
-        views: Shape: (N, 32, 128, 3).
-        what: Its name in messages.
+    """Compare an exported recogniser, called `what`, with the one in PyTorch, on the CPU.
 
     Raises:
         ExportError: they read different texts, or their probabilities differ by more than
@@ -108,8 +101,7 @@ def check(
     """
     largest, texts = 0.0, set()
     for batch in _cut(views):
-        images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)
-        expected = recogniser.decode(images).softmax(dim=-1)
+        expected = read_in_pytorch(recogniser, batch)
         exported = torch.from_numpy(run(batch))
         if exported.shape != expected.shape:
             raise ExportError(
@@ -130,14 +122,19 @@ def check(
                 )
             largest = max(largest, difference)
         texts.update(read_texts)
-    return Agreement(num_pictures=len(views), num_texts=len(texts), largest_difference=largest)
+    return Agreement(len(views), len(texts), largest)
 
 
-def _cut(views: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.uint8]]:
-    batches: list[npt.NDArray[np.uint8]] = []
+def read_in_pytorch(recogniser: Recogniser, views: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Return probabilities. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
+    images = normalize(torch.from_numpy(views), STUDENT_MEAN, STUDENT_STD)
+    return recogniser.decode(images).softmax(dim=-1)
+
+
+def _cut(views: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
     start = 0
-    while start < len(views):
-        size = _BATCH_SIZES[len(batches) % len(_BATCH_SIZES)]
-        batches.append(views[start : start + size])
+    for size in cycle(_BATCH_SIZES):
+        if start >= len(views):
+            return
+        yield views[start : start + size]
         start += size
-    return batches

@@ -20,13 +20,7 @@ OUTPUT_NAME = "probabilities"
 def describe(
     recogniser: Recogniser, content: Mapping[str, Any], checkpoint: Path
 ) -> dict[str, Any]:
-    """Return what is true of a recogniser in any format.
-
-    Args:
-        recogniser: What is exported.
-        content: Of the checkpoint.
-        checkpoint: Where that is.
-    """
+    """Return what is true of a recogniser in any format; `content` is that of its checkpoint."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     teacher = content["teacher"]

@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from ....shared.atomic import replacing
-from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ...loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
 from ...models.recogniser import Recogniser
 from ..safetensors_file import read_safetensors, write_safetensors
-from .check import Agreement, Run, check, drawn_views, given_views
+from .check import Agreement, check, drawn_views, given_views, read_in_pytorch
 from .description import describe, describe_graph
 
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
@@ -38,15 +33,24 @@ def export(
         ExportError: the exported one reads differently.
         UsageError: what writes the format is not installed.
     """
-    if file_format == "onnx":
-        from .onnx_format import require_onnx
+    from .onnx_format import open_onnx, require_onnx, write_onnx
 
+    if file_format == "onnx":
         require_onnx()
     recogniser, description = load_described(run_or_checkpoint)
     views = drawn_views(recogniser) if pictures is None else given_views(pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
-        run = _write(partial, file_format, recogniser, description)
+        if file_format == "onnx":
+            write_onnx(partial, recogniser, description | describe_graph())
+            run = open_onnx(partial)
+        else:
+            write_safetensors(partial, recogniser, description)
+            again = build_recogniser(read_safetensors(partial), partial)
+
+            def run(views: Any) -> Any:
+                return read_in_pytorch(again, views).numpy()
+
         return check(run, recogniser, views, what=f"the {file_format} file")
 
 
@@ -56,25 +60,3 @@ def load_described(run_or_checkpoint: Path) -> tuple[Recogniser, dict[str, Any]]
     checkpoint = load_checkpoint(path)
     recogniser = build_recogniser(checkpoint, path)
     return recogniser, describe(recogniser, checkpoint, path)
-
-
-def _write(
-    path: Path, file_format: str, recogniser: Recogniser, description: dict[str, Any]
-) -> Run:
-    """Write the file, and return what is read back from it."""
-    match file_format:
-        case "onnx":
-            from .onnx_format import open_onnx, write_onnx
-
-            write_onnx(path, recogniser, description | describe_graph())
-            return open_onnx(path)
-        case _:
-            write_safetensors(path, recogniser, description)
-            again = build_recogniser(read_safetensors(path), path)
-            return lambda views: _probabilities(again, views)
-
-
-def _probabilities(recogniser: Recogniser, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    images = normalize(torch.from_numpy(views), STUDENT_MEAN, STUDENT_STD)
-    probabilities: npt.NDArray[np.float32] = recogniser.decode(images).softmax(dim=-1).numpy()
-    return probabilities

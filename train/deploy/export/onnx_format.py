@@ -41,11 +41,7 @@ _IMAGES = f"uint8[batch, {', '.join(map(str, VIEW_SHAPE))}] {INPUT_NAME}"
 
 
 def require_onnx() -> None:
-    """Check that what exporting to ONNX takes is installed.
-
-    Raises:
-        UsageError: it is not; says how to install it.
-    """
+    """Raise a `UsageError` that says how to install what exporting to ONNX takes, if need be."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -94,24 +90,25 @@ def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-class _Decode(nn.Module):
-    """Reading in one pass."""
+class _Part(nn.Module):
+    """A part of reading, as a module: the exporter takes no functions."""
 
     def __init__(self, recogniser: Recogniser) -> None:
         super().__init__()
-        self.recogniser = recogniser
+        self.recogniser: Any = recogniser
+
+
+class _Decode(_Part):
+    """Reading in one pass."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Read views. Shape: (B, 32, 128, 3) uint8 -> (B, L, C + 1)."""
-        return self.recogniser.decode(normalize(images, STUDENT_MEAN, STUDENT_STD)).softmax(dim=-1)
+        logits: Tensor = self.recogniser.decode(normalize(images, STUDENT_MEAN, STUDENT_STD))
+        return logits.softmax(dim=-1)
 
 
-class _Begin(nn.Module):
+class _Begin(_Part):
     """From views to the keys and values that decoding reads of them."""
-
-    def __init__(self, recogniser: AutoregressiveRecogniser) -> None:
-        super().__init__()
-        self.recogniser = recogniser
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Shape: (B, 32, 128, 3) uint8 -> any number of (B, H, S, D / H)."""
@@ -119,12 +116,8 @@ class _Begin(nn.Module):
         return _flat(state.memories)
 
 
-class _Step(nn.Module):
+class _Step(_Part):
     """One position of every row."""
-
-    def __init__(self, recogniser: AutoregressiveRecogniser) -> None:
-        super().__init__()
-        self.recogniser = recogniser
 
     def forward(
         self, tokens_B: Tensor, contents: list[Tensor], memories: list[Tensor]
@@ -168,7 +161,6 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
     contents = [content.contiguous() for content in _flat(state.contents)]
     memory_names = [f"memory_{i}" for i in range(len(memories))]
     content_names = [f"content_{i}" for i in range(len(contents))]
-    new_names = [f"new_{name}" for name in content_names]
 
     batch = torch.export.Dim("batch")
     # Up to the last but one: a step adds one more. PyTorch states this bound when it is left out.
@@ -181,7 +173,7 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         (tokens_B, contents, memories),
         ({0: batch}, [{0: batch, 2: position}] * len(contents), [{0: batch}] * len(memories)),
         inputs=["tokens", *content_names, *memory_names],
-        outputs=["step_probabilities", *new_names],
+        outputs=["step_probabilities", *(f"new_{name}" for name in content_names)],
     )
     for half, name in ((begin, "begin/"), (step, "step/")):
         compose.add_prefix_graph(
@@ -190,10 +182,9 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
 
     # No name for the positions of a content: they grow from step to step.
     of_content = [f"float[batch, {c.shape[1]}, ?, {c.shape[3]}]" for c in contents]
-    carried = ["int64[batch] tokens", "bool[batch] has_ended", *_typed(of_content, content_names)]
-    new_carried = [
-        "int64[batch] new_tokens", "bool[batch] new_has_ended", *_typed(of_content, new_names)
-    ]  # fmt: skip
+    typed = [" ".join(pair) for pair in zip(of_content, content_names, strict=True)]
+    carried = ["int64[batch] tokens", "bool[batch] has_ended", *typed]
+    new_carried = [" new_".join(each.rsplit(" ", 1)) for each in carried]
     of_position = f"float[batch, {tokenizer.num_classes}] step_probabilities"
     graph = parser.parse_graph(f"""
         clipocr ({_IMAGES})
@@ -201,9 +192,9 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
             batch_size = Shape <start = 0, end = 1> ({INPUT_NAME})
             first_tokens = Expand (bos, batch_size)
             first_has_ended = Expand (not_ended, batch_size)
-            {_lines("empty_{0} = Concat <axis = 0> (batch_size, shape_{0})", content_names)}
-            {_lines("first_{0} = ConstantOfShape (empty_{0})", content_names)}
-            last_tokens, last_has_ended, {_listed("last_", content_names)}, by_position = Loop <
+            {_each("empty_{0} = Concat <axis = 0> (batch_size, shape_{0})", content_names, " ")}
+            {_each("first_{0} = ConstantOfShape (empty_{0})", content_names, " ")}
+            last_tokens, last_has_ended, {_each("last_{}", content_names)}, by_position = Loop <
                 body = step (int64 position, bool goes_on_before, {", ".join(carried)})
                     => (bool any_goes_on, {", ".join(new_carried)}, {of_position}) {{
                     new_tokens = ArgMax <axis = 1, keepdims = 0> (step_probabilities)
@@ -215,7 +206,7 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
                     any_goes_on = Cast <to = {TensorProto.BOOL}> (any_number)
                 }}
             > (num_positions, always, first_tokens, first_has_ended,
-                {_listed("first_", content_names)})
+                {_each("first_{}", content_names)})
             {OUTPUT_NAME} = Transpose <perm = [1, 0, 2]> (by_position)
         }}""")
     (loop,) = (node for node in graph.node if node.op_type == "Loop")
@@ -243,16 +234,8 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
     return graph
 
 
-def _typed(types: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [f"{kind} {name}" for kind, name in zip(types, names, strict=True)]
-
-
-def _listed(prefix: str, names: Sequence[str]) -> str:
-    return ", ".join(prefix + name for name in names)
-
-
-def _lines(template: str, names: Sequence[str]) -> str:
-    return "\n".join(template.format(name) for name in names)
+def _each(template: str, names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join(template.format(name) for name in names)
 
 
 def _put_first(graph: onnx.GraphProto, half: onnx.GraphProto) -> None:
