@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,16 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     """
     from ...shared.charset import Charset
     from ..evaluation.evaluate import evaluate_sets
+    from ..evaluation.paired import compare
     from ..evaluation.results import write_json
     from ..evaluation.test_sets import open_test_sets
 
     options = EvalOptions.from_values(given)
     is_one = len(runs) == 1
-    paths = [options.json] if is_one and options.json else [_figures_path(run) for run in runs]
+    # Another checkpoint of a run overwrites nothing.
+    paths = [run / "eval.json" if run.is_dir() else run.with_suffix(".eval.json") for run in runs]
+    if is_one and options.json:
+        paths = [options.json]
     comparison_path = options.json or paths[0].with_name("comparison.json")
     for path in [*paths, comparison_path]:
         if not os.access(path.parent, os.W_OK):
@@ -60,7 +63,7 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
         longest: open_test_sets(options.data, charset, longest)
         for longest in {reader.max_label_length for reader in readers}
     }
-    evaluations = []
+    evaluations: list[Evaluation] = []
     for reader, path in zip(readers, paths, strict=True):
         if not is_one:
             click.echo(f"{reader.name}:", err=True)
@@ -71,7 +74,13 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     if is_one:
         click.echo(evaluations[0].table())
     else:
-        _compare(evaluations, comparison_path)
+        comparison = compare(evaluations)
+        named = dict(zip(comparison.letters, (reader.name for reader in readers), strict=True))
+        for letter, name in named.items():
+            click.echo(f"{letter}: {name}")
+        click.echo(f"\n{comparison.table()}")
+        about = {"checkpoints": named, "charset": charset.name}
+        write_json(comparison_path, about | comparison.to_json())
     for remark in dict.fromkeys(remark for some in evaluations for remark in some.remarks):
         click.echo(remark, err=True)
     if options.report is not None:
@@ -84,11 +93,6 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     )
 
 
-def _figures_path(run: Path) -> Path:
-    """Return where an evaluation's figures go: another checkpoint of a run overwrites nothing."""
-    return run / "eval.json" if run.is_dir() else run.with_suffix(".eval.json")
-
-
 def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batch_size) -> Reader:
     from ...shared.cache.spec import TeacherSpec
     from ..reading.readers import load_reader
@@ -99,19 +103,6 @@ def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batc
     teacher = str(reader.teacher)
     warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")
     return reader
-
-
-def _compare(evaluations: Sequence[Evaluation], path: Path) -> None:
-    from ..evaluation.paired import compare, reader_letters
-    from ..evaluation.results import write_json
-
-    names = [evaluation.reader.name for evaluation in evaluations]
-    named = dict(zip(reader_letters(len(names)), names, strict=True))
-    for letter, name in named.items():
-        click.echo(f"{letter}: {name}")
-    comparison, charset = compare(evaluations), evaluations[0].charset.name
-    click.echo(f"\n{comparison.table()}")
-    write_json(path, {"checkpoints": named, "charset": charset, **comparison.to_json()})
 
 
 @click.command()

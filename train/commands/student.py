@@ -15,7 +15,6 @@ from ...shared.terminal import byte_size, counted, listed_problems
 from ..reading.options import ReadingOptions
 
 if TYPE_CHECKING:
-    from ...shared.errors import DataError
     from ..reading.words import ReadWord
 
 _STDIN = "-"
@@ -39,7 +38,7 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
       clipocr read run crops --format jsonl
       find crops -name '*.png' | clipocr read run -
     """
-    from ..reading.pictures import looks_like_a_page
+    from ..reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
     from ..reading.readers import load_reader
 
     options = ReadingOptions.from_values(given)
@@ -49,58 +48,47 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
         batch_size=options.batch_size,
         precision=options.precision,
     )
-    num_problems = 0
-    with listed_problems() as on_page:
+    has_problem = False
 
-        def pictures() -> Iterator[Path | bytes]:
-            nonlocal num_problems
-            for picture in _pictures(images):
+    def say(problem: str) -> None:
+        nonlocal has_problem
+        has_problem = True
+        click.echo(problem, err=True)
+
+    def pictures() -> Iterator[Path | bytes]:
+        for name in images:
+            stdin = pictures_of_stream(sys.stdin.buffer.read()) if name == _STDIN else None
+            for picture in stdin or find_pictures([name]):
                 if isinstance(picture, Path | bytes):
                     yield picture
                 else:
-                    num_problems += 1
-                    click.echo(str(picture), err=True)
+                    say(str(picture))
 
+    with listed_problems() as on_page:
         for word in reader.read_all(pictures()):
             is_stream = isinstance(word.image, bytes)
             name = _STDIN if is_stream else click.format_filename(word.image)
             if word.problem is None:
                 click.echo(_formatted(options.format, name, word))
             else:
-                num_problems += 1
-                click.echo(f"{name}: {word.problem}", err=True)
+                say(f"{name}: {word.problem}")
             if word.size_px is not None and looks_like_a_page(*word.size_px):
                 on_page(
                     f"{name}: too large or too tall for one word. clipocr reads cropped words, not "
                     "pages; cut the words out with a text detector first"
                 )
-    if num_problems:
+    if has_problem:
         raise SystemExit(1)
 
 
-def _pictures(names: tuple[str, ...]) -> Iterator[Path | bytes | DataError]:
-    """Yield what the arguments of ``clipocr read`` mean, or why one means nothing."""
-    from ..reading.pictures import find_pictures, pictures_of_stream
-
-    for name in names:
-        if name == _STDIN:
-            yield from pictures_of_stream(sys.stdin.buffer.read())
-        else:
-            yield from find_pictures([name])
-
-
 def _formatted(output_format: str, name: str, word: ReadWord) -> str:
-    match output_format:
-        case "text":
-            return word.text
-        case "jsonl":
-            return json.dumps(word.to_json() | {"image": name})
-        case _:
-            # A file's name may hold anything; a line has three fields.
-            plain = name.replace("\\", "\\\\") if set(name) & set("\t\n\r") else name
-            for character, escape in (("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
-                plain = plain.replace(character, escape)
-            return f"{plain}\t{word.text}\t{word.confidence:.4f}"
+    if output_format == "text":
+        return word.text
+    if output_format == "jsonl":
+        return json.dumps(word.to_json() | {"image": name})
+    if set(name) & set("\t\n\r"):  # A file's name may hold anything; a line has three fields.
+        name = name.translate({ord(c): repr(c)[1:-1] for c in "\\\t\n\r"})
+    return f"{name}\t{word.text}\t{word.confidence:.4f}"
 
 
 @click.command()
@@ -144,8 +132,10 @@ def export(
 
     if out is None:
         out = find_checkpoint(run_or_checkpoint).parent / f"model{SUFFIXES[file_format]}"
-    agreement = export_student(run_or_checkpoint, file_format, out, pictures=check_images)
-    if agreement.num_texts == 1 and agreement.num_pictures > 1:
+    num_pictures, num_texts, difference = export_student(
+        run_or_checkpoint, file_format, out, pictures=check_images
+    )
+    if num_texts == 1 and num_pictures > 1:
         click.echo(
             "Note: the student reads the same text in every picture of the check, which says "
             "little of others; pass pictures that it can read by --check-images.",
@@ -154,7 +144,6 @@ def export(
     of = "given" if check_images else "drawn"
     click.echo(
         f"Wrote {out}: {byte_size(out.stat().st_size)}; it agrees with PyTorch on "
-        f"{counted(agreement.num_pictures, f'{of} picture')}, "
-        f"{counted(agreement.num_texts, 'different text')}, "
-        f"probabilities within {agreement.largest_difference:.1e}."
+        f"{counted(num_pictures, f'{of} picture')}, {counted(num_texts, 'different text')}, "
+        f"probabilities within {difference:.1e}."
     )

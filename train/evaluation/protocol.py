@@ -80,7 +80,7 @@ def find_groups(
         from a group, that are there twice, or that are of another size than the published ones.
     """
     found, remarks = _find_benchmarks(sizes)
-    groups = {}
+    groups: dict[str, tuple[str, ...]] = {}
     absent = []
     for title, members in _GROUPS.items():
         missing = [name for name in members if name not in found]

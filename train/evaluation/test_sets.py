@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...shared.charset import Charset, LabelProblem, LabelRules
 from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_below
 from ...shared.errors import DataError
 from ..reading.words import WordPicture
-
-SampleKey = int | str
-"""Which sample of a set: its number in an LMDB, from 1, or its file in an image folder."""
-
-
-class WordSource(Protocol):
-    """Where words lie: a `WordLmdb` or a `WordFolder`."""
-
-    path: Path
-
-    def __len__(self) -> int: ...
-
-    def labels(self) -> Iterable[tuple[SampleKey, str | None]]:
-        """Yield key and raw label of every sample."""
-
-    def image(self, key: Any, /) -> bytes | None:
-        """Return the encoded image of a sample."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of its files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +22,17 @@ class TestSet:
     __test__ = False  # For pytest, to which the name looks like a test.
 
     name: str
-    source: WordSource
+    source: WordLmdb | WordFolder
     charset: Charset
     pictures: Sequence[WordPicture] = field(repr=False)
     num_unlabelled: int
     """Samples left out: the test charset leaves nothing of their label, or it is too long."""
 
-    def image(self, key: SampleKey) -> bytes:
+    def image(self, key: Any) -> bytes:
         """Return the encoded image of a sample, empty if the set has none.
+
+        Args:
+            key: Its number in an LMDB, from 1, or its file in an image folder.
 
         Raises:
             ImageProblemError: its file cannot be read.
@@ -93,7 +75,7 @@ def _find_sources(root: Path) -> list[Path]:
 
 def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: int) -> TestSet:
     is_lmdb = (path / "data.mdb").exists()
-    source: WordSource = WordLmdb(path) if is_lmdb else WordFolder(path)
+    source = WordLmdb(path) if is_lmdb else WordFolder(path)
     # Folding to ASCII would empty every label of a charset that is not.
     rules = LabelRules(
         keep_unicode=not charset.characters.isascii(), max_label_length=max_label_length

@@ -40,13 +40,12 @@ def load_picture(source: ImageSource) -> Image.Image:
     if isinstance(source, bytes):
         return decode_image(source)
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
+        is_sized = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)
+        if source.dtype != np.uint8 or not is_sized or 0 in source.shape:
             raise ImageProblemError(
                 f"pixels are {source.dtype} of shape {source.shape}, expected uint8 of shape "
                 "(height, width, 3) or (height, width)"
             )
-        if source.ndim == 3 and source.shape[2] != 3:
-            raise ImageProblemError(f"pixels have {source.shape[2]} channels, expected 3 (RGB)")
         return Image.fromarray(source).convert("RGB")
     try:
         return decode_image(Path(source).read_bytes())
@@ -69,15 +68,16 @@ def find_pictures(names: Sequence[str]) -> Iterator[Path | DataError]:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             yield from found
-            if not found:
-                yield _nothing_in(path)
+            if not found and (path / "data.mdb").exists():
+                yield DataError(f"{path}: an LMDB; read it with: clipocr eval RUN --data {path}")
+            elif not found:
+                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+                yield DataError(f"{path}: no picture in this folder ({suffixes})")
         elif glob.has_magic(name) and not path.exists():
             matches = sorted(glob.glob(name, recursive=True))
-            yield from (
-                find_pictures(matches)
-                if matches
-                else [DataError(f"{name}: no file has such a name")]
-            )
+            yield from find_pictures(matches)
+            if not matches:
+                yield DataError(f"{name}: no file has such a name")
         else:
             yield path
 
@@ -98,9 +98,3 @@ def pictures_of_stream(data: bytes) -> Iterator[Path | bytes | DataError]:
             yield from find_pictures([line for line in lines.splitlines() if line])
     else:
         yield data
-
-
-def _nothing_in(folder: Path) -> DataError:
-    if (folder / "data.mdb").exists():
-        return DataError(f"{folder}: an LMDB; read it with: clipocr eval RUN --data {folder}")
-    return DataError(f"{folder}: no picture in this folder ({' '.join(sorted(IMAGE_SUFFIXES))})")

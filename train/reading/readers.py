@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,21 +102,17 @@ class WordReader:
                 return picture, None, None, str(e)
             return picture, self._prepare(decoded), decoded.size, None
 
-        def decode_all(batch: list[WordPicture]) -> list[_Decoded]:
-            return list(map(decode, batch))
-
         with ThreadPoolExecutor(_DECODE_THREADS) as executor:
             batches = _batches(pictures, self.batch_size)
-            for batch in map_ahead(executor, decode_all, batches, _BATCHES_AHEAD):
+            for batch in map_ahead(
+                executor, lambda some: list(map(decode, some)), batches, _BATCHES_AHEAD
+            ):
                 sound = [prepared for _, prepared, _, problem in batch if problem is None]
                 texts = iter(self._read_batch(sound) if sound else ())
                 for picture, _, size_px, problem in batch:
                     text, confidence = self._unread if problem is not None else next(texts)
                     yield ReadWord(
-                        image=picture.image,
-                        set_name=picture.set_name,
-                        label=picture.label,
-                        adapted_label=picture.adapted_label,
+                        **{field.name: getattr(picture, field.name) for field in fields(picture)},
                         text=text,
                         adapted_text=adapt(text),
                         character_confidence=confidence,
@@ -142,8 +139,8 @@ class Reader(WordReader):
             recogniser: What reads.
             batch_size: Pictures at once.
             precision: ``fp32``, ``bf16`` or ``fp16``.
-            checkpoint: The file it was loaded from, if it was.
-            teacher: ``MODEL/WEIGHTS`` that it was distilled from, if that is known.
+            checkpoint: The file it was loaded from.
+            teacher: ``MODEL/WEIGHTS`` that it was distilled from.
         """
         super().__init__(
             str(checkpoint or type(recogniser).__name__),

@@ -66,14 +66,13 @@ class ReadWord(WordPicture):
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON knows it, without what a picture of no test set lacks."""
+        image = str(self.image) if isinstance(self.image, Path) else self.image
         record: dict[str, Any] = {
-            "image": self.image if isinstance(self.image, int | str) else None,
+            "image": image if isinstance(image, int | str) else None,
             "text": self.text,
             "confidence": self.confidence,
             "character_confidence": self.character_confidence,
         }
-        if isinstance(self.image, Path):
-            record["image"] = str(self.image)
         if self.problem is not None:
             record["problem"] = self.problem
         if self.set_name:

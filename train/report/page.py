@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,31 +19,23 @@ from ..evaluation.tables import ShownTable
 from .figures import length_figure, reliability_figure
 from .gallery import gallery, pick_at_random, shown_characters
 from .reader_section import NUM_CARDS, section_of
-from .statistics import NUM_CONFIDENCE_BINS, ConfidenceBin, Rate, accuracy_by_length
+from .statistics import NUM_CONFIDENCE_BINS, Rate, accuracy_by_length
 
 PAGE_NAME = "index.html"
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
-    """Write a page about one or several readers into a folder, which is made.
+    """Write a page into a folder, which is made; return its path.
 
     Args:
         folder: Gets `PAGE_NAME`; what else is there stays.
         evaluations: One per reader, of the same sets under the same charset.
-
-    Returns:
-        Path of the page.
     """
     letters = reader_letters(len(evaluations)) if len(evaluations) > 1 else [""]
-    sections = [
-        section_of(evaluation, letter, number)
-        for number, (evaluation, letter) in enumerate(zip(evaluations, letters, strict=True))
-    ]
+    named = dict(zip(letters, evaluations, strict=True))
+    sections = [section_of(some, letter, i) for i, (letter, some) in enumerate(named.items())]
     charset = evaluations[0].charset
-    by_length = {
-        letter: accuracy_by_length(evaluation.words)
-        for letter, evaluation in zip(letters, evaluations, strict=True)
-    }
+    by_length = {letter: accuracy_by_length(some.words) for letter, some in named.items()}
     reliabilities = {
         section["letter"]: section["reliability"]
         for section in sections
@@ -67,9 +59,13 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         comparison=compare(evaluations).table() if len(sections) > 1 else None,
         remarks=dict.fromkeys(remark for each in evaluations for remark in each.remarks),
         length_chart=length_figure(by_length),
-        length_table=_length_table(by_length),
+        length_table=_rate_table("characters", by_length),
         reliability_chart=reliability_figure(reliabilities) if reliabilities else None,
-        reliability_table=_reliability_table(reliabilities),
+        reliability_table=_rate_table(
+            "confidence, %",
+            {letter: {b.low: b.rate for b in bins} for letter, bins in reliabilities.items()},
+            lambda low: f"{100 * low:.0f} to {100 * (low + 1 / NUM_CONFIDENCE_BINS):.0f}",
+        ),
         num_bins=NUM_CONFIDENCE_BINS,
         pairs=[
             _pair((sections[0], section), (evaluations[0], evaluation))
@@ -82,42 +78,23 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     return folder / PAGE_NAME
 
 
-def _length_table(by_length: Mapping[str, Mapping[int, Rate]]) -> ShownTable:
-    lengths = sorted({length for rates in by_length.values() for length in rates})
-    rows = {str(length): [rates.get(length) for rates in by_length.values()] for length in lengths}
-    return _rate_table("characters", list(by_length), rows)
-
-
-def _reliability_table(reliabilities: Mapping[str, Sequence[ConfidenceBin]]) -> ShownTable:
-    bins = [{some.low: some for some in found} for found in reliabilities.values()]
-    ranges = sorted({(some.low, some.high) for of_one in bins for some in of_one.values()})
-    rows = {
-        f"{100 * low:.0f} to {100 * high:.0f}": [
-            of_one[low].rate if low in of_one else None for of_one in bins
-        ]
-        for low, high in ranges
-    }
-    return _rate_table("confidence, %", list(reliabilities), rows)
-
-
 def _rate_table(
-    what: str, letters: Sequence[str], rows: Mapping[str, Sequence[Rate | None]]
+    what: str, rates: Mapping[str, Mapping[float, Rate]], shown: Callable[[float], str] = str
 ) -> ShownTable:
-    """Return a table of rates, a row for each range; several readers leave out the intervals."""
-    columns = ("words", "right, %", "95 %") if len(letters) == 1 else ("words", "right, %")
-    headers = [what, *(f"{letter} {name}".strip() for letter in letters for name in columns)]
-    cells = [
-        [name, *(cell for rate in rates for cell in _rate_cells(rate)[: len(columns)])]
-        for name, rates in rows.items()
-    ]
-    return ShownTable(headers=headers, rows=cells)
-
-
-def _rate_cells(rate: Rate | None) -> list[str]:
-    if rate is None:
-        return [""] * 3
-    low, high = rate.interval
-    return [f"{rate.num_samples:,}", f"{rate.percent:.1f}", f"{low:.1f} to {high:.1f}"]
+    """Return a table of rates, a row for each key; several readers leave out the intervals."""
+    columns = ("words", "right, %", "95 %") if len(rates) == 1 else ("words", "right, %")
+    rows = []
+    for key in sorted({key for of_one in rates.values() for key in of_one}):
+        row = [shown(key)]
+        for of_one in rates.values():
+            cells = [""] * 3
+            if key in of_one:
+                rate, (low, high) = of_one[key], of_one[key].interval
+                cells = [f"{rate.num_samples:,}", f"{rate.percent:.1f}", f"{low:.1f} to {high:.1f}"]
+            row += cells[: len(columns)]
+        rows.append(row)
+    headers = [what, *(f"{letter} {name}".strip() for letter in rates for name in columns)]
+    return ShownTable(headers=headers, rows=rows)
 
 
 def _pair(

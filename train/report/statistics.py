@@ -86,15 +86,15 @@ class Confusions:
             if word.problem is None
             for pair in edit_alignment(word.adapted_label, word.adapted_text)
         )
+        self._num_of_label = Counter[str]()
+        for (character, _), num in self.counts.items():
+            self._num_of_label[character] += num
 
     def by_character(self) -> dict[str, Rate]:
         """Return how often each character of the labels was read as itself, in their order."""
-        num_samples = Counter[str]()
-        for (character, _), num in self.counts.items():
-            num_samples[character] += num
         return {
             character: Rate(num_right=self.counts[character, character], num_samples=num)
-            for character, num in sorted(num_samples.items())
+            for character, num in sorted(self._num_of_label.items())
             if character != NOTHING
         }
 
@@ -113,9 +113,8 @@ class Confusions:
 
     def frequent_characters(self, num_most: int) -> list[str]:
         """Return the characters that labels and texts have most often, in their order."""
-        num_seen = Counter[str]()
-        for (character, read), num in self.counts.items():
-            num_seen[character] += num
+        num_seen = self._num_of_label.copy()
+        for (_, read), num in self.counts.items():
             num_seen[read] += num
         del num_seen[NOTHING]
         return sorted(character for character, _ in num_seen.most_common(num_most))
@@ -123,11 +122,9 @@ class Confusions:
     def matrix(self, characters: Sequence[str]) -> list[MatrixCell]:
         """Return what is not empty of the rows and columns of some characters."""
         place = {character: i for i, character in enumerate(characters)}
-        num_of_row = Counter[str]()
-        for (character, _), num in self.counts.items():
-            num_of_row[character] += num
+        rows = self._num_of_label
         return [
-            MatrixCell(place[character], place[read], character, read, num, num_of_row[character])
+            MatrixCell(place[character], place[read], character, read, num, rows[character])
             for (character, read), num in sorted(self.counts.items())
             if character in place and read in place
         ]
@@ -155,7 +152,6 @@ class ConfidenceBin:
     """Words whose confidence lies in one interval, the lower end of it included."""
 
     low: float
-    high: float
     mean_confidence: float
     """0 to 1."""
     rate: Rate
@@ -179,7 +175,6 @@ def reliability(words: Iterable[ReadWord]) -> list[ConfidenceBin] | None:
     return [
         ConfidenceBin(
             low=bin_idx / NUM_CONFIDENCE_BINS,
-            high=(bin_idx + 1) / NUM_CONFIDENCE_BINS,
             mean_confidence=fmean(confidence for confidence, _ in some),
             rate=_rate([word for _, word in some]),
         )

@@ -80,7 +80,10 @@ def test_confidence_is_of_the_characters_and_eos(reader: Reader) -> None:
         (b"", "empty image"),
         (np.zeros((4, 4, 3), np.float32), r"pixels are float32 of shape \(4, 4, 3\)"),
         (np.zeros((4, 0, 3), np.uint8), r"shape \(4, 0, 3\)"),
-        (np.zeros((4, 4, 4), np.uint8), "4 channels, expected 3"),
+        (
+            np.zeros((4, 4, 4), np.uint8),
+            r"shape \(4, 4, 4\), expected uint8 of shape \(height, width, 3\)",
+        ),
         (Path("missing.png"), "No such file"),
     ],
 )

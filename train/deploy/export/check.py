@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -52,18 +53,17 @@ def given_views(root: Path) -> npt.NDArray[np.uint8]:
         DataError: it holds none that can be decoded.
     """
     if (root / "data.mdb").exists():
-        sources: list[ImageSource] = [
-            image or b"" for _, image, _ in islice(WordLmdb(root), NUM_GIVEN)
-        ]
+        sources: Iterator[ImageSource | DataError] = (
+            image or b"" for _, image, _ in WordLmdb(root)
+        )
     else:
-        found = islice(find_pictures([str(root)]), NUM_GIVEN)
-        sources = [path for path in found if isinstance(path, Path)]
+        sources = find_pictures([str(root)])
     views = []
-    for source in sources:
-        try:
-            views.append(stretch(load_picture(source)))
-        except DataError:
-            continue  # A broken picture says nothing of the export.
+    for source in islice(sources, NUM_GIVEN):
+        # A broken picture says nothing of the export.
+        with suppress(DataError):
+            if not isinstance(source, DataError):
+                views.append(stretch(load_picture(source)))
     if not views:
         raise DataError(f"{root} holds no picture that can be decoded; expected cropped words")
     return np.stack(views)
