@@ -25,7 +25,7 @@ from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_recogniser, find_check
 from ..loop.record import RUN_NAME, read_record
 from .export.description import settings_without_folders, teacher_without_folder
 from .export.export import load_described
-from .model_card import model_card
+from .model_card import model_card, results_of
 from .safetensors_file import MODEL_NAME, read_safetensors, write_safetensors
 
 CARD_NAME = "README.md"
@@ -156,14 +156,15 @@ def _shareable_record(run: Path) -> dict[str, Any] | None:
 
 def _shareable_figures(path: Path | None, checkpoint: Path) -> dict[str, Any] | None:
     """Return eval.json, if it is of this checkpoint, with that one's name only."""
-    is_named = path is not None
-    path = path or checkpoint.parent / FIGURES_NAME
-    if not is_named and not path.exists():
+    beside = checkpoint.parent / FIGURES_NAME
+    if path is None and not beside.exists():
         return None
+    path = path or beside
     try:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         measured = Path(figures["checkpoint"]).name
-    except (ValueError, KeyError, TypeError) as e:
+        results_of(figures)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(
             f"{path} is not what clipocr eval writes ({e.__class__.__name__}: {e}); measure again "
             f"with: clipocr eval {checkpoint} --data ROOT"

@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...shared.errors import DataError
 from ..evaluation.tables import as_markdown
 
 _TAGS = ("ocr", "scene-text-recognition", "clip")
@@ -37,12 +36,9 @@ def model_card(
         record: Of ``run.json``, if there is one.
         figures: Of ``eval.json``, if there is one.
         license_id: Of the hub, such as ``apache-2.0``; None states none.
-
-    Raises:
-        DataError: the figures are not those of an evaluation.
     """
     method = description["method"]
-    results = {} if figures is None else _results(figures)
+    results = {} if figures is None else results_of(figures)
     measured = [
         EvalResult(
             task_type="image-to-text",
@@ -120,17 +116,12 @@ def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> 
     return as_markdown(["", ""], [[name, plain(value)] for name, value in facts.items()])
 
 
-def _results(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    try:
-        return {
-            name: {figure: float(of_set[figure]) for figure in _FIGURES}
-            for name, of_set in figures["sets"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise DataError(
-            f"the figures are not those of clipocr eval ({e.__class__.__name__}: {e}); measure "
-            "them with: clipocr eval RUN --data ROOT"
-        ) from None
+def results_of(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return what the card shows of each test set of an ``eval.json``."""
+    return {
+        name: {figure: float(of_set[figure]) for figure in _FIGURES}
+        for name, of_set in figures["sets"].items()
+    }
 
 
 _USE = """```console

@@ -14,7 +14,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ...shared.charset import Charset
-from ...shared.data.images import decode_image
 from ...shared.errors import UsageError
 from ..models.recogniser import Recogniser
 from ..reading.readers import PictureReader, Reader, WordReader, load_reader, reader_of
@@ -83,18 +82,14 @@ def evaluate(
 
 def evaluate_sets(reader: WordReader, test_sets: Sequence[TestSet]) -> Evaluation:
     """Read every picture of some test sets under one test charset, with bars on stderr."""
-    results = tuple(_read_set(reader, test_set) for test_set in test_sets)
-    return Evaluation(reader=reader, test_sets=test_sets, sets=results)
-
-
-def _read_set(reader: WordReader, test_set: TestSet) -> SetResult:
-    words = reader.words(
-        test_set.pictures,
-        lambda picture: decode_image(test_set.image(picture.image)),
-        test_set.charset.adapt,
-    )
-    bar = tqdm(words, total=len(test_set.pictures), desc=test_set.name, unit="image")
-    return SetResult(name=test_set.name, words=tuple(bar), num_unlabelled=test_set.num_unlabelled)
+    results = []
+    for test_set in test_sets:
+        words = reader.words(test_set.pictures, test_set.load, test_set.charset.adapt)
+        bar = tqdm(words, total=len(test_set.pictures), desc=test_set.name, unit="image")
+        results.append(
+            SetResult(name=test_set.name, words=tuple(bar), num_unlabelled=test_set.num_unlabelled)
+        )
+    return Evaluation(reader=reader, test_sets=test_sets, sets=tuple(results))
 
 
 def _as_reader(reader: object, given: dict[str, Any]) -> WordReader:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
@@ -36,17 +37,14 @@ def load_pictures(test_sets: Sequence[TestSet], num_images: int) -> list[bytes]:
     Raises:
         DataError: none can be decoded.
     """
-    every = [(test_set, some.image) for test_set in test_sets for some in test_set.pictures]
+    every = [(test_set, some) for test_set in test_sets for some in test_set.pictures]
     num_images = min(num_images, len(every))
     pictures = []
     for i in range(num_images):
-        test_set, key = every[i * len(every) // num_images]
-        try:
-            encoded = test_set.image(key)
-            decode_image(encoded)
-        except ImageProblemError:
-            continue
-        pictures.append(encoded)
+        test_set, picture = every[i * len(every) // num_images]
+        with suppress(ImageProblemError):
+            test_set.load(picture)
+            pictures.append(test_set.image(picture.image))
     if not pictures:
         raise DataError(f"{test_sets[0].source.path}: none of its pictures can be decoded")
     return pictures

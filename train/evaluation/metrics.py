@@ -6,6 +6,7 @@ after both passed through the test charset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -21,11 +22,8 @@ class WordCounts:
     num_correct: int = 0
     sum_ned: float = 0.0
     """Edit distance over the longer of the two lengths, summed; two empty strings are equal."""
-    sum_confidence: float | None = 0.0
-    """Product of a word's character probabilities, EOS included, summed.
-
-    None if it is not known of every word.
-    """
+    sum_confidence: float = 0.0
+    """Product of a word's character probabilities, EOS included, summed; NaN if one is unknown."""
     sum_length: int = 0
     """Characters predicted."""
 
@@ -34,17 +32,11 @@ class WordCounts:
         self.num_samples += 1
         self.num_correct += prediction == label
         self.sum_ned += Levenshtein.normalized_distance(prediction, label)
-        self.sum_confidence = _sum(self.sum_confidence, confidence)
+        self.sum_confidence += math.nan if confidence is None else confidence
         self.sum_length += len(prediction)
 
     def __add__(self, other: WordCounts) -> WordCounts:
-        return WordCounts(
-            num_samples=self.num_samples + other.num_samples,
-            num_correct=self.num_correct + other.num_correct,
-            sum_ned=self.sum_ned + other.sum_ned,
-            sum_confidence=_sum(self.sum_confidence, other.sum_confidence),
-            sum_length=self.sum_length + other.sum_length,
-        )
+        return WordCounts(**{name: sum_ + vars(other)[name] for name, sum_ in vars(self).items()})
 
     @property
     def figures(self) -> Figures:
@@ -54,7 +46,7 @@ class WordCounts:
             num_samples=self.num_samples,
             accuracy=100 * self.num_correct / n,
             one_minus_ned=100 * (self.num_samples - self.sum_ned) / n,
-            confidence=None if self.sum_confidence is None else 100 * self.sum_confidence / n,
+            confidence=None if math.isnan(self.sum_confidence) else 100 * self.sum_confidence / n,
             label_length=self.sum_length / n,
         )
 
@@ -90,7 +82,3 @@ def plain_mean(of_sets: Sequence[Figures]) -> Figures:
         confidence=fmean(confidences) if len(confidences) == len(of_sets) else None,
         label_length=fmean(figures.label_length for figures in of_sets),
     )
-
-
-def _sum(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a + b

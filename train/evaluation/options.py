@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from ...shared.errors import UsageError
 from ...shared.options import FOLDER, NEW_PATH, option
 from ..reading.options import ArithmeticOptions, batch_size_option
 
@@ -58,9 +57,3 @@ class LatencyOptions(TestSetOptions):
 
     images: int = option(200, help="Pictures to read, taken evenly from all test sets.", minimum=1)
     batch_sizes: tuple[int, ...] = option((1, 64), help="Pictures at once.", minimum=1)
-
-    def __post_init__(self) -> None:
-        """Refuse no batch size at all."""
-        super().__post_init__()
-        if not self.batch_sizes:
-            raise UsageError("batch_sizes is empty; expected some such as 1,64")

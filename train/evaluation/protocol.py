@@ -70,14 +70,12 @@ def benchmark_of(set_name: str) -> str | None:
 def find_groups(
     sizes: Mapping[str, tuple[int, int]],
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return the groups that are complete, last of all the one of every set, and remarks.
+    """Return the names of each complete group's sets by its title, the last of all, and remarks.
+
+    Remarks are of sets that are missing from a group, there twice, or of an unpublished size.
 
     Args:
         sizes: Of each set by name: samples that count, and samples that it holds.
-
-    Returns:
-        The names of each group's sets by the group's title, and remarks: sets that are missing
-        from a group, that are there twice, or that are of another size than the published ones.
     """
     found, remarks = _find_benchmarks(sizes)
     groups: dict[str, tuple[str, ...]] = {}

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ...shared.charset import Charset, LabelProblem, LabelRules
+from ...shared.data.images import decode_image
 from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_below
 from ...shared.errors import DataError
@@ -38,6 +41,10 @@ class TestSet:
             ImageProblemError: its file cannot be read.
         """
         return self.source.image(key) or b""
+
+    def load(self, picture: WordPicture) -> Image.Image:
+        """Return a picture decoded; one that cannot be is an `ImageProblemError`."""
+        return decode_image(self.image(picture.image))
 
     def share(self, rank: int, world_size: int) -> TestSet:
         """Return the part of the set that one of several processes reads."""

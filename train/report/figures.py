@@ -51,7 +51,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _LINE,
     "ytick.labelcolor": _INK,
 }
-_METADATA = ("Creator", "Date", "Format", "Type")
 
 
 @mpl.rc_context(_STYLE)
@@ -136,7 +135,9 @@ def _draw_rates(axis: Axes, at: Sequence[float], rates: Sequence[Rate], i: int, 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
     """Return a figure as an element of the page, whose other figures have other names."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(_METADATA))
+    figure.savefig(
+        buffer, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"])
+    )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     used = set(re.findall(r'#([\w-]+)[)"]', svg))

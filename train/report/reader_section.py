@@ -87,8 +87,8 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
             if text in by_character
         ],
         "matrix_characters": [*frequent, NOTHING],
-        "matrix": confusions.matrix([*frequent, NOTHING]),
-        "confusions": _confusion_table(confusions, by_character),
+        "confusions": confusions,
+        "confusion_table": _confusion_table(confusions, by_character),
         "galleries": _galleries(evaluation, letter),
         "broken": _broken_table(words),
         "attention": attention,

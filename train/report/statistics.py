@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
-from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
@@ -65,9 +64,7 @@ def edit_alignment(label: str, text: str) -> Iterator[tuple[str, str]]:
 
     Where several alignments need as few, it is the one rapidfuzz finds.
 
-    Yields:
-        (character of the label, character read for it); `NOTHING` on the right for a character
-        left out, on the left for one too many.
+    `NOTHING` stands on the right for a character left out, on the left for one too many.
     """
     for edit in Levenshtein.opcodes(label, text):
         written = label[edit.src_start : edit.src_end]
@@ -86,23 +83,22 @@ class Confusions:
             if word.problem is None
             for pair in edit_alignment(word.adapted_label, word.adapted_text)
         )
-        self._num_of_label = Counter[str]()
+        self.num_of_label = Counter[str]()
         for (character, _), num in self.counts.items():
-            self._num_of_label[character] += num
+            self.num_of_label[character] += num
 
     def by_character(self) -> dict[str, Rate]:
         """Return how often each character of the labels was read as itself, in their order."""
         return {
             character: Rate(num_right=self.counts[character, character], num_samples=num)
-            for character, num in sorted(self._num_of_label.items())
+            for character, num in sorted(self.num_of_label.items())
             if character != NOTHING
         }
 
     def errors(self, character: str | None = None) -> list[tuple[tuple[str, str], int]]:
         """Return (label's, read) pairs that differ with their counts, most frequent first.
 
-        Args:
-            character: Those of this character of the labels; None: all.
+        Of one character of the labels, or of all.
         """
         wrong = [
             (pair, num)
@@ -113,38 +109,11 @@ class Confusions:
 
     def frequent_characters(self, num_most: int) -> list[str]:
         """Return the characters that labels and texts have most often, in their order."""
-        num_seen = self._num_of_label.copy()
+        num_seen = self.num_of_label.copy()
         for (_, read), num in self.counts.items():
             num_seen[read] += num
         del num_seen[NOTHING]
         return sorted(character for character, _ in num_seen.most_common(num_most))
-
-    def matrix(self, characters: Sequence[str]) -> list[MatrixCell]:
-        """Return what is not empty of the rows and columns of some characters."""
-        place = {character: i for i, character in enumerate(characters)}
-        rows = self._num_of_label
-        return [
-            MatrixCell(place[character], place[read], character, read, num, rows[character])
-            for (character, read), num in sorted(self.counts.items())
-            if character in place and read in place
-        ]
-
-
-class MatrixCell(NamedTuple):
-    """How often one character of the labels was read as one character."""
-
-    row: int
-    column: int
-    label: str
-    read: str
-    num: int
-    num_of_row: int
-    """How often the labels have the character at all."""
-
-    @property
-    def opacity(self) -> float:
-        """How full the cell's colour is: the root of its share, so that rare confusions show."""
-        return 0.1 + 0.9 * math.sqrt(self.num / self.num_of_row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +130,7 @@ class ConfidenceBin:
 def reliability(words: Iterable[ReadWord]) -> list[ConfidenceBin] | None:
     """Sort the words of all pictures that could be decoded into equally wide bins of confidence.
 
-    Returns:
-        The bins with words, in order; None if the confidence of words is not known.
+    Bins without words are left out. None if the confidence of a word is not known.
     """
     members: dict[int, list[tuple[float, ReadWord]]] = {}
     for word in words:

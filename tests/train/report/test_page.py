@@ -225,6 +225,11 @@ def test_figures_are_those_worked_out_by_hand(page: Page) -> None:
     assert by_character["o"] == ["1", "0.0", "", "0.0 to 79.3", "i × 1"]
     assert by_character["c"][:2] == ["3", "33.3"]
     assert ["o", "i", "1", "100.0"] in tables["Most frequent confusions"]
+    # The matrix: o, of which there is one, as i; c as itself, one of three.
+    assert "o read as i: 1 of 1" in page.text
+    cells = [attrs for tag, attrs in page.tags if tag == "rect" and attrs.get("class")]
+    assert {cell["class"] for cell in cells} == {"same", "other"}
+    assert {"1.00", "0.62"} <= {cell["fill-opacity"] for cell in cells}
     (broken,) = tables["Pictures that cannot be decoded"][1:]
     assert broken == ["<i>set", "broken.png", "ab", "not an image"]
 

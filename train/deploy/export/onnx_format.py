@@ -64,11 +64,12 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         images = torch.zeros(2, *VIEW_SHAPE, dtype=torch.uint8)
         batch = {0: torch.export.Dim("batch")}
         graph = _export(_Decode(recogniser), (images,), (batch,), [INPUT_NAME], [OUTPUT_NAME])
+    opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=opsets,
         # By default it is the newest, which an older onnxruntime cannot read.
-        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", OPSET)]),
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
     )
@@ -175,10 +176,9 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         inputs=["tokens", *content_names, *memory_names],
         outputs=["step_probabilities", *(f"new_{name}" for name in content_names)],
     )
-    for half, name in ((begin, "begin/"), (step, "step/")):
-        compose.add_prefix_graph(
-            half, name, rename_inputs=False, rename_outputs=False, inplace=True
-        )
+    inner = {"rename_inputs": False, "rename_outputs": False, "inplace": True}
+    compose.add_prefix_graph(begin, "begin/", **inner)
+    compose.add_prefix_graph(step, "step/", **inner)
 
     # No name for the positions of a content: they grow from step to step.
     of_content = [f"float[batch, {c.shape[1]}, ?, {c.shape[3]}]" for c in contents]
@@ -224,13 +224,8 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         },
     }
     # Every constant of both halves is one of the whole graph.
-    graph.initializer.extend(
-        [
-            *begin.initializer,
-            *step.initializer,
-            *(numpy_helper.from_array(value, name) for name, value in constants.items()),
-        ]
-    )
+    graph.initializer.extend([*begin.initializer, *step.initializer])
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
     return graph
 
 
