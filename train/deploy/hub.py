@@ -127,11 +127,12 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
     # Whatever fails in the HTTP library that the client is built on, which has changed twice, has
     # the same base as the client's own error.
-    http_errors: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+    expected: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+    # RuntimeError: what became of the upload of one file, its cause behind it.
+    expected += (OSError, HFValidationError, RuntimeError)
     try:
         yield
-    # RuntimeError: what became of the upload of one file, its cause behind it.
-    except (OSError, HFValidationError, RuntimeError, *http_errors) as e:
+    except expected as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise  # Of a file of this machine.
         reasons = [e, e.__cause__] if isinstance(e, RuntimeError) and e.__cause__ else [e]

@@ -208,7 +208,7 @@ def reader_of(
 
     What it returns besides one text per picture becomes a `UsageError`.
     """
-    name = name or getattr(function, "__name__", type(function).__name__)
+    called: str = name or getattr(function, "__name__", type(function).__name__)
 
     def read_batch(pictures: list[Any]) -> list[Text]:
         returned: Any = function(pictures)
@@ -219,12 +219,12 @@ def reader_of(
             got = f"{got}, among them a {type(odd[0]).__name__},"
         if not is_list or odd or len(texts) != len(pictures):
             raise UsageError(
-                f"{name} returned {got} for {counted(len(pictures), 'picture')}; expected a "
+                f"{called} returned {got} for {counted(len(pictures), 'picture')}; expected a "
                 "list with one str for each picture"
             )
         return [(text, None) for text in texts]
 
-    return WordReader(name, batch_size, read_batch, prepare=lambda p: p, unread=("", None))
+    return WordReader(called, batch_size, read_batch, prepare=lambda p: p, unread=("", None))
 
 
 def load_reader(

@@ -79,7 +79,7 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
 
 
 def _rate_table(
-    what: str, rates: Mapping[str, Mapping[float, Rate]], shown: Callable[[float], str] = str
+    what: str, rates: Mapping[str, Mapping[Any, Rate]], shown: Callable[[float], str] = str
 ) -> ShownTable:
     """Return a table of rates, a row for each key; several readers leave out the intervals."""
     columns = ("words", "right, %", "95 %") if len(rates) == 1 else ("words", "right, %")

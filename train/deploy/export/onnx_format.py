@@ -176,7 +176,7 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         inputs=["tokens", *content_names, *memory_names],
         outputs=["step_probabilities", *(f"new_{name}" for name in content_names)],
     )
-    inner = {"rename_inputs": False, "rename_outputs": False, "inplace": True}
+    inner: Any = {"rename_inputs": False, "rename_outputs": False, "inplace": True}
     compose.add_prefix_graph(begin, "begin/", **inner)
     compose.add_prefix_graph(step, "step/", **inner)
 
