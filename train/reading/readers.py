@@ -208,7 +208,7 @@ def reader_of(
 
     What it returns besides one text per picture becomes a `UsageError`.
     """
-    called: str = name or getattr(function, "__name__", type(function).__name__)
+    called = name or str(getattr(function, "__name__", type(function).__name__))
 
     def read_batch(pictures: list[Any]) -> list[Text]:
         returned: Any = function(pictures)
