@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,21 @@ def byte_size(num_bytes: float) -> str:
     while size >= 1000:
         size, unit = size / 1000, next(units)
     return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], num_left: int = 1) -> str:
+    """Return a table of texts, the first columns aligned to the left, the others to the right."""
+    from tabulate import tabulate
+
+    align = ["left"] * num_left + ["right"] * (len(headers) - num_left)
+    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def plain_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Return names and what is said of them."""
+    from tabulate import tabulate
+
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
 def warn_of_random_teacher(is_random: bool, name: str) -> None:

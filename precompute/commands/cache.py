@@ -11,7 +11,14 @@ import click
 from ...shared.cache import names
 from ...shared.options import FOLDER, takes
 from ...shared.processes import Process
-from ...shared.terminal import byte_size, counted, duration, warn_of_random_teacher
+from ...shared.terminal import (
+    byte_size,
+    counted,
+    duration,
+    markdown_table,
+    plain_table,
+    warn_of_random_teacher,
+)
 from ..builder.config import BuildConfig, TextConfig
 from ..inspect.plan_config import PlanConfig
 
@@ -115,8 +122,6 @@ def plan_command(given: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _print_plan(plan: Plan) -> None:
-    from tabulate import tabulate
-
     def counts(by_reason: Mapping[str, int]) -> str:
         listed = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
         return f"{sum(by_reason.values()):,}" + (f" ({listed})" if listed else "")
@@ -149,8 +154,7 @@ def _print_plan(plan: Plan) -> None:
         ),
         ("disk", f"{byte_size(rates.written_bytes_per_s)}/s"),
     ]  # fmt: skip
-    click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))
-    click.echo()
+    click.echo(plain_table(facts) + "\n")
     parts = list(plan.costs[0].bytes_by_part)
     rows = [
         (cost.codec, f"K={cost.num_views} {cost.augment}",
@@ -159,24 +163,16 @@ def _print_plan(plan: Plan) -> None:
         for cost in plan.costs
     ]  # fmt: skip
     headers = ["codec", "views", *parts, "total", "time", "waits for"]
-    align = ("left", "left", *["right"] * (len(parts) + 2), "left")
-    click.echo(
-        tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
-    )
-    click.echo()
+    click.echo(markdown_table(rows, headers, num_left=2) + "\n")
     for curve in plan.curves:
         rows = [
             (str(point.codec), f"{point.row_bytes:,}", f"{point.fidelity.cosine_p50:.4f}",
              f"{point.fidelity.cosine_p01:.4f}", f"{point.fidelity.gram_l1:.4f}",
              "advised" if point is curve.advised else "")
-            for point in curve.shown
+            for point in curve.points
         ]  # fmt: skip
         headers = [curve.array, "bytes a row", "cosine, median", "1st percentile", "Gram error", ""]
-        align = ("left", *["right"] * 4, "left")
-        click.echo(
-            tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
-        )
-        click.echo()
+        click.echo(markdown_table(rows, headers) + "\n")
     for assumption in plan.assumptions:
         click.echo(f"- {assumption}")
     click.echo()

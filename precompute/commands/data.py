@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.options import FOLDER, NEW_PATH, takes
-from ...shared.terminal import MAX_LISTED, counted, folder_size, histogram, listed_problems
+from ...shared.terminal import (
+    MAX_LISTED,
+    counted,
+    folder_size,
+    histogram,
+    listed_problems,
+    plain_table,
+)
 from ..data.options import (
     CheckOptions,
     DrawingOptions,
@@ -145,8 +152,6 @@ def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
 
 
 def _print_check(report: LmdbReport, charset: Charset) -> None:
-    from tabulate import tabulate
-
     rows = [("samples", f"{report.num_samples:,}"), ("broken", f"{report.num_broken:,}")]
     rows += [(reason, f"{n:,}") for reason, n in sorted(report.label_problems.items())]
     if report.num_spaced:
@@ -164,7 +169,7 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
     rows.append((f"outside charset {charset.name}", listed + more or "none"))
     click.echo(report.path)
     if report.problem is None:
-        click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+        click.echo(plain_table(rows))
     else:
         click.echo(f"unusable: {report.problem}")
     for key, reason in report.broken:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ...shared.options import CACHE, takes
-from ...shared.terminal import counted, warn_of_random_teacher
+from ...shared.terminal import counted, markdown_table, warn_of_random_teacher
 from ..inspect.options import RetrievalOptions, ShowOptions
 
 
@@ -30,7 +30,7 @@ def show_command(cache_path: str | Path, given: dict[str, Any]) -> None:
 
     options = ShowOptions.from_values(given)
     summary = show_cache(cache_path, options)
-    warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
+    warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
     width_px, height_px = summary.size_px
     click.echo(
         f"Wrote {options.out}: {counted(summary.num_rows, 'row')} by "
@@ -52,39 +52,22 @@ def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
       clipocr cache align mjst.cache --out align.png
       clipocr cache align mjst.cache --out figure5.png --words 3 --quantity probability
     """
-    from tabulate import tabulate
-
     from ..inspect.label_retrieval import retrieve_labels
 
     options = RetrievalOptions.from_values(given)
     summary = retrieve_labels(cache_path, options)
     rows = [
-        (
-            some.tokens,
-            f"{some.mean_own:.4f}",
-            f"{some.mean_other:.4f}",
-            f"{100 * some.label_top1:.1f}",
-            f"{100 * some.picture_top1:.1f}",
-            f"{some.mean_probability:.4f}",
-        )
+        (some.tokens, *(f"{n:.1f}" if "%" in name else f"{n:.4f}" for name, n in figures.items()))
         for some in summary.retrievals
+        if (figures := some.figures)
     ]
-    headers = (
-        *("tokens", "own label", "other labels", "picture to label %", "label to picture %"),
-        "own probability",
-    )
-    align = ("left", *["right"] * (len(headers) - 1))
-    click.echo(
-        tabulate(rows, headers=headers, tablefmt="github", colalign=align, disable_numparse=True)
-    )
-    warn_of_random_teacher(summary.teacher_is_random, summary.teacher_name)
+    headers = ("tokens", *summary.retrievals[0].figures)
+    click.echo(markdown_table(rows, headers))
+    warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
     if summary.undrawable:
         click.echo(
             f"Note: no font on this machine draws {summary.undrawable}; squares stand for them. "
             "Install one (such as Noto Sans of that script) and run this again.",
             err=True,
         )
-    click.echo(
-        f"Wrote {options.out} and {summary.table}: {counted(summary.num_words, 'word')}, "
-        f"{summary.num_drawn} of them drawn."
-    )
+    click.echo(f"Wrote {options.out} and {summary.table}: {counted(summary.num_words, 'word')}.")

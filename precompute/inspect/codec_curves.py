@@ -53,12 +53,6 @@ class Fidelity:
     cosine_p01: float
     gram_l1: float
 
-    def __str__(self) -> str:
-        return (
-            f"centred cosine {self.cosine_p50:.6g} (median), {self.cosine_p01:.6g} (1st "
-            f"percentile); Gram error {self.gram_l1:.3g}"
-        )
-
     @classmethod
     def at(cls, fidelity: float) -> Self:
         """Return what a fidelity F asks for."""
@@ -102,16 +96,6 @@ class CodecCurve:
         """The fewest bytes that meet the target; if nothing does, what comes nearest."""
         good = (point for point in self.points if point.fidelity.meets(self.target))
         return next(good, max(self.points, key=lambda point: point.fidelity.cosine_p50))
-
-    @property
-    def shown(self) -> list[CodecPoint]:
-        """The points without those between two halvings of a rate, except the advised one."""
-        halvings = {self.points[0].codec.record_bytes << octave for octave in range(16)}
-        return [
-            point
-            for point in self.points
-            if point.codec.record_bytes in {0, *halvings} or point is self.advised
-        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -11,7 +11,7 @@ Shapes: N words, E joint width.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,17 @@ import numpy.typing as npt
 import torch
 
 from ...shared.cache.codecs.codecs import Pixels
-from ...shared.cache.names import EOT, TOKENIZERS
+from ...shared.cache.names import EOT, PIXELS, TOKENIZERS
 from ...shared.cache.reader import FeatureCache
+from ...shared.cache.spec import TeacherSpec
+from ...shared.cache.words import WordReader
+from ...shared.data.word_lmdb import image_key
 from ...shared.device import choose_device
 from ...shared.errors import DataError
 from ..builder.text import load_same_teacher
 from ..teacher.clip import Teacher
 from ..teacher.tokens import PAD_TOKEN, text_tokenizer
 from .options import RetrievalOptions
-from .random_rows import problem_of, random_rows, view_of
 from .retrieval_figure import draw_retrieval
 
 Floats = npt.NDArray[np.float32]
@@ -59,31 +61,19 @@ class LabelRetrieval:
     """CLIP's softmax of each picture over the labels of both kinds. Shape: (N, N)."""
 
     @property
-    def mean_own(self) -> float:
-        """Mean cosine of a picture and its own label."""
-        return float(np.diag(self.cosines).mean())
-
-    @property
-    def mean_other(self) -> float:
-        """Mean cosine of a picture and the labels of other words."""
+    def figures(self) -> dict[str, float]:
+        """What the matrices say, by what to call it; shares in percent."""
         num_words = len(self.cosines)
-        total = float(self.cosines.sum(dtype=np.float64)) - num_words * self.mean_own
-        return total / (num_words * (num_words - 1))
-
-    @property
-    def label_top1(self) -> float:
-        """Share of pictures whose nearest label is their own."""
-        return float((self.cosines.argmax(axis=1) == np.arange(len(self.cosines))).mean())
-
-    @property
-    def picture_top1(self) -> float:
-        """Share of labels whose nearest picture is their own."""
-        return float((self.cosines.argmax(axis=0) == np.arange(len(self.cosines))).mean())
-
-    @property
-    def mean_probability(self) -> float:
-        """Mean probability of a picture's own label, of this kind."""
-        return float(np.diag(self.probabilities).mean())
+        own = float(np.diag(self.cosines).mean())
+        others = float(self.cosines.sum(dtype=np.float64)) - num_words * own
+        nearest_label, nearest_picture = (self.cosines.argmax(axis=axis) for axis in (1, 0))
+        return {
+            "own label": own,
+            "other labels": others / (num_words * (num_words - 1)),
+            "picture to label %": 100 * float((nearest_label == np.arange(num_words)).mean()),
+            "label to picture %": 100 * float((nearest_picture == np.arange(num_words)).mean()),
+            "own probability": float(np.diag(self.probabilities).mean()),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +81,9 @@ class RetrievalSummary:
     """What came out, and which files hold it."""
 
     num_words: int
-    num_drawn: int
-    """Words in the figure; more would not be legible."""
     retrievals: tuple[LabelRetrieval, ...]
     table: Path
-    teacher_name: str
-    teacher_is_random: bool
+    teacher: TeacherSpec
     undrawable: str
     """Characters of the figure's labels for which this machine has no font."""
 
@@ -116,7 +103,7 @@ def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSu
     retrievals = compare_words(words, teacher)
     table = options.out.with_suffix(".csv")
     _write_table(table, words, retrievals)
-    drawn = draw_retrieval(
+    undrawable = draw_retrieval(
         options.out,
         labels=[word.label for word in words],
         views=[word.view for word in words],
@@ -125,18 +112,15 @@ def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSu
             for some in retrievals
         },
         quantity=options.quantity,
-        captions={some.tokens: _caption(some) for some in retrievals},
-        teacher=teacher.spec.name,
-        is_random=teacher.spec.is_random,
+        captions={some.tokens: _caption(some.figures) for some in retrievals},
+        teacher=teacher.spec,
     )
     return RetrievalSummary(
         num_words=len(words),
-        num_drawn=drawn.num_words,
         retrievals=retrievals,
         table=table,
-        teacher_name=teacher.spec.name,
-        teacher_is_random=teacher.spec.is_random,
-        undrawable=drawn.undrawable,
+        teacher=teacher.spec,
+        undrawable=undrawable,
     )
 
 
@@ -150,17 +134,18 @@ def _choose_words(
     """
     tokenizers = [text_tokenizer(tokens, context_length) for tokens in TOKENIZERS]
     words: dict[str, PicturedWord] = {}
-    for word in random_rows(cache, options.seed):
-        key = word.label.lower()
-        if key in words or problem_of(cache, 0, word.row_idx):
+    reader = WordReader(cache, images=())
+    for row in reader.random_rows(options.seed):
+        key = row.label.lower()
+        if key in words or reader.problem(0, row.idx):
             continue
-        sequences = [some.tokenize(word.label) for some in tokenizers]
+        sequences = [some.tokenize(row.label) for some in tokenizers]
         if any(sequence is None or len(sequence.ids) > context_length for sequence in sequences):
             continue
         words[key] = PicturedWord(
-            label=word.label,
-            name=f"{word.source}/{word.lmdb_key}",
-            view=view_of(cache, 0, word.row_idx),
+            label=row.label,
+            name=f"{row.source}/{image_key(row.lmdb_index).decode()}",
+            view=reader.arrays(0, row.idx)[PIXELS],
         )
         if len(words) == options.words:
             break
@@ -191,8 +176,9 @@ def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[Labe
 
 def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Shape: (N, E), (N, E) -> (N, N), on the CPU."""
-    normalized = (torch.nn.functional.normalize(x.double(), dim=1) for x in (pictures, labels))
-    of_pictures, of_labels = normalized
+    of_pictures, of_labels = (
+        torch.nn.functional.normalize(x.double(), dim=1) for x in (pictures, labels)
+    )
     return (of_pictures @ of_labels.T).float().cpu()
 
 
@@ -211,11 +197,12 @@ def _batches(num_rows: int) -> list[slice]:
     return [slice(start, start + _BATCH) for start in range(0, num_rows, _BATCH)]
 
 
-def _caption(some: LabelRetrieval) -> str:
+def _caption(figures: Mapping[str, float]) -> str:
+    own, other, of_pictures, of_labels, _ = figures.values()
     return (
-        f"cosine {some.mean_own:.3f} to the own label, {some.mean_other:.3f} to others\n"
-        f"finds its label: {100 * some.label_top1:.0f} % of pictures\n"
-        f"finds its picture: {100 * some.picture_top1:.0f} % of labels"
+        f"cosine {own:.3f} to the own label, {other:.3f} to others\n"
+        f"finds its label: {of_pictures:.0f} % of pictures\n"
+        f"finds its picture: {of_labels:.0f} % of labels"
     )
 
 
@@ -228,7 +215,6 @@ def _write_table(
         for some in retrievals:
             for row, picture in enumerate(words):
                 for column, word in enumerate(words):
-                    cosine = f"{some.cosines[row, column]:.6f}"
-                    probability = f"{some.probabilities[row, column]:.6f}"
+                    values = (some.cosines[row, column], some.probabilities[row, column])
                     known = (picture.name, picture.label, word.label, some.tokens)
-                    writer.writerow([*known, cosine, probability])
+                    writer.writerow([*known, *(f"{value:.6f}" for value in values)])

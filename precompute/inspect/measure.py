@@ -45,13 +45,14 @@ class SampleViews:
     """By one core."""
 
 
-def make_views(spec: CacheSpec, scan: Scan, order: Array, augment: str) -> SampleViews:
-    """Make the views of the first rows in `order`, up to two chunks, while the budget lasts."""
+def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
+    """Make the views of the first rows, up to two chunks, while the budget lasts."""
     maker = ViewMaker(scan.paths, augment, spec.seed)
     made: list[Pixels] = []
     bad: Counter[str] = Counter()
     started = time.perf_counter()
-    for rows in sample_chunks(scan, spec.seed, order[: 2 * spec.chunk_rows], _FIRST_BATCH):
+    first_rows = scan.order(spec.seed)[: 2 * spec.chunk_rows]
+    for rows in sample_chunks(scan, spec.seed, first_rows, _FIRST_BATCH):
         chunk = maker(rows)
         made.append(chunk.views)
         bad.update(chunk.bad.values())
@@ -65,12 +66,21 @@ def make_views(spec: CacheSpec, scan: Scan, order: Array, augment: str) -> Sampl
 def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:
     """Return images/s through the teacher, features brought to the host."""
     batch = torch.from_numpy(_repeated(views, chunk_rows))
+    return _rate(lambda size: _to_host(teacher.image_features(batch[:size])), chunk_rows)
 
-    def work(size: int) -> None:
-        for features in teacher.image_features(batch[:size]).values():
-            features.cpu()
 
-    return _rate(work, chunk_rows)
+def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:
+    """Return labels/s through the text encoder."""
+    tokens, eot = (
+        torch.from_numpy(_repeated(array[:chunk_rows], chunk_rows))
+        for array in (trie.tokens, trie.eot_position)
+    )
+    return _rate(lambda n: _to_host(teacher.text_features(tokens[:n], eot[:n])), chunk_rows)
+
+
+def _to_host(arrays: Mapping[str, torch.Tensor]) -> None:
+    for features in arrays.values():
+        features.cpu()
 
 
 def measure_encoding(features: Mapping[str, torch.Tensor], codecs: Mapping[str, Codec]) -> float:
@@ -86,22 +96,9 @@ def measure_encoding(features: Mapping[str, torch.Tensor], codecs: Mapping[str, 
         ready[array] = feature_codec(codec, basis.table(codec.record_bytes) if basis else None)
 
     def work(size: int) -> None:
-        for array, coder in ready.items():
-            coder.encode(features[array][:size]).cpu()
+        _to_host({name: coder.encode(features[name][:size]) for name, coder in ready.items()})
 
     return _rate(work, len(next(iter(features.values()))))
-
-
-def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:
-    """Return labels/s through the text encoder."""
-    tokens = torch.from_numpy(_repeated(trie.tokens[:chunk_rows], chunk_rows))
-    position = torch.from_numpy(_repeated(trie.eot_position[:chunk_rows], chunk_rows))
-
-    def work(size: int) -> None:
-        for features in teacher.text_features(tokens[:size], position[:size]).values():
-            features.cpu()
-
-    return _rate(work, chunk_rows)
 
 
 def measure_disk(spec: CacheSpec, stored: Array, array: str, folder: Path | None) -> float:

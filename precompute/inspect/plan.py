@@ -12,44 +12,40 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import open_clip
 import torch
 
 from ...shared.cache import names
 from ...shared.cache.codecs.codec import CODEC_EXAMPLES, Codec, codec_per_array, join_codecs
-from ...shared.cache.codecs.codecs import feature_codec
+from ...shared.cache.codecs.codecs import Pixels, feature_codec, filter_pixels
+from ...shared.cache.names import PIXELS
 from ...shared.cache.records import REJECTION_REASONS
+from ...shared.cache.shards import Array, ArrayLayout, weigh_array
 from ...shared.cache.spec import CacheSpec, ImageArraySpec, TeacherSpec, ViewSpec
 from ...shared.data.word_lmdb import find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import TeacherError, UsageError
 from ..builder.calibrate import SAMPLE_ROWS, CodecSample
 from ..builder.config import default_precision
+from ..builder.index import draft_manifest, index_arrays
 from ..builder.scan import Scan, scan_sources
-from ..builder.text import TextDraft, draft_text
+from ..builder.text import draft_text
 from ..teacher.clip import Teacher, load_teacher
 from .codec_curves import CodecCurve, measure_codecs, plot_codec_curves
-from .measure import (
-    SampleViews,
-    make_views,
-    measure_disk,
-    measure_encoding,
-    measure_images,
-    measure_labels,
-)
+from .measure import make_views, measure_disk, measure_encoding, measure_images, measure_labels
 from .plan_config import PlanConfig
-from .weigh import weigh_index, weigh_tables, weigh_text, weigh_view
 
+_NOTHING = np.empty(0)
+"""Stands for features: they are not compressed, so that only their layouts count."""
 _ENCODED_ROWS = 64
 """Rows of features that are encoded, to time codecs and disk; enough for the components of klt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How long the scan took, and what this machine does in a second."""
+    """What was timed on this machine."""
 
     scan_s: float
     views_per_s: Mapping[str, float]
@@ -81,6 +77,12 @@ class Cost:
     def num_bytes(self) -> int:
         """All parts together."""
         return sum(self.bytes_by_part.values())
+
+    def with_fixed(self, parts: Mapping[str, int], seconds: float) -> Self:
+        """Return this and what neither views nor codecs change."""
+        own = self.bytes_by_part
+        together = {**own, **parts, "index": own["index"] + parts["index"]}
+        return replace(self, bytes_by_part=together, seconds=self.seconds + seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +162,9 @@ def plan_cache(config: PlanConfig) -> Plan:
         for charset in config.charsets
     ]
     spec = _spec(config, teacher, scan)
-    order = scan.order(spec.seed)
-    augments = {config.augment_of(num_views) for num_views in config.views}
-    samples = {a: make_views(spec, scan, order, a) for a in sorted(augments)}
-    first_sample = next(iter(samples.values()))
+    augments = sorted({config.augment_of(num_views) for num_views in config.views})
+    samples = {augment: make_views(spec, scan, augment) for augment in augments}
+    first_sample = samples[augments[0]]
     specs = {spec.codec: spec for spec in _possible_specs(spec)}
     curves: tuple[CodecCurve, ...] = ()
     if not not_judged:
@@ -171,22 +172,44 @@ def plan_cache(config: PlanConfig) -> Plan:
     if curves:
         advised = {curve.array: curve.advised.codec for curve in curves}
         specs.setdefault((smallest := _with_codecs(spec, advised)).codec, smallest)
-    rates = _measure(config, specs, scan_s, teacher, samples, drafts[0])
-    parts = {
-        names.text_group(draft.spec.name): weigh_text(draft, len(scan.labels)) for draft in drafts
-    }
-    num_strings = sum(draft.spec.num_strings for draft in drafts)
-    measured = _Measured(
-        rates=rates,
-        samples=samples,
-        parts=parts | {"index": weigh_index(spec, scan)},
-        fixed_s=scan_s + num_strings / rates.labels_per_s,
+    features = teacher.image_features(torch.from_numpy(first_sample.views[:_ENCODED_ROWS]))
+    image = spec.images[0]
+    stored = feature_codec(image.codec).encode(features[image.name]).cpu().numpy()
+    rates = Rates(
+        scan_s=scan_s,
+        views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
+        images_per_s=measure_images(teacher, first_sample.views, spec.chunk_rows),
+        encoded_per_s={
+            codec: measure_encoding(features, {image.name: image.codec for image in some.images})
+            for codec, some in specs.items()
+        },
+        labels_per_s=measure_labels(teacher, drafts[0].trie, spec.chunk_rows),
+        written_bytes_per_s=measure_disk(spec, stored, image.name, config.disk),
     )
+    parts = {
+        names.text_group(draft.spec.name): _weigh(
+            draft.spec.layouts(len(scan.labels)) | draft.spec.string_layouts(), draft.arrays
+        )
+        for draft in drafts
+    }
+    parts["index"] = sum(
+        weigh_array(layout, values)
+        for layout, values in index_arrays(draft_manifest(spec, scan), scan)
+    )
+    fixed_s = scan_s + sum(draft.spec.num_strings for draft in drafts) / rates.labels_per_s
     costs = [
-        _cost(config, measured, device.type, of_codec, num_views)
+        plan_views(
+            config,
+            rates,
+            device.type,
+            of_codec,
+            samples[config.augment_of(num_views)].views,
+            num_views,
+        ).with_fixed(parts, fixed_s)
         for of_codec in specs.values()
         for num_views in config.views
     ]
+    rejected = np.bincount(scan.rejected_reason, minlength=len(REJECTION_REASONS)).tolist()
     return Plan(
         teacher=config.teacher,
         is_random=TeacherSpec.has_random_weights(config.teacher),
@@ -194,7 +217,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         precision=teacher.spec.precision,
         sources={source.name: source.num_samples for source in scan.sources},
         num_rows=spec.num_rows,
-        rejected=_count_rejected(scan),
+        rejected={reason: n for reason, n in zip(REJECTION_REASONS, rejected, strict=True) if n},
         num_labels=len(scan.labels),
         texts=tuple(
             TextPlan(
@@ -216,42 +239,58 @@ def plan_cache(config: PlanConfig) -> Plan:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What costs are added up from."""
-
-    rates: Rates
-    samples: Mapping[str, SampleViews]
-    """By augmentation."""
-    parts: Mapping[str, int]
-    """Bytes of what views and codecs do not change."""
-    fixed_s: float
-    """Time that neither changes."""
-
-
-def _cost(
-    config: PlanConfig, measured: _Measured, device_type: str, spec: CacheSpec, num_views: int
+def plan_views(
+    config: PlanConfig,
+    rates: Rates,
+    device_type: str,
+    spec: CacheSpec,
+    views: Pixels,
+    num_views: int,
 ) -> Cost:
-    """Return what the build of a spec takes."""
-    rates, augment = measured.rates, config.augment_of(num_views)
-    of_view = weigh_view(spec, measured.samples[augment].views)
-    view_s, bottleneck = _image_seconds(
-        config, rates, device_type, spec.codec, augment, sum(of_view.values()), spec.num_rows
-    )
-    table_bytes, sample_s = weigh_tables(spec), 0.0
-    if table_bytes:
-        sample_rows = min(SAMPLE_ROWS, spec.num_rows)
-        sample_s = sample_rows * (1 / rates.images_per_s + 1 / rates.views_per_s[augment])
-    bytes_by_part = {key: num_views * n for key, n in of_view.items()} | dict(measured.parts)
-    bytes_by_part["index"] += table_bytes
+    """Return what the views of a cache take, and the tables of its codecs.
+
+    Args:
+        config: What is planned.
+        rates: Of this machine.
+        device_type: ``cpu`` or ``cuda``.
+        spec: With the codecs of the cache.
+        views: Some of them, to tell what all pixels take. Shape: (B, 32, 128, 3).
+        num_views: K.
+    """
+    augment = config.augment_of(num_views)
+    layouts = spec.image_layouts(0)
+    pixel_bytes = weigh_array(layouts.pop(PIXELS), filter_pixels(views))
+    feature_bytes = _weigh(layouts, {})
+    # Encoding is work of the teacher's device, between two of its batches.
+    image_s = 1 / rates.images_per_s + 1 / rates.encoded_per_s[spec.codec]
+    view_s = 1 / rates.views_per_s[augment]
+    disk_s = (pixel_bytes + feature_bytes) / rates.written_bytes_per_s
+    if device_type == "cpu":
+        # Teacher and decoding share the cores, so the two add up.
+        row_s = {"teacher": image_s + view_s / config.num_cores}
+    else:
+        row_s = {"teacher": image_s, "views": view_s / max(config.num_workers(device_type), 1)}
+    times = {part: spec.num_rows * seconds for part, seconds in row_s.items()} | {"disk": disk_s}
+    bottleneck = max(times, key=lambda part: times[part])
+    table_bytes = _weigh(spec.codec_layouts({}), {})
+    num_fitted = min(SAMPLE_ROWS, spec.num_rows) if table_bytes else 0
     return Cost(
         codec=spec.codec,
         num_views=num_views,
         augment=augment,
-        bytes_by_part=bytes_by_part,
-        seconds=measured.fixed_s + sample_s + num_views * view_s,
+        bytes_by_part={
+            "pixels": num_views * pixel_bytes,
+            "features": num_views * feature_bytes,
+            "index": table_bytes,
+        },
+        seconds=num_views * times[bottleneck] + num_fitted * (1 / rates.images_per_s + view_s),
         bottleneck=bottleneck,
     )
+
+
+def _weigh(layouts: Mapping[str, ArrayLayout], arrays: Mapping[str, Array]) -> int:
+    """Return the bytes of some arrays' files, without writing them."""
+    return sum(weigh_array(layout, arrays.get(key, _NOTHING)) for key, layout in layouts.items())
 
 
 def _measure_codecs(
@@ -269,12 +308,11 @@ def _measure_codecs(
         num_judged = len(next(iter(sample.judged.values())))
         warning = ", RANDOM weights" if teacher.spec.is_random else ""
         advised = join_codecs([curve.advised.codec for curve in curves])
-        plot_codec_curves(
-            curves,
+        title = (
             f"Fidelity {config.fidelity:g}: --codec {advised}\n{teacher.spec.name}{warning}, "
-            f"judged on {num_judged:,} rows that no table was fit to",
-            config.plot,
+            f"judged on {num_judged:,} rows that no table was fit to"
         )
+        plot_codec_curves(curves, title, config.plot)
     return curves, ""
 
 
@@ -294,7 +332,7 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
             for name, (num_tokens, width) in teacher.image_shapes.items()
         ),
         text_taps=config.text_taps,
-        seed=config.seed,
+        seed=0,
         sources=scan.sources,
         num_rows=len(scan.row_source),
         unit_rows=config.unit_rows,
@@ -314,83 +352,20 @@ def _possible_specs(spec: CacheSpec) -> Iterator[CacheSpec]:
 def _load_teacher(config: PlanConfig, device: torch.device) -> tuple[Teacher, str]:
     """Return the teacher, or one that takes the same time and why it is not the one asked for."""
 
-    def load(name: str, activation: str | None = None) -> Teacher:
+    def load(name: str) -> Teacher:
         return load_teacher(
             name,
             image_taps=config.image_taps,
             text_taps=config.text_taps,
             precision=config.precision or default_precision(device.type),
             device=device,
-            activation=activation,
         )
 
     try:
         return load(config.teacher), ""
     except TeacherError as e:
         # Sizes and times do not depend on the weights, so there is still a plan.
-        model, _, weights = config.teacher.partition("/")
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        is_quick = weights in tags and open_clip.get_pretrained_cfg(model, weights)["quick_gelu"]
-        # QuickGELU is three operations where GELU is one.
-        return load(f"{model}/random:0", "quickgelu" if is_quick else None), str(e)
-
-
-def _count_rejected(scan: Scan) -> dict[str, int]:
-    counts = np.bincount(scan.rejected_reason, minlength=len(REJECTION_REASONS)).tolist()
-    return {reason: n for reason, n in zip(REJECTION_REASONS, counts, strict=True) if n}
-
-
-def _measure(
-    config: PlanConfig,
-    specs: Mapping[str, CacheSpec],
-    scan_s: float,
-    teacher: Teacher,
-    samples: Mapping[str, SampleViews],
-    draft: TextDraft,
-) -> Rates:
-    spec = next(iter(specs.values()))
-    views = next(iter(samples.values())).views
-    features = teacher.image_features(torch.from_numpy(views[:_ENCODED_ROWS]))
-    image = spec.images[0]
-    stored = feature_codec(image.codec).encode(features[image.name]).cpu().numpy()
-    return Rates(
-        scan_s=scan_s,
-        views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
-        images_per_s=measure_images(teacher, views, spec.chunk_rows),
-        encoded_per_s={
-            codec: measure_encoding(features, {image.name: image.codec for image in some.images})
-            for codec, some in specs.items()
-        },
-        labels_per_s=measure_labels(teacher, draft.trie, spec.chunk_rows),
-        written_bytes_per_s=measure_disk(spec, stored, image.name, config.disk),
-    )
-
-
-def _image_seconds(
-    config: PlanConfig,
-    rates: Rates,
-    device_type: str,
-    codec: str,
-    augment: str,
-    view_bytes: int,
-    num_rows: int,
-) -> tuple[float, str]:
-    """Return the time that all rows of one view take, and what they wait for."""
-    # Encoding is work of the teacher's device, between two of its batches.
-    teacher_s = num_rows * (1 / rates.images_per_s + 1 / rates.encoded_per_s[codec])
-    disk_s = view_bytes / rates.written_bytes_per_s
-    views_s = num_rows / rates.views_per_s[augment]
-    if device_type == "cpu":
-        # They share the cores, so the two add up.
-        times = {"teacher": teacher_s + views_s / config.num_cores, "disk": disk_s}
-    else:
-        times = {
-            "teacher": teacher_s,
-            "views": views_s / max(config.num_workers(device_type), 1),
-            "disk": disk_s,
-        }
-    bottleneck = max(times, key=lambda part: times[part])
-    return times[bottleneck], bottleneck
+        return load(f"{config.teacher.partition('/')[0]}/random:0"), str(e)
 
 
 def _assumptions(

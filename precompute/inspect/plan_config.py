@@ -43,7 +43,6 @@ class PlanConfig(SourceOptions):
     plot: Path | None = option(
         None, default_text="none", help="PNG of what each codec takes and keeps."
     )
-    seed: int = 0
     num_cores: int = field(default_factory=num_cores)
     """Cores that a teacher on the CPU shares with the decoding of images."""
 

@@ -6,7 +6,6 @@ Shapes: N words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...shared.cache.codecs.codecs import Pixels
+from ...shared.cache.spec import TeacherSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,15 +34,6 @@ _WARNING, _SOFT_INK = "#b3261e", "0.35"
 _CELL_INCHES, _LEAST_PANEL_INCHES, _HEADER_INCHES, _CROP_CELLS = 0.42, 3.2, 0.95, 3.7
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrawnRetrieval:
-    """What is in the figure."""
-
-    num_words: int
-    undrawable: str
-    """Characters for which no font was found; a square stands for each."""
-
-
 def draw_retrieval(
     path: Path,
     *,
@@ -51,9 +42,8 @@ def draw_retrieval(
     matrices: Mapping[str, Floats],
     quantity: str,
     captions: Mapping[str, str],
-    teacher: str,
-    is_random: bool,
-) -> DrawnRetrieval:
+    teacher: TeacherSpec,
+) -> str:
     """Draw the first words' pictures against their labels.
 
     Args:
@@ -63,8 +53,10 @@ def draw_retrieval(
         matrices: Kind of tokens -> its numbers, rows pictures. Shape: (N, N) each.
         quantity: What the numbers are.
         captions: Kind of tokens -> what is said below its heat map.
-        teacher: ``MODEL/WEIGHTS``.
-        is_random: Whether the teacher was never trained; said in the figure.
+        teacher: Whose embeddings they are.
+
+    Returns:
+        The characters for which no font was found; a square stands for each.
     """
     total, labels, views = len(labels), labels[:MOST_DRAWN], views[:MOST_DRAWN]
     num_words = len(labels)
@@ -79,8 +71,11 @@ def draw_retrieval(
     figure = Figure(figsize=(_CROP_CELLS * cell + panels_width + 1.1, height))
     rect = (0, 0, 1, 1 - _HEADER_INCHES / height)
     figure.set_layout_engine("constrained", rect=rect, w_pad=0.12)
-    about = f"{teacher}, views of 32x128, {num_words} of {total:,} words; {quantity} in each cell, "
-    _draw_header(figure, f"{about}own label framed", is_random=is_random)
+    about = (
+        f"{teacher.name}, views of 32x128, {num_words} of {total:,} words; {quantity} in each "
+        "cell, own label framed"
+    )
+    _draw_header(figure, about, is_random=teacher.is_random)
     ratios = [_CROP_CELLS, *[num_words] * len(shown)]
     crops, *panels = figure.subplots(1, len(ratios), width_ratios=ratios)
     _draw_views(crops, views)
@@ -91,14 +86,13 @@ def draw_retrieval(
     bar.set_label(quantity, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.savefig(path, dpi=150, format="png")
-    return DrawnRetrieval(num_words=num_words, undrawable=undrawable)
+    return undrawable
 
 
 def _draw_header(figure: Figure, about: str, *, is_random: bool) -> None:
     def line(inches: float, text: str, **style: Any) -> None:
-        figure.text(
-            0.15 / figure.get_figwidth(), 1 - inches / figure.get_figheight(), text, **style
-        )
+        x, y = 0.15 / figure.get_figwidth(), 1 - inches / figure.get_figheight()
+        figure.text(x, y, text, **style)
 
     line(0.32, "Pictures (rows) against labels (columns)", fontsize=13, weight="bold")
     line(0.56, about, fontsize=9, color=_SOFT_INK)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,15 +19,18 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...shared.cache.codecs.codecs import Pixels
+from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
+from ...shared.cache.spec import TeacherSpec
+from ...shared.cache.words import Row, WordReader
+from ...shared.data.word_lmdb import image_key
 from ...shared.errors import CacheMismatchError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ...shared.terminal import counted
 from .options import ShowOptions
-from .random_rows import LabelledRow, problem_of, random_rows, view_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -51,28 +54,19 @@ class ShowSummary:
     array: str
     size_px: tuple[int, int]
     """(width, height)."""
-    teacher_name: str
-    teacher_is_random: bool
+    teacher: TeacherSpec
 
 
 @dataclass(kw_only=True)
 class _Cell:
     """One row in one view."""
 
+    problem: str
+    """Why there is nothing else."""
     view: Pixels | None = None
     """Shape: (32, 128, 3)."""
-    tokens: Floats | None = None
-    """Shape: (P, D)."""
     colors: Pixels | None = None
     """Shape: (P, 3)."""
-    problem: str = ""
-    """Why there is no view."""
-
-
-@dataclass(kw_only=True)
-class _Row:
-    word: LabelledRow
-    cells: list[_Cell] = field(default_factory=list)
 
 
 def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
@@ -83,18 +77,37 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
     """
     cache = FeatureCache.open(place)
     spec, teacher = cache.spec, cache.spec.teacher
-    num_views = _choose_views(cache, options.view_count)
+    num_views = options.view_count or min(cache.num_views, _MOST_VIEWS)
+    if num_views > cache.num_views > 0:
+        raise CacheMismatchError(
+            f"{cache.storage} has {cache.num_views} views, not {num_views}; "
+            f"pass 1 to {cache.num_views}"
+        )
     array = options.array or spec.image_names[-1]
-    rows = _read_rows(cache, options, num_views, array)
-    explained = _color(rows)
-    held = f"{cache.num_views} {'view' if cache.num_views == 1 else 'views'}"
+    reader = WordReader(cache, (array,))
+    rows, tokens = [], []
+    for row in islice(reader.random_rows(options.seed), options.rows):
+        cells = [_Cell(problem=reader.problem(view, row.idx)) for view in range(num_views)]
+        for view_idx, cell in enumerate(cells):
+            if not cell.problem:
+                arrays = reader.arrays(view_idx, row.idx)
+                cell.view = arrays[PIXELS]
+                tokens.append(arrays[array][1:])
+        rows.append((row, cells))
+    explained = 0.0
+    if tokens:
+        colors, explained = color_tokens(np.stack(tokens))
+        shown = (cell for _, cells in rows for cell in cells if not cell.problem)
+        for cell, of_cell in zip(shown, colors, strict=True):
+            cell.colors = of_cell
     image = _draw_sheet(
         rows,
         title=str(place).rstrip("/").rpartition("/")[2],
         teacher=teacher.name,
         warning="RANDOM weights: these colours say nothing of CLIP" if teacher.is_random else "",
         lines=(
-            f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of {held} ({spec.view.augment}, "
+            f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of "
+            f"{counted(cache.num_views, 'view')} ({spec.view.augment}, "
             f"{spec.view.height_px}x{spec.view.width_px})",
             f"colours: first three principal components of the patch tokens of {array}, "
             f"{100 * explained:.0f} % of their variance",
@@ -107,47 +120,8 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
         num_views=num_views,
         array=array,
         size_px=image.size,
-        teacher_name=teacher.name,
-        teacher_is_random=teacher.is_random,
+        teacher=teacher,
     )
-
-
-def _choose_views(cache: FeatureCache, wanted: int | None) -> int:
-    if wanted is not None and wanted > cache.num_views > 0:
-        raise CacheMismatchError(
-            f"{cache.storage} has {cache.num_views} views, not {wanted}; "
-            f"pass 1 to {cache.num_views}"
-        )
-    return wanted or min(cache.num_views, _MOST_VIEWS)
-
-
-def _read_rows(cache: FeatureCache, options: ShowOptions, num_views: int, array: str) -> list[_Row]:
-    cache.require_images((array,))
-    codec = cache.codec(array)
-    rows = []
-    for word in islice(random_rows(cache, options.seed), options.rows):
-        row = _Row(word=word)
-        for view_idx in range(num_views):
-            cell = _Cell(problem=problem_of(cache, view_idx, word.row_idx))
-            if not cell.problem:
-                stored = cache.image_reader(view_idx, array).rows(word.row_idx, word.row_idx + 1)
-                decoded = codec.decode(torch.from_numpy(stored.copy()))
-                cell.view = view_of(cache, view_idx, word.row_idx)
-                cell.tokens = decoded.float()[0, 1:].numpy()
-            row.cells.append(cell)
-        rows.append(row)
-    return rows
-
-
-def _color(rows: Sequence[_Row]) -> float:
-    """Give every cell with tokens its colours; return the share of variance they show."""
-    cells = [cell for row in rows for cell in row.cells if cell.tokens is not None]
-    if not cells:
-        return 0.0
-    colors, explained = color_tokens(np.stack([c.tokens for c in cells if c.tokens is not None]))
-    for cell, of_cell in zip(cells, colors, strict=True):
-        cell.colors = of_cell
-    return explained
 
 
 def color_tokens(tokens: Floats) -> tuple[Pixels, float]:
@@ -169,9 +143,8 @@ def color_tokens(tokens: Floats) -> tuple[Pixels, float]:
     low, high = np.percentile(components, [_LOW_PERCENT, _HIGH_PERCENT], axis=0)
     # What does not vary, beyond rounding, is mid-grey.
     total = max(float(variances.sum()), 0.0)
-    varies = (high - low) ** 2 * len(centred) > 1e-12 * total
-    span = np.where(varies & (high > low), high - low, 1.0)
-    scaled = np.where(varies & (high > low), (components - low) / span, 0.5)
+    varies = ((high - low) ** 2 * len(centred) > 1e-12 * total) & (high > low)
+    scaled = np.where(varies, (components - low) / np.where(varies, high - low, 1.0), 0.5)
     colors = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
     explained = float(variances[::-1][:3].sum()) / total if total > 0 else 0.0
     return colors.reshape(*tokens.shape[:2], 3), explained
@@ -188,7 +161,7 @@ def patch_grid(num_patches: int) -> tuple[int, int]:
 
 
 def _draw_sheet(
-    rows: Sequence[_Row],
+    rows: Sequence[tuple[Row, list[_Cell]]],
     *,
     title: str,
     teacher: str,
@@ -197,7 +170,7 @@ def _draw_sheet(
     array: str,
 ) -> Image.Image:
     """Draw a label and the views of each row, in as many columns of rows as there is room for."""
-    num_views = len(rows[0].cells)
+    num_views = len(rows[0][1])
     widths = [_LABEL_PX + num_views * (scale * IMAGE_WIDTH_PX + 3 * _GAP_PX) for scale in (1, 2)]
     scale = 2 if widths[1] + 2 * _MARGIN_PX <= _MOST_WIDTH_PX else 1
     column_px = widths[scale - 1] - 3 * _GAP_PX
@@ -210,7 +183,7 @@ def _draw_sheet(
     image = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(image)
     _draw_header(pen, title, teacher, warning, lines)
-    for row_idx, row in enumerate(rows):
+    for row_idx, (row, cells) in enumerate(rows):
         column_idx, in_column = divmod(row_idx, rows_per_column)
         left = _MARGIN_PX + column_idx * (column_px + 2 * _MARGIN_PX)
         pairs_x = [
@@ -224,8 +197,8 @@ def _draw_sheet(
             line_y = _HEADER_PX + 24
             pen.line((left, line_y, left + column_px, line_y), _LINE)
         y = _HEADER_PX + _HEADING_PX + in_column * row_px + _GAP_PX
-        _draw_word(pen, (left, y + cell_px[1] // 2), row.word)
-        for x, cell in zip(pairs_x, row.cells, strict=True):
+        _draw_word(pen, (left, y + cell_px[1] // 2), row)
+        for x, cell in zip(pairs_x, cells, strict=True):
             _draw_cell(image, pen, (x, y), cell_px, cell)
     return image
 
@@ -245,14 +218,14 @@ def _draw_header(
         _text(pen, (_MARGIN_PX, y + 42 + 21 * line_idx), line, 14, _SOFT_INK)
 
 
-def _draw_word(pen: ImageDraw.ImageDraw, left_middle: tuple[int, int], word: LabelledRow) -> None:
+def _draw_word(pen: ImageDraw.ImageDraw, left_middle: tuple[int, int], row: Row) -> None:
     x, middle = left_middle
-    size_px = _fitting(word.label, 17, bold=True)
-    _text(pen, (x, middle - 5 - size_px), word.label, size_px, bold=True)
+    size_px = _fitting(row.label, 17, bold=True)
+    _text(pen, (x, middle - 5 - size_px), row.label, size_px, bold=True)
     # The end of a source's name tells more than its beginning.
-    source = word.source if len(word.source) <= 28 else "…" + word.source[-27:]
+    source = row.source if len(row.source) <= 28 else "…" + row.source[-27:]
     _text(pen, (x, middle + 1), source, _fitting(source, 11), _SOFT_INK)
-    _text(pen, (x, middle + 15), word.lmdb_key, 11, _SOFT_INK)
+    _text(pen, (x, middle + 15), image_key(row.lmdb_index).decode(), 11, _SOFT_INK)
 
 
 def _draw_cell(

@@ -1,8 +1,5 @@
 """`clipocr.open_cache`: the words of a feature cache, to look at and to train on.
 
-Only whole chunks are read, because a chunk is what is compressed and checked. The last two are
-kept, so words in their order cost one reading per chunk, and words far apart one reading each.
-
 Shapes: T teacher image tokens, D teacher width, L label positions, E joint width.
 """
 
@@ -11,21 +8,19 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ...shared.cache.codecs.codecs import unfilter_pixels
 from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.text_spec import TextSpec, TextTable
+from ...shared.cache.words import WordReader
 from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError
@@ -35,8 +30,6 @@ from .loader import CacheLoader
 from .preflight import Preflight
 
 _Floats = npt.NDArray[np.float32]
-
-_CHUNKS_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,18 +87,14 @@ class CachedWords(Sequence[CachedWord]):
         """The text table that `CachedWord.text` is of; None: there is none."""
         self.image_names = tuple(cache.spec.image_names if images is None else images)
         """Image arrays that words have."""
-        cache.require_images(self.image_names)
+        self._reader = WordReader(cache, self.image_names)
         self._view = view
-        self._units = cache.units(view)
-        bad = [cache.unit(view, unit).bad_rows for unit in self._units]
-        starts = [cache.spec.unit_range(unit) for unit in self._units]
-        self._usable = [
-            np.setdiff1d(np.arange(stop - start), np.asarray(list(rows), np.int64) - start)
-            for (start, stop), rows in zip(starts, bad, strict=True)
-        ]
+        self._usable = []
+        """Rows whose pictures could be decoded, unit by unit."""
+        for unit in cache.units(view):
+            bad = list(cache.unit(view, unit).bad_rows)
+            self._usable.append(np.setdiff1d(np.arange(*cache.spec.unit_range(unit)), bad))
         self._ends = list(itertools.accumulate(map(len, self._usable)))
-        self._chunks: OrderedDict[tuple[int, int], dict[str, npt.NDArray[Any]]] = OrderedDict()
-        self._rows: tuple[int, dict[str, npt.NDArray[Any]]] | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -122,9 +111,18 @@ class CachedWords(Sequence[CachedWord]):
         if not 0 <= i < len(self):
             raise IndexError(f"word {index} of {len(self)}")
         place = bisect.bisect_right(self._ends, i)
-        usable = self._usable[place]
-        row = int(usable[i - (self._ends[place] - len(usable))])
-        return self._word(self._units[place], row)
+        # Negative, and so counted from the end of the unit.
+        row = self._reader.row(int(self._usable[place][i - self._ends[place]]))
+        images = self._reader.arrays(self._view, row.idx)
+        return CachedWord(
+            source=row.source,
+            lmdb_index=row.lmdb_index,
+            label=row.label,
+            view=images.pop(PIXELS),
+            images=images,
+            _words=self,
+            _label_idx=row.label_idx,
+        )
 
     def __iter__(self) -> Iterator[CachedWord]:
         return (self[i] for i in range(len(self)))
@@ -205,49 +203,6 @@ class CachedWords(Sequence[CachedWord]):
             rank=rank,
             world_size=world_size,
         )
-
-    def _word(self, unit: int, row: int) -> CachedWord:
-        """Return the word of a row of a unit."""
-        chunk, row_of_chunk = divmod(row, self.cache.spec.chunk_rows)
-        # Copied: a word that is kept would keep all rows of its chunk.
-        values = {k: v[row_of_chunk].copy() for k, v in self._chunk(unit, chunk).items()}
-        rows = self._rows_of(unit)
-        return CachedWord(
-            source=self.cache.spec.sources[int(rows["source"][row])].name,
-            lmdb_index=int(rows["lmdb_index"][row]),
-            label=self._labels[int(rows["label"][row])],
-            view=values.pop(PIXELS),
-            images=values,
-            _words=self,
-            _label_idx=int(rows["label"][row]),
-        )
-
-    def _chunk(self, unit: int, chunk: int) -> dict[str, npt.NDArray[Any]]:
-        """Return the pixels and the image arrays of a chunk, decoded."""
-        key = (unit, chunk)
-        if key not in self._chunks:
-            stored = {
-                name: torch.tensor(self.cache.image_reader(self._view, name).chunk(*key))
-                for name in (PIXELS, *self.image_names)
-            }
-            decoded = {PIXELS: unfilter_pixels(stored.pop(PIXELS)).numpy()}
-            for name, values in stored.items():
-                decoded[name] = self.cache.codec(name).decode(values).float().numpy()
-            self._chunks[key] = decoded
-            while len(self._chunks) > _CHUNKS_KEPT:
-                self._chunks.popitem(last=False)
-        self._chunks.move_to_end(key)
-        return self._chunks[key]
-
-    def _rows_of(self, unit: int) -> dict[str, npt.NDArray[Any]]:
-        """Return source, index and label of the rows of a unit, the last one's from memory."""
-        if self._rows is None or self._rows[0] != unit:
-            self._rows = (unit, self.cache.rows(unit))
-        return self._rows[1]
-
-    @cached_property
-    def _labels(self) -> list[str]:
-        return self.cache.labels()
 
     @cached_property
     def _table(self) -> TextTable | None:

@@ -74,10 +74,3 @@ def test_the_rate_advised_is_the_smallest_that_will_do() -> None:
     smaller = Codec(kind="klt", record_bytes=advised.record_bytes - 1)
     assert points[advised].fidelity.meets(curve.target)
     assert not points[smaller].fidelity.meets(curve.target)
-
-
-def test_the_points_shown_are_halvings_the_fixed_codecs_and_the_advised_one() -> None:
-    curve = curve_of(falling_features(360, 0), 60, 0.98)
-    shown = {str(point.codec) for point in curve.shown}
-    ladder = {f"klt:{rate}" for rate in (1, 2, 4, 8, 16, 32)}
-    assert shown == {*ladder, "fp16", "int8", "int4", str(curve.advised.codec)}

@@ -80,11 +80,13 @@ def test_probabilities_are_one_softmax_over_both_kinds_of_label(teacher: Teacher
 def test_figures_of_a_matrix() -> None:
     cosines = np.array([[0.5, 0.1, 0.2], [0.3, 0.2, 0.1], [0.6, 0.0, 0.8]], np.float32)
     retrieval = LabelRetrieval(tokens="char", cosines=cosines, probabilities=cosines / 2)
-    assert retrieval.mean_own == pytest.approx(1.5 / 3)
-    assert retrieval.mean_other == pytest.approx(1.3 / 6)
-    assert retrieval.label_top1 == pytest.approx(2 / 3)  # Row 1 is nearest to label 0.
-    assert retrieval.picture_top1 == pytest.approx(2 / 3)  # Label 0 is nearest to row 2.
-    assert retrieval.mean_probability == pytest.approx(0.25)
+    assert retrieval.figures == {
+        "own label": pytest.approx(1.5 / 3),
+        "other labels": pytest.approx(1.3 / 6),
+        "picture to label %": pytest.approx(200 / 3),  # Row 1 is nearest to label 0.
+        "label to picture %": pytest.approx(200 / 3),  # Label 0 is nearest to row 2.
+        "own probability": pytest.approx(0.25),
+    }
 
 
 def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> No
     result = invoke(*arguments, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[-1] == f"Wrote {out} and {tmp_path / 'heat.csv'}: 5 words, 5 of them drawn."
+    assert lines[-1] == f"Wrote {out} and {tmp_path / 'heat.csv'}: 5 words."
     assert "random weights" in result.stderr
     table = rows_of(tmp_path / "heat.csv")
     assert len(table) == 2 * 5 * 5
@@ -147,12 +149,9 @@ def test_every_word_once_whatever_its_case_and_no_broken_picture(tmp_path: Path)
     assert {row["picture"] for row in table} < {f"words/image-00000000{i}" for i in (1, 2, 4)}
 
 
-def test_a_cache_is_read_with_its_own_teacher(
-    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipocr.precompute.inspect.retrieval_figure.MOST_DRAWN", 3)
+def test_a_cache_is_read_with_its_own_teacher(cache_path: Path, tmp_path: Path) -> None:
     summary = retrieve_labels(cache_path, RetrievalOptions(out=tmp_path / "a.png", words=20))
-    assert (summary.num_words, summary.num_drawn) == (20, 3)
+    assert summary.num_words == 20
     sources = {row["picture"].rpartition("/")[0] for row in rows_of(summary.table)}
     assert sources <= {"MJ/train", "ST"}
     other = TINY_TEACHER.replace("random:0", "random:1")
@@ -180,19 +179,18 @@ def test_a_teacher_that_pools_otherwise_is_refused() -> None:
         other.image_embeddings(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
 
 
-def test_fonts_are_found_for_what_they_can_draw(tmp_path: Path) -> None:
+def test_fonts_are_found_for_what_they_can_draw(tmp_path: Path, teacher: Teacher) -> None:
     assert find_fonts("Straße слово") == (("DejaVu Sans",), "")
     private = "\U0010fffd"  # Private use, in no font.
     assert find_fonts(f"a{private}")[1] == private
     matrix = np.eye(2, dtype=np.float32)
-    drawn = draw_retrieval(
+    undrawable = draw_retrieval(
         tmp_path / "a.png",
         labels=["ja", f"{private}{private}"],
         views=[np.zeros((32, 128, 3), np.uint8)] * 2,
         matrices={"char": matrix},
         quantity="cosine",
         captions={"char": ""},
-        teacher="T",
-        is_random=False,
+        teacher=teacher.spec,
     )
-    assert drawn.undrawable == private
+    assert undrawable == private

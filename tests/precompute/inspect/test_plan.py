@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from samples import TINY_TEACHER, WORDS, draw_word, tiny_build, write_words
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.inspect import measure, plan
-from clipocr.precompute.inspect.measure import SampleViews
 from clipocr.precompute.inspect.plan import Plan, plan_cache
 from clipocr.precompute.inspect.plan_config import PlanConfig
 from clipocr.shared.cache.codecs.codec import Codec
@@ -29,6 +29,7 @@ from clipocr.shared.errors import DataError, UsageError
 
 CODECS = ["fp16", "int8", "int4"]
 """Tokens of the tiny teacher have too few values for the usual klt."""
+VIEWS = np.zeros((4, 32, 128, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -125,65 +126,63 @@ def test_every_codec_and_number_of_views_has_its_cost(data_root: Path) -> None:
     assert set(planned.rates.views_per_s) == {"clean", "randaugment"}
 
 
-@pytest.mark.parametrize(
-    ("device", "views_per_s", "disk", "expected"),
-    [
-        # 1000 rows: 5 s of teacher, 5 s of encoding; two cores also make 100 views/s each.
-        ("cpu", 100.0, 1e9, (15.0, "teacher")),
-        ("cpu", 1e9, 100.0, (20.0, "disk")),
-        # On a GPU each waits for the slowest only; two workers.
-        ("cuda", 100.0, 1e9, (10.0, "teacher")),
-        ("cuda", 25.0, 1e9, (20.0, "views")),
-        ("cuda", 100.0, 100.0, (20.0, "disk")),
-    ],
-)
-def test_time_is_that_of_the_slowest(
-    device: str, views_per_s: float, disk: float, expected: tuple[float, str]
-) -> None:
-    config = PlanConfig(data=(), charsets=(), num_cores=2, workers=2)
-    rates = plan.Rates(
-        scan_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
-        encoded_per_s={"klt:9": 200.0}, labels_per_s=1, written_bytes_per_s=disk,
-    )  # fmt: skip
-    seconds, bottleneck = plan._image_seconds(config, rates, device, "klt:9", "clean", 2000, 1000)
-    assert (pytest.approx(seconds), bottleneck) == expected
-
-
-def test_codecs_with_tables_pay_for_their_sample() -> None:
+def spec_with(codec: str, num_rows: int) -> CacheSpec:
     teacher = TeacherSpec(
         model="m", weights="w", weights_sha256="", activation="gelu", precision="fp32",
     )  # fmt: skip
-    codecs = ("fp16", "klt:96")
-    specs = {
-        codec: CacheSpec(
-            teacher=teacher, view=ViewSpec(), labels=LabelRules(), text_taps=(3,), seed=0,
-            images=(
-                ImageArraySpec(name="block3", num_tokens=17, width=768, codec=Codec.parse(codec)),
-            ),
-            sources=(), num_rows=10_000, unit_rows=256, chunk_rows=256,
-        )
-        for codec in codecs
-    }  # fmt: skip
+    image = ImageArraySpec(name="block3", num_tokens=17, width=768, codec=Codec.parse(codec))
+    return CacheSpec(
+        teacher=teacher, view=ViewSpec(), labels=LabelRules(), text_taps=(3,), seed=0,
+        images=(image,), sources=(), num_rows=num_rows, unit_rows=256, chunk_rows=256,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "views_per_s", "disk_s", "expected"),
+    [
+        # 1000 rows: 5 s of teacher, 5 s of encoding; two cores also make 100 views/s each.
+        ("cpu", 100.0, 1, (15.0, "teacher")),
+        ("cpu", 1e9, 20, (20.0, "disk")),
+        # On a GPU each waits for the slowest only; two workers.
+        ("cuda", 100.0, 1, (10.0, "teacher")),
+        ("cuda", 25.0, 1, (20.0, "views")),
+        ("cuda", 100.0, 20, (20.0, "disk")),
+    ],
+)
+def test_time_is_that_of_the_slowest(
+    device: str, views_per_s: float, disk_s: float, expected: tuple[float, str]
+) -> None:
+    config = PlanConfig(data=(), charsets=(), num_cores=2, workers=2)
+    spec = spec_with("fp16", num_rows=1000)
+    rates = plan.Rates(
+        scan_s=0, views_per_s={"clean": views_per_s}, images_per_s=200.0,
+        encoded_per_s={"fp16": 200.0}, labels_per_s=1, written_bytes_per_s=1.0,
+    )  # fmt: skip
+    num_bytes = plan.plan_views(config, rates, device, spec, VIEWS, 1).num_bytes
+    rates = replace(rates, written_bytes_per_s=num_bytes / disk_s)
+    cost = plan.plan_views(config, rates, device, spec, VIEWS, 1)
+    assert (pytest.approx(cost.seconds), cost.bottleneck) == expected
+
+
+def test_codecs_with_tables_pay_for_their_sample() -> None:
     rates = plan.Rates(
         scan_s=0, views_per_s={"clean": 200.0}, images_per_s=100.0,
-        encoded_per_s=dict.fromkeys(codecs, 1e12), labels_per_s=1, written_bytes_per_s=1e12,
+        encoded_per_s={"fp16": 1e12, "klt:96": 1e12}, labels_per_s=1, written_bytes_per_s=1e12,
     )  # fmt: skip
-    views = np.zeros((4, 32, 128, 3), np.uint8)
-    measured = plan._Measured(
-        rates=rates,
-        samples={"clean": SampleViews(views=views, bad={}, views_per_s=200.0)},
-        parts={"index": 50},
-        fixed_s=3,
-    )
     config = PlanConfig(data=(), charsets=(), num_cores=1)
-    costs = {name: plan._cost(config, measured, "cpu", spec, 1) for name, spec in specs.items()}
-    seconds = {name: cost.seconds for name, cost in costs.items()}
+    fp16, klt = (
+        plan.plan_views(config, rates, "cpu", spec_with(codec, num_rows=10_000), VIEWS, 1)
+        for codec in ("fp16", "klt:96")
+    )
     # 10,000 rows at 100/s of teacher and 200/s of views; 2,304 of them twice.
-    assert seconds["fp16"] == pytest.approx(3 + 150)
-    assert seconds["klt:96"] == pytest.approx(3 + 150 + 34.56)
+    assert fp16.seconds == pytest.approx(150)
+    assert klt.seconds == pytest.approx(150 + 34.56)
     table_bytes = 4 * 768 * num_table_rows(17, 768)
-    assert costs["klt:96"].bytes_by_part["index"] == pytest.approx(50 + table_bytes, abs=100)
-    assert costs["fp16"].bytes_by_part["index"] == 50
+    assert klt.bytes_by_part["index"] == pytest.approx(table_bytes, abs=100)
+    assert fp16.bytes_by_part["index"] == 0
+    whole = klt.with_fixed({"text/char-36": 7, "index": 50}, 3)
+    assert whole.num_bytes == klt.num_bytes + 57
+    assert whole.seconds == klt.seconds + 3
 
 
 def test_the_codec_it_advises_takes_what_it_says(tmp_path: Path) -> None:
