@@ -31,14 +31,7 @@ class Process:
     @classmethod
     def of_torchrun(cls) -> Self:
         """Return which process this is as torchrun says, else a process that is alone."""
-        env = os.environ
-        if "RANK" not in env or "WORLD_SIZE" not in env:
-            return cls()
-        return cls(
-            rank=int(env["RANK"]),
-            world_size=int(env["WORLD_SIZE"]),
-            local_rank=int(env.get("LOCAL_RANK", "0")),
-        )
+        return cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK") or cls()
 
     @classmethod
     def of_torchrun_or_slurm(cls) -> Self:
@@ -48,8 +41,8 @@ class Process:
         different times.
         """
         env = os.environ
-        if "RANK" in env and "WORLD_SIZE" in env:
-            return cls.of_torchrun()
+        if torchrun := cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            return torchrun
         if "SLURM_ARRAY_TASK_ID" in env and "SLURM_ARRAY_TASK_COUNT" in env:
             first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
             step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
@@ -57,10 +50,15 @@ class Process:
                 rank=(int(env["SLURM_ARRAY_TASK_ID"]) - first) // step,
                 world_size=int(env["SLURM_ARRAY_TASK_COUNT"]),
             )
-        if "SLURM_PROCID" in env and "SLURM_NTASKS" in env:
-            return cls(
-                rank=int(env["SLURM_PROCID"]),
-                world_size=int(env["SLURM_NTASKS"]),
-                local_rank=int(env.get("SLURM_LOCALID", "0")),
-            )
-        return cls()
+        return cls._of("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") or cls()
+
+    @classmethod
+    def _of(cls, rank: str, world_size: str, local_rank: str) -> Self | None:
+        env = os.environ
+        if rank not in env or world_size not in env:
+            return None
+        return cls(
+            rank=int(env[rank]),
+            world_size=int(env[world_size]),
+            local_rank=int(env.get(local_rank, "0")),
+        )

@@ -37,7 +37,7 @@ from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError, DataError, UsageError
 from ..teacher.clip import Teacher, load_teacher
-from ..teacher.tokens import TextTokenizer, TokenTrie, build_trie, text_tokenizer
+from ..teacher.tokens import LabelTokenizer, TokenTrie, build_trie
 from .config import TextConfig
 
 _EXACT = feature_codec(Codec.parse("fp16"))
@@ -176,7 +176,7 @@ def draft_text(
     Raises:
         DataError: nothing is left of any label.
     """
-    reads = text_tokenizer(tokenizer, max_label_length)
+    reads = LabelTokenizer(tokenizer, max_label_length)
     strings, of_label = adapt_labels(
         labels, charset, reads, max_label_length, teacher.context_length
     )
@@ -229,7 +229,7 @@ def find_text(committed: Committed, charset: Charset, tokenizer: str = "char") -
 def adapt_labels(
     labels: Sequence[str],
     charset: Charset,
-    tokenizer: TextTokenizer,
+    tokenizer: LabelTokenizer,
     max_label_length: int,
     context_length: int,
 ) -> tuple[list[str], npt.NDArray[np.int32]]:

@@ -51,11 +51,13 @@ def import_command(source: Path, out: Path, given: dict[str, Any]) -> None:
     from ..data.import_words import import_words
 
     with listed_problems() as on_problem:
-        report = import_words(source, out, ImportOptions.from_values(given), on_problem=on_problem)
+        num_samples, num_rejected, num_unlabelled = import_words(
+            source, out, ImportOptions.from_values(given), on_problem=on_problem
+        )
     click.echo(
-        f"Wrote {out}: {counted(report.num_samples, 'sample')}, {folder_size(out)}; "
-        f"{counted(report.num_rejected, 'entry', 'entries')} rejected, "
-        f"{counted(report.num_unlabelled, 'image')} without a label."
+        f"Wrote {out}: {counted(num_samples, 'sample')}, {folder_size(out)}; "
+        f"{counted(num_rejected, 'entry', 'entries')} rejected, "
+        f"{counted(num_unlabelled, 'image')} without a label."
     )
 
 

@@ -10,7 +10,7 @@ import click
 
 from ...shared.errors import UsageError
 from ...shared.options import CACHE, NEW_CACHE, takes
-from ...shared.terminal import MAX_LISTED, byte_size, counted
+from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, plain_table
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
       clipocr cache info mjst.cache
       clipocr cache info mjst.cache --bad
     """
-    from tabulate import tabulate
-
     from ..inspect.info import describe_cache, list_bad_samples
 
     if lists_bad:
@@ -44,22 +42,12 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
             click.echo(f"{bad.source}\t{bad.lmdb_key}\t{bad.reason}")
         return
     description = describe_cache(cache_path)
-    click.echo(tabulate(description.facts, tablefmt="plain", disable_numparse=True))
-    click.echo()
+    click.echo(plain_table(description.facts) + "\n")
     parts = [
         (name, f"{num_bytes:,}", f"{num_bytes / max(description.num_rows_built, 1):,.0f}")
         for name, num_bytes in description.bytes_by_part.items()
     ]
-    click.echo(
-        tabulate(
-            parts,
-            headers=["part", "bytes", "bytes per row"],
-            tablefmt="github",
-            colalign=("left", "right", "right"),
-            disable_numparse=True,
-        )
-    )
-    click.echo()
+    click.echo(markdown_table(parts, ["part", "bytes", "bytes per row"]) + "\n")
     click.echo(
         f"{cache_path}: {description.num_rows_built:,} of "
         f"{counted(description.num_rows, 'row')} built, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -69,17 +70,6 @@ class LmdbReport:
         return self.problem is None and not self.num_broken
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Range:
-    """Samples `first` to `stop` - 1 of an LMDB: what one process reads at once."""
-
-    report_idx: int
-    path: Path
-    first: int
-    stop: int
-    options: CheckOptions
-
-
 def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport]:
     """Decode every image and filter every label of every LMDB at or below `roots`.
 
@@ -88,30 +78,25 @@ def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport
     """
     paths = list(dict.fromkeys(path for root in roots for path in find_lmdbs(root)))
     reports = [LmdbReport(path=path) for path in paths]
-    ranges = []
-    for report_idx, report in enumerate(reports):
+    ranges: list[tuple[Path, range]] = []
+    for report in reports:
         try:
             stop = _compare_with_keys(report) + 1
         except DataError as e:
             report.problem = str(e)
         else:
-            for first in range(1, stop, _CHUNK_SAMPLES):
-                ranges.append(
-                    _Range(
-                        report_idx=report_idx,
-                        path=report.path,
-                        first=first,
-                        stop=min(first + _CHUNK_SAMPLES, stop),
-                        options=options,
-                    )
-                )
-    total = sum(some.stop - some.first for some in ranges)
+            ranges += (
+                (report.path, range(first, min(first + _CHUNK_SAMPLES, stop)))
+                for first in range(1, stop, _CHUNK_SAMPLES)
+            )
+    total = sum(len(samples) for _, samples in ranges)
     num_processes = 1 if total <= _INLINE_SAMPLES else options.num_processes
+    of_path = {report.path: report for report in reports}
     with tqdm(total=total, unit="image", desc="check", disable=None) as progress:
-        parts = map_on_processes(_check_range, ranges, num_processes)
-        for some, part in zip(ranges, parts, strict=True):
-            reports[some.report_idx].add(part)
-            progress.update(some.stop - some.first)
+        parts = map_on_processes(partial(_check_range, options=options), ranges, num_processes)
+        for (path, samples), part in zip(ranges, parts, strict=True):
+            of_path[path].add(part)
+            progress.update(len(samples))
     for report in reports:
         report.broken.sort(key=lambda key_reason: key_reason[0].rpartition("-")[2])
     return reports
@@ -146,13 +131,13 @@ def _last_index(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _check_range(some: _Range) -> LmdbReport:
-    report = LmdbReport(path=some.path)
-    words = WordLmdb(some.path)
+def _check_range(some: tuple[Path, range], options: CheckOptions) -> LmdbReport:
+    path, samples = some
+    report, words = LmdbReport(path=path), WordLmdb(path)
     try:
-        for sample_idx in range(some.first, some.stop):
+        for sample_idx in samples:
             _check_image(words, sample_idx, report)
-            _check_label(words, sample_idx, some.options, report)
+            _check_label(words, sample_idx, options, report)
     except DataError as e:
         report.problem = str(e)
     report.num_broken = len(report.broken)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,28 +28,22 @@ _IMAGE_SUFFIXES = frozenset(
 _STRICT_BATCH = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """What became of the entries of a label file."""
-
-    num_samples: int
-    num_rejected: int
-    """Entries of the label file that could not be used."""
-    num_unlabelled: int
-    """Images in the folder that the label file does not name."""
-
-
 def import_words(
     source: Path, out: Path, options: ImportOptions, *, on_problem: Callable[[str], None]
-) -> ImportReport:
+) -> tuple[int, int, int]:
     """Write every usable entry of the label file into the LMDB `out`, in the file's order.
+
+    With `strict`, the first `_STRICT_BATCH` rejections end the import and nothing is written.
 
     Args:
         source: The folder that the label file's names are relative to.
         out: The LMDB.
-        options: With `strict`, the first `_STRICT_BATCH` rejections end the import and nothing is
-            written.
+        options: Of the command.
         on_problem: Is told ``file: reason`` of each entry rejected and each image without a label.
+
+    Returns:
+        Samples written, entries of the label file that could not be used, and images in the folder
+        that the label file does not name.
 
     Raises:
         DataError: no single label file in `source`, nothing usable, or anything rejected when
@@ -83,14 +76,10 @@ def import_words(
             raise DataError(
                 f"{label_file} names no usable image in {source}; expected {LABEL_FILE_CONTENT}"
             )
-        num_unlabelled = 0
-        for path in _images_below(root):
-            if path not in named:
-                on_problem(f"{os.path.relpath(path, root)}: image without a label")
-                num_unlabelled += 1
-    return ImportReport(
-        num_samples=writer.num_samples, num_rejected=num_rejected, num_unlabelled=num_unlabelled
-    )
+        unlabelled = [path for path in _images_below(root) if path not in named]
+        for path in unlabelled:
+            on_problem(f"{os.path.relpath(path, root)}: image without a label")
+    return writer.num_samples, num_rejected, len(unlabelled)
 
 
 def _read_entry(root: Path, name: str, label: str, named: set[str]) -> bytes:

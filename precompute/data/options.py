@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
@@ -14,8 +13,16 @@ from .styles import STYLES
 CASES = ("mixed", "lower", "upper", "as-is")
 
 
-def _jobs_option() -> Any:
-    return option(None, minimum=1, default_text="every core", help="Processes to work with.")
+@dataclass(frozen=True, kw_only=True)
+class _Jobs(Options):
+    jobs: int | None = option(
+        None, minimum=1, default_text="every core", help="Processes to work with."
+    )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes to work with."""
+        return self.jobs or num_cores()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class ImportOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions(Options):
+class DrawingOptions(_Jobs):
     """How words are drawn, the same for every sample of an LMDB."""
 
     style: str = option(
@@ -57,7 +64,6 @@ class DrawingOptions(Options):
     min_height_px: int = option(31, minimum=8, maximum=128, help="Lowest crop.")
     max_height_px: int = option(31, minimum=8, maximum=128, help="Highest crop.")
     seed: int = option(0, minimum=0, help="Seed of every random choice.")
-    jobs: int | None = _jobs_option()
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
 
     def __post_init__(self) -> None:
@@ -66,11 +72,6 @@ class DrawingOptions(Options):
             raise UsageError(
                 f"heights are {self.min_height_px} to {self.max_height_px} px, expected min <= max"
             )
-
-    @property
-    def num_processes(self) -> int:
-        """Processes that draw."""
-        return self.jobs or num_cores()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +98,8 @@ class NonwordOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions(Options):
+class CheckOptions(_Jobs):
     """What `clipocr data check` is asked for."""
 
     charset: Charset = charset_option(f"{CHARSET_HELP}.")
     labels: LabelRules = LabelRules()
-    jobs: int | None = _jobs_option()
-
-    @property
-    def num_processes(self) -> int:
-        """Processes that read."""
-        return self.jobs or num_cores()

@@ -145,14 +145,13 @@ def _fonts_for(words: Sequence[str], fonts: Sequence[Font], case: str) -> list[F
 
 
 def _cased(word: str, case: str) -> tuple[str, ...]:
-    match case:
-        case "lower":
-            return (word.lower(),)
-        case "upper":
-            return (word.upper(),)
-        case "as-is":
-            return (word,)
-    return (word.lower(), word[:1].upper() + word[1:].lower(), word.upper())
+    forms = {
+        "lower": (word.lower(),),
+        "upper": (word.upper(),),
+        "as-is": (word,),
+        "mixed": (word.lower(), word[:1].upper() + word[1:].lower(), word.upper()),
+    }
+    return forms[case]
 
 
 def _word_order(words: Sequence[str], count: int, seed: int) -> Iterator[tuple[int, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...shared.cache import names
 from ...shared.cache.reader import FeatureCache
+from ...shared.cache.words import WordReader
 from ...shared.data.word_lmdb import image_key, label_key
 
 
@@ -48,10 +49,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
             (f"image {a.name}", f"{a.num_tokens} tokens of {a.width}, codec {a.codec}")
             for a in spec.images
         ),
-        (
-            "views",
-            f"{cache.num_views}, {spec.view.augment}, {spec.view.height_px}x{spec.view.width_px}",
-        ),
+        ("views", f"{cache.num_views}, {spec.view.augment}"),
         ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
         ("seed", str(spec.seed)),
         *(
@@ -107,19 +105,14 @@ def list_bad_samples(path: str | Path) -> list[BadSample]:
         CacheError: there is no cache, or its records are damaged.
     """
     cache = FeatureCache.open(path)
+    reader = WordReader(cache, images=())
     # Views share their images, so a row that is bad in one is bad in all.
-    reasons: dict[int, dict[int, str]] = {}
+    reasons: dict[int, str] = {}
     for unit in cache.committed.units.values():
-        if unit.bad_rows:
-            reasons.setdefault(unit.rows[0], {}).update(unit.bad_rows)
-    found = []
-    for start, bad_rows in reasons.items():
-        rows = cache.rows(start // cache.spec.unit_rows)
-        for row, reason in bad_rows.items():
-            source = cache.spec.sources[rows["source"][row - start]].name
-            found.append(_bad_sample(source, int(rows["lmdb_index"][row - start]), reason))
-    found += [_bad_sample(*rejected) for rejected in cache.rejected()]
-    return sorted(found)
+        reasons |= unit.bad_rows
+    bad = ((reader.row(row_idx), reason) for row_idx, reason in sorted(reasons.items()))
+    found = [_bad_sample(row.source, row.lmdb_index, reason) for row, reason in bad]
+    return sorted(found + [_bad_sample(*rejected) for rejected in cache.rejected()])
 
 
 def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:

@@ -78,11 +78,7 @@ class Teacher:
         """D of each array of `text_features`."""
 
     def require_room(self, max_label_length: int) -> None:
-        """Check that the longest label fits into the text encoder, between SOT and EOT.
-
-        Raises:
-            UsageError: it does not.
-        """
+        """Refuse labels that do not fit into the text encoder, between SOT and EOT."""
         longest = self.context_length - 2
         if max_label_length > longest:
             raise UsageError(
@@ -123,10 +119,9 @@ class Teacher:
     def image_embeddings(self, views: torch.Tensor) -> torch.Tensor:
         """Return the projected class token, which CLIP compares with the projected EOT, in float32.
 
-        Shape: (B, 32, 128, 3) uint8 -> (B, E).
+        A model that pools its image tokens in another way is refused.
 
-        Raises:
-            TeacherError: this model pools its image tokens in another way.
+        Shape: (B, 32, 128, 3) uint8 -> (B, E).
         """
         visual = self._visual
         pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
@@ -232,15 +227,7 @@ def load_teacher(
     device: torch.device,
     activation: str | None = None,
 ) -> Teacher:
-    """Load `MODEL/WEIGHTS`, frozen, in eval mode.
-
-    Args:
-        name: WEIGHTS is an open_clip pretrained tag, the path of a file, or ``random:SEED``.
-        image_taps: image blocks, counted from 1.
-        text_taps: text blocks, counted from 1.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
-        device: where to run it.
-        activation: ``gelu`` or ``quickgelu``, needed only for a file that does not say.
+    """Load `MODEL/WEIGHTS`, frozen, in eval mode; taps count blocks from 1.
 
     Raises:
         UsageError: the name or a tap is not possible.

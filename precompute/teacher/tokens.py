@@ -15,9 +15,10 @@ Shapes: U unique strings, C context tokens, L label positions.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ PAD_TOKEN = 0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """One string as the text encoder reads it."""
+    """One label as the text encoder reads it."""
 
     ids: list[int]
     """From SOT to EOT; pads, id 0, follow as far as positions read them."""
@@ -48,75 +49,38 @@ class TokenSequence:
         return max(len(self.ids), max(self.read) + 1)
 
 
-class TextTokenizer(Protocol):
-    """Strings to CLIP token ids, and which of the tokens are kept."""
+class LabelTokenizer:
+    """Labels to CLIP's token ids, and which of the tokens are read.
 
-    num_positions: int
-    """L: positions that are read of every string."""
-
-    def tokenize(self, string: str) -> TokenSequence | None:
-        """Return a string's tokens, or None if it takes more positions than there are."""
-        ...
-
-
-def _label_sequence(ids: list[int], ends: list[int], num_positions: int) -> TokenSequence | None:
-    """Return the sequence whose positions read some tokens, then EOT, then pads.
-
-    All pads are kept that the official run's longest batch would see: since the encoder is causal,
-    a shorter batch is a slice of it.
+    With ``char``, position j reads the last token of character j. Every printable ASCII character
+    is one token; others may be several, of which the last has seen the whole character, because
+    the encoder is causal. With ``word``, position j reads BPE token j of the whole label; ASCII
+    labels never have more tokens than characters. CLIP's tokenizer lower-cases.
     """
-    num_after = num_positions - len(ends)
-    if num_after < 1:
-        return None
-    return TokenSequence(ids=ids, read=[*ends, *range(len(ids) - 1, len(ids) - 1 + num_after)])
 
-
-class CharacterTokenizer:
-    """Labels split into characters."""
-
-    def __init__(self, max_label_length: int) -> None:
+    def __init__(self, kind: str, max_label_length: int) -> None:
         self.num_positions = max_label_length + 1
+        """L: positions that are read of every label."""
+        self._splits = kind == "char"
         self._bpe = SimpleTokenizer()
-        self._of_character: dict[str, list[int]] = {}
+        self._of_character = functools.cache(self._bpe.encode)
 
-    def tokenize(self, string: str) -> TokenSequence | None:
-        """Return the tokens of a label; position j reads the last token of character j.
+    def tokenize(self, label: str) -> TokenSequence | None:
+        """Return a label's tokens, or None if it takes more positions than there are.
 
-        Every printable ASCII character is one token. Others may be several; the encoder is
-        causal, so the last of them has seen the whole character and stands for it. CLIP's
-        tokenizer lower-cases.
+        All pads are read that the official run's longest batch would see: since the encoder is
+        causal, a shorter batch is a slice of it.
         """
-        ids, ends = [self._bpe.sot_token_id], []
-        for character in string:
-            if character not in self._of_character:
-                self._of_character[character] = self._bpe.encode(character)
-            ids += self._of_character[character]
-            ends.append(len(ids) - 1)
-        return _label_sequence([*ids, self._bpe.eot_token_id], ends, self.num_positions)
-
-
-class WordTokenizer:
-    """Whole labels, as CLIP's BPE splits them."""
-
-    def __init__(self, max_label_length: int) -> None:
-        self.num_positions = max_label_length + 1
-        self._bpe = SimpleTokenizer()
-
-    def tokenize(self, string: str) -> TokenSequence | None:
-        """Return the tokens of a label; position j reads BPE token j.
-
-        ASCII labels never have more tokens than characters.
-        """
-        ids = self._bpe.encode(string)
-        ends = list(range(1, len(ids) + 1))
-        ids = [self._bpe.sot_token_id, *ids, self._bpe.eot_token_id]
-        return _label_sequence(ids, ends, self.num_positions)
-
-
-def text_tokenizer(name: str, max_label_length: int) -> TextTokenizer:
-    """Return the tokenizer ``char`` or ``word`` for labels of up to a length."""
-    kind = CharacterTokenizer if name == "char" else WordTokenizer
-    return kind(max_label_length)
+        if self._splits:
+            pieces = [self._of_character(character) for character in label]
+        else:
+            pieces = [[token] for token in self._bpe.encode(label)]
+        num_after = self.num_positions - len(pieces)
+        if num_after < 1:
+            return None
+        ids = [self._bpe.sot_token_id, *itertools.chain(*pieces), self._bpe.eot_token_id]
+        ends = list(itertools.accumulate(map(len, pieces)))
+        return TokenSequence(ids=ids, read=[*ends, *range(len(ids) - 1, len(ids) - 1 + num_after)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,31 +111,21 @@ class TokenTrie:
         return int(self.is_new.sum())
 
 
-def build_trie(strings: Sequence[str], tokenizer: TextTokenizer) -> TokenTrie:
-    """Tokenize `strings` and number their prefixes.
+def build_trie(strings: Sequence[str], tokenizer: LabelTokenizer) -> TokenTrie:
+    """Tokenize U strings that the tokenizer has positions for, and number their prefixes.
 
     Kept are those from the first token that a position of any string reads to the last that a
     position of this string does; SOT is thus left out where no position reads it.
-
-    Args:
-        strings: U strings that the tokenizer has positions for.
-        tokenizer: Gives their tokens, and says which are read.
     """
-    num_strings, num_positions = len(strings), tokenizer.num_positions
-    ids: list[list[int]] = []
-    position = np.empty((num_strings, num_positions), np.int64)
-    eot_position = np.empty(num_strings, np.int64)
-    context = 0
-    for idx, string in enumerate(strings):
-        sequence = tokenizer.tokenize(string)
-        assert sequence is not None, string
-        ids.append(sequence.ids)
-        position[idx] = sequence.read
-        eot_position[idx] = sequence.eot_position
-        context = max(context, sequence.length)
-    tokens = np.full((num_strings, context), PAD_TOKEN, np.int32)
-    for row, some in zip(tokens, ids, strict=True):
-        row[: len(some)] = some
+    sequences = [tokenizer.tokenize(string) for string in strings]
+    read = [sequence for sequence in sequences if sequence is not None]
+    assert len(read) == len(strings)
+    context = max((sequence.length for sequence in read), default=0)
+    tokens = np.full((len(read), context), PAD_TOKEN, np.int32)
+    for row, sequence in zip(tokens, read, strict=True):
+        row[: len(sequence.ids)] = sequence.ids
+    position = np.array([sequence.read for sequence in read], np.int64)
+    eot_position = np.array([sequence.eot_position for sequence in read], np.int64)
 
     order = np.lexsort(tokens.T[::-1])
     tokens, position, eot_position = tokens[order], position[order], eot_position[order]
@@ -184,7 +138,7 @@ def build_trie(strings: Sequence[str], tokenizer: TextTokenizer) -> TokenTrie:
     is_new = kept & differs
     prefix = np.where(is_new, np.cumsum(is_new).reshape(is_new.shape) - 1, -1)
     prefix = np.where(kept, np.maximum.accumulate(prefix, axis=0), -1).astype(np.int32)
-    nodes = np.empty((num_strings, num_positions), np.int32)
+    nodes = np.empty(position.shape, np.int32)
     nodes[order] = np.take_along_axis(prefix, position, axis=1)
     return TokenTrie(
         tokens=tokens,

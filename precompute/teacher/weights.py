@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,7 @@ class ClipWeights:
 
 
 def load_weights(name: str, activation: str | None = None) -> ClipWeights:
-    """Load `MODEL/WEIGHTS`.
-
-    Args:
-        name: Model and weights.
-        activation: ``gelu`` or ``quickgelu``, needed only for a file that does not say.
+    """Load ``MODEL/WEIGHTS``; the activation is needed only for a file that does not say.
 
     Raises:
         UsageError: the name is not possible, or the activation is not that of the weights.
@@ -68,13 +64,15 @@ def load_weights(name: str, activation: str | None = None) -> ClipWeights:
     trained_with = "quickgelu" if config.get("quick_gelu") else "gelu"
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     path = Path(weights)
+    load: Callable[[str, str, str], torch.nn.Module]
     if weights.startswith("random:"):
-        trained_with = activation or trained_with
+        load, trained_with = _random_model, activation or trained_with
     elif weights in tags:
+        load = _pretrained_model
         if open_clip.get_pretrained_cfg(model_name, weights).get("quick_gelu"):
             trained_with = "quickgelu"
     elif path.is_file():
-        trained_with = _activation_of(path, trained_with, activation)
+        load, trained_with = _model_from_file, _activation_of(path, trained_with, activation)
     else:
         raise TeacherError(
             f"teacher weights {weights!r} are neither a file nor a pretrained tag of "
@@ -84,21 +82,19 @@ def load_weights(name: str, activation: str | None = None) -> ClipWeights:
         raise UsageError(
             f"{name} was trained with {trained_with}, not {activation}; drop --activation"
         )
-    if weights.startswith("random:"):
-        model = _random_model(model_name, weights, trained_with)
-    elif weights in tags:
-        model = _pretrained_model(model_name, weights, trained_with)
-    else:
-        model = _model_from_file(model_name, path, trained_with)
-        weights = f"file:{path.name}"
+    model = load(model_name, weights, trained_with)
     is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
     if is_quick != (trained_with == "quickgelu"):
         raise TeacherError(
             f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
             f"these weights need {trained_with}; another open_clip version may help"
         )
-    model = model.eval().requires_grad_(False)
-    return ClipWeights(model=model, model_name=model_name, weights=weights, activation=trained_with)
+    return ClipWeights(
+        model=model.eval().requires_grad_(False),
+        model_name=model_name,
+        weights=f"file:{path.name}" if load is _model_from_file else weights,
+        activation=trained_with,
+    )
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -135,10 +131,15 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _create(model_name: str, activation: str, **options: Any) -> torch.nn.Module:
-    with _quiet_logging():
+    # Kept from logging what our own errors and summary say better.
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
         model: torch.nn.Module = open_clip.create_model(
             model_name, force_quick_gelu=activation == "quickgelu", **options
         )
+    finally:
+        logging.disable(previous)
     return model
 
 
@@ -165,16 +166,16 @@ def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Mo
         ) from e
 
 
-def _model_from_file(model_name: str, path: Path, activation: str) -> torch.nn.Module:
+def _model_from_file(model_name: str, path: str, activation: str) -> torch.nn.Module:
     model = _create(model_name, activation)
     try:
-        if not _is_torchscript(path):
-            open_clip.load_checkpoint(model, str(path), weights_only=True)
+        if not _is_torchscript(Path(path)):
+            open_clip.load_checkpoint(model, path, weights_only=True)
             return model
         with warnings.catch_warnings():
             # PyTorch deprecated the format for new models; OpenAI's files keep it.
             warnings.simplefilter("ignore", FutureWarning)
-            archive: Any = torch.jit.load(str(path), map_location="cpu")
+            archive: Any = torch.jit.load(path, map_location="cpu")
         state = archive.state_dict()
         for key in ("input_resolution", "context_length", "vocab_size"):
             state.pop(key, None)
@@ -182,17 +183,6 @@ def _model_from_file(model_name: str, path: Path, activation: str) -> torch.nn.M
     except Exception as e:
         raise TeacherError(f"{path} does not hold weights of {model_name}: {e}") from e
     return model
-
-
-@contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """Keep open_clip and the hub from logging what our own errors and summary say better."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
 
 
 @contextlib.contextmanager

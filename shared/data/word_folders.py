@@ -53,11 +53,7 @@ class WordFolder:
         yield from self._labels.items()
 
     def image(self, name: str) -> bytes:
-        """Return the encoded image of a file.
-
-        Raises:
-            ImageProblemError: it cannot be read.
-        """
+        """Return the encoded image of a file, as `read_word_file` does."""
         return read_word_file(self._root, name)
 
     @property

@@ -29,12 +29,12 @@ _open_environments: weakref.WeakValueDictionary[tuple[int, Path], lmdb.Environme
 
 
 def image_key(sample_idx: int) -> bytes:
-    """Return the key of an image; `sample_idx` counts from 1."""
+    """Return the key of an image."""
     return b"image-%09d" % sample_idx
 
 
 def label_key(sample_idx: int) -> bytes:
-    """Return the key of a label; `sample_idx` counts from 1."""
+    """Return the key of a label."""
     return b"label-%09d" % sample_idx
 
 
@@ -155,16 +155,12 @@ class WordLmdb:
                 f"{self.path} is an LMDB without the key 'num-samples'; expected the STR layout "
                 "(num-samples, image-%09d, label-%09d)"
             )
-        try:
-            num_samples = int(value)
-        except ValueError:
-            num_samples = -1
-        if not 0 <= num_samples <= _MAX_SAMPLES:
+        if not value.strip().isdigit() or int(value) > _MAX_SAMPLES:
             raise DataError(
                 f"{self.path}: num-samples is {value[:30]!r}, expected a decimal number "
                 f"up to {_MAX_SAMPLES}"
             )
-        return num_samples
+        return int(value)
 
     @property
     def num_keys(self) -> int:
@@ -178,10 +174,8 @@ class WordLmdb:
     def label(self, sample_idx: int) -> str | None:
         """Return the raw label of sample `sample_idx` (from 1), or None if absent or not UTF-8."""
         value = self._get(label_key(sample_idx))
-        if value is None:
-            return None
         try:
-            return value.decode()
+            return None if value is None else value.decode()
         except UnicodeDecodeError:
             return None
 
@@ -273,22 +267,19 @@ class WordLmdbWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        complete = False
         try:
             if exc_type is None:
                 self._pending.append((b"num-samples", b"%d" % self.num_samples))
                 self._flush()
                 self._env.sync(True)
-                complete = True
+                self._env.close()
+                (self._partial / "lock.mdb").unlink(missing_ok=True)
+                if self._final.is_dir():
+                    shutil.rmtree(self._final)
+                os.replace(self._partial, self._final)
         finally:
-            self._env.close()
-            if not complete:
-                shutil.rmtree(self._partial, ignore_errors=True)
-        if complete:
-            (self._partial / "lock.mdb").unlink(missing_ok=True)
-            if self._final.is_dir():
-                shutil.rmtree(self._final)
-            os.replace(self._partial, self._final)
+            self._env.close()  # A second time does nothing.
+            shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def _is_only_lmdb(path: Path) -> bool:
