@@ -99,9 +99,6 @@ class Charset:
 
         In a file every character counts except whitespace, so one line or one character a line
         are the same charset.
-
-        Raises:
-            UsageError: neither a known name nor a readable file.
         """
         if name_or_path in _CHARSETS:
             return cls(name=name_or_path, characters=_CHARSETS[name_or_path])

@@ -19,9 +19,6 @@ def choose_device(name: str, process: Process = _ALONE) -> torch.device:
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         process: Of several processes each takes the GPU of its own, unless `name` numbers one.
-
-    Raises:
-        UsageError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

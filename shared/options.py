@@ -169,11 +169,7 @@ class Options:
 
 
 def require_known(values: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Check that values have no other names than these.
-
-    Raises:
-        UsageError: one has.
-    """
+    """Check that values have no other names than these."""
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise UsageError(
@@ -210,7 +206,6 @@ def takes(config: type[Options]) -> Callable[..., Any]:
     return decorate
 
 
-@functools.cache
 def _members(config: type[Options]) -> dict[str, _Field | type[Options]]:
     """Return the fields that are options, and those that lend theirs, by name and in order."""
     hints = typing.get_type_hints(config)

@@ -71,11 +71,7 @@ class LmdbReport:
 
 
 def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport]:
-    """Decode every image and filter every label of every LMDB at or below `roots`.
-
-    Raises:
-        DataError: a root is not there, holds no LMDB, or kills the process that reads it.
-    """
+    """Decode every image and filter every label of every LMDB at or below `roots`."""
     paths = list(dict.fromkeys(path for root in roots for path in find_lmdbs(root)))
     reports = [LmdbReport(path=path) for path in paths]
     ranges: list[tuple[Path, range]] = []

@@ -44,11 +44,6 @@ def import_words(
     Returns:
         Samples written, entries of the label file that could not be used, and images in the folder
         that the label file does not name.
-
-    Raises:
-        DataError: no single label file in `source`, nothing usable, or anything rejected when
-            strict.
-        UsageError: `out` exists and is not to be replaced.
     """
     label_file = options.labels or find_label_file(source, remedy="; pass --labels FILE to choose")
     root = source.resolve()

@@ -25,9 +25,6 @@ def usable_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
     """Return what `charset` leaves of every label of the LMDBs at or below `root`, in order.
 
     Labels that a cache would reject are left out, and those of which nothing is left.
-
-    Raises:
-        DataError: no LMDB, or no label is left.
     """
     labels = []
     for path in find_named_lmdbs([root]).values():
@@ -47,13 +44,8 @@ def usable_labels(root: Path, charset: Charset, rules: LabelRules) -> list[str]:
 def make_nonwords(labels: Sequence[str], options: NonwordOptions) -> list[str]:
     """Return `count` words made of random labels, each label taken once at most.
 
-    Args:
-        labels: What to choose from; words that occur often are chosen often.
-        options: ``shuffle`` puts a label's characters in random order; ``random`` takes its length
-            only, and each character of the charset is as likely as any other.
-
-    Raises:
-        DataError: fewer labels than words.
+    Words that occur often are chosen often. ``shuffle`` puts a label's characters in random order;
+    ``random`` takes its length only, and each character of the charset is as likely as any other.
     """
     if options.count > len(labels):
         raise DataError(

@@ -42,9 +42,6 @@ def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
 
     Without a folder: the text fonts that matplotlib brings along, so that rendering works on a
     machine without fonts.
-
-    Raises:
-        DataError: not one usable font.
     """
     if folder is None:
         bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -79,11 +76,7 @@ def _drawable_characters(path: Path) -> frozenset[str]:
 
 
 def load_words(path: Path) -> list[str]:
-    """Read the distinct words of a UTF-8 file, one a line; blank lines hold none.
-
-    Raises:
-        DataError: not readable, no words, or a line far too long to be a word.
-    """
+    """Read the distinct words of a UTF-8 file, one a line; blank lines hold none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
@@ -108,12 +101,7 @@ def render_words(
     fonts: Sequence[Font],
     drawing: DrawingOptions,
 ) -> None:
-    """Write `count` samples into the LMDB `out`, using each word about equally often.
-
-    Raises:
-        DataError: a word that no font can draw.
-        UsageError: `out` exists and is not to be replaced.
-    """
+    """Write `count` samples into the LMDB `out`, using each word about equally often."""
     fonts = _fonts_for(words, fonts, drawing.case)
     order = _word_order(words, count, drawing.seed)
     chunks = iter(lambda: list(islice(order, _CHUNK_SAMPLES)), [])

@@ -106,13 +106,9 @@ class CodecCurve:
 def measure_codecs(
     array: str, features: torch.Tensor, basis: KltBasis, fidelity: float
 ) -> CodecCurve:
-    """Measure every codec on some features, ``klt`` at the rates around the target.
+    """Measure every codec on features of an array, ``klt`` at the rates around the target.
 
-    Args:
-        array: What they are of.
-        features: To judge by; none of those that `basis` was fit to. Shape: (B, T, D), B > 0.
-        basis: Of the array.
-        fidelity: F.
+    `basis` was fit to others. Shape: (B, T, D), B > 0.
     """
     target, points = Fidelity.at(fidelity), {}
 

@@ -25,11 +25,7 @@ class CacheDescription:
 
 
 def describe_cache(path: str | Path) -> CacheDescription:
-    """Describe the cache at `path` from its records alone.
-
-    Raises:
-        CacheError: there is no cache, or its records are damaged.
-    """
+    """Describe the cache at `path` from its records alone."""
     cache = FeatureCache.open(path)
     spec, teacher = cache.spec, cache.spec.teacher
     units = [cache.unit(0, unit_idx) for unit_idx in cache.units()]
@@ -99,11 +95,7 @@ class BadSample:
 
 
 def list_bad_samples(path: str | Path) -> list[BadSample]:
-    """Return every bad row of the committed units and every rejected sample, by source and index.
-
-    Raises:
-        CacheError: there is no cache, or its records are damaged.
-    """
+    """Return every bad row of the committed units and every rejected sample, by source and index."""
     cache = FeatureCache.open(path)
     reader = WordReader(cache, images=())
     # Views share their images, so a row that is bad in one is bad in all.

@@ -89,13 +89,7 @@ class RetrievalSummary:
 
 
 def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSummary:
-    """Compare words of a cache's first view with their labels; write the figure and the table.
-
-    Raises:
-        CacheError: the cache has nothing built, or was made by another teacher.
-        DataError: fewer than two words with different labels.
-        TeacherError: CLIP weights cannot be had, or it pools unlike CLIP.
-    """
+    """Compare words of a cache's first view with their labels; write the figure and the table."""
     cache = FeatureCache.open(place)
     device = choose_device(options.device)
     teacher = load_same_teacher(place, cache.spec, options.teacher, device)

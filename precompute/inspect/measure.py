@@ -86,9 +86,7 @@ def _to_host(arrays: Mapping[str, torch.Tensor]) -> None:
 def measure_encoding(features: Mapping[str, torch.Tensor], codecs: Mapping[str, Codec]) -> float:
     """Return rows/s of all image arrays that their codecs encode.
 
-    Args:
-        features: Of some rows, by array. Shape: (B, T, D) each.
-        codecs: Of each array. Tables, where there are any, are fitted to those features.
+    Tables, where there are any, are fitted to the same features. Shape: (B, T, D) each.
     """
     ready = {}
     for array, codec in codecs.items():
@@ -104,11 +102,8 @@ def measure_encoding(features: Mapping[str, torch.Tensor], codecs: Mapping[str, 
 def measure_disk(spec: CacheSpec, stored: Array, array: str, folder: Path | None) -> float:
     """Return bytes/s that are published: written, synced and read back, as the builder does.
 
-    Args:
-        spec: Of the cache to be.
-        stored: Some encoded rows of `array`.
-        array: Name of an image array.
-        folder: Where the files are written, and removed again; None: that of temporary files.
+    What is written are some encoded rows of an image array, into a folder (None: that of temporary
+    files) from which they are removed again.
     """
     num_rows = min(spec.unit_rows, -(-_WRITTEN_ROWS // spec.chunk_rows) * spec.chunk_rows)
     layout = replace(spec, num_rows=num_rows).image_layouts(0)[array]

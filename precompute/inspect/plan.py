@@ -144,12 +144,7 @@ class Plan:
 
 
 def plan_cache(config: PlanConfig) -> Plan:
-    """Scan the sources, time a sample of the work, and add up.
-
-    Raises:
-        DataError: a source cannot be used, or a charset leaves nothing of any label.
-        UsageError: the teacher or a tap is not possible.
-    """
+    """Scan the sources, time a sample of the work, and add up."""
     sources = find_named_lmdbs(config.data)
     device = choose_device(config.device)
     teacher, not_judged = _load_teacher(config, device)
@@ -249,13 +244,7 @@ def plan_views(
 ) -> Cost:
     """Return what the views of a cache take, and the tables of its codecs.
 
-    Args:
-        config: What is planned.
-        rates: Of this machine.
-        device_type: ``cpu`` or ``cuda``.
-        spec: With the codecs of the cache.
-        views: Some of them, to tell what all pixels take. Shape: (B, 32, 128, 3).
-        num_views: K.
+    `views` are some of them, to tell what all pixels take. Shape: (B, 32, 128, 3).
     """
     augment = config.augment_of(num_views)
     layouts = spec.image_layouts(0)

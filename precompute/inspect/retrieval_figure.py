@@ -44,10 +44,10 @@ def draw_retrieval(
     captions: Mapping[str, str],
     teacher: TeacherSpec,
 ) -> str:
-    """Draw the first words' pictures against their labels.
+    """Draw the first words' pictures against their labels, as a PNG.
 
     Args:
-        path: PNG to write.
+        path: Of the PNG.
         labels: N labels.
         views: N pictures. Shape: (32, 128, 3) each.
         matrices: Kind of tokens -> its numbers, rows pictures. Shape: (N, N) each.

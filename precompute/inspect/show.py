@@ -70,11 +70,7 @@ class _Cell:
 
 
 def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
-    """Draw random rows of a cache into a PNG; units that are not built yet are left out.
-
-    Raises:
-        CacheError: there is no cache, nothing is built, or it lacks what was asked for.
-    """
+    """Draw random rows of a cache into a PNG; units that are not built yet are left out."""
     cache = FeatureCache.open(place)
     spec, teacher = cache.spec, cache.spec.teacher
     num_views = options.view_count or min(cache.num_views, _MOST_VIEWS)

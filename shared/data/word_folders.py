@@ -25,11 +25,7 @@ _MAX_IMAGE_BYTES = 1 << 26
 
 
 class WordFolder:
-    """A folder of word images, read-only; a sample's key is its file name in the label file.
-
-    Raises:
-        DataError: no label file or several, one that cannot be read, or one of other files.
-    """
+    """A folder of word images, read-only; a sample's key is its file name in the label file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,11 +60,7 @@ class WordFolder:
 
 
 def find_label_file(folder: Path, *, remedy: str = "") -> Path:
-    """Return the one label file in a folder, found by its name.
-
-    Raises:
-        DataError: none, or several; the message ends with `remedy`.
-    """
+    """Return the one label file in a folder, found by its name."""
     found = [folder / name for name in LABEL_FILE_NAMES if (folder / name).is_file()]
     if len(found) == 1:
         return found[0]
@@ -80,11 +72,7 @@ def find_label_file(folder: Path, *, remedy: str = "") -> Path:
 
 
 def read_label_file(label_file: Path) -> list[tuple[str, str]]:
-    """Return (file name, label) of every entry in order; a label is empty where none is given.
-
-    Raises:
-        DataError: not UTF-8, or not JSON of ``{"file": "label"}`` where the name ends in .json.
-    """
+    """Return (file name, label) of every entry in order; a label is empty where none is given."""
     try:
         text = label_file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:

@@ -42,9 +42,6 @@ def find_lmdbs(root: Path) -> list[Path]:
     """Return every folder at or below `root` that holds a ``data.mdb``, in path order.
 
     MJSynth's train, val and test and SynthText are one root this way.
-
-    Raises:
-        DataError: `root` is not there, or holds no LMDB.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected one with LMDBs in it")
@@ -78,11 +75,7 @@ def find_named_lmdbs(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def find_named(roots: Sequence[Path], find: Callable[[Path], Sequence[Path]]) -> dict[str, Path]:
-    """Return what `find` finds below each root, by a name that does not depend on where roots lie.
-
-    Raises:
-        DataError: two would have the same name, or what `find` raises.
-    """
+    """Return what `find` finds below each root, by a name that does not depend on where roots lie."""
     found: dict[str, Path] = {}
     for root in roots:
         for path in find(root):
