@@ -55,7 +55,7 @@ def unit_of(file: str) -> str:
 
 def missed(report: VerifyReport, damage: Damage) -> list[str]:
     """Return the damaged files that a report does not name with their units."""
-    found = {(fault.unit, fault.file) for fault in report.faults}
+    found = {(fault.part, fault.file) for fault in report.faults}
     files = list(damage)
     if ("index", "manifest.json") in found and "manifest.json" in files:
         files = ["manifest.json"]  # Nothing else can be judged without it.

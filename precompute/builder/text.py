@@ -145,7 +145,7 @@ def build_text_table(
     """
     draft = draft_text(labels, charset, manifest.spec.labels.max_label_length, teacher, tokenizer)
     spec = draft.spec
-    layouts = spec.string_layouts() | spec.layouts(manifest.num_labels)
+    layouts = spec.layouts(manifest.num_labels)
     group = names.metadata_file(names.text_group(spec.name))
     files = {group: storage.write(group, GROUP_METADATA)}
     for key, values in draft.arrays.items():

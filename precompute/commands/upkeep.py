@@ -14,7 +14,7 @@ from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, p
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
-    from ..upkeep.verify_records import VerifyReport
+    from ..upkeep.verify import VerifyReport
 
 
 @click.command("info")
@@ -61,7 +61,7 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
 def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
     """Check that every byte of a cache is what was committed.
 
-    Prints unit, file and problem of each fault, by tabs, and exits with 1 if there is one; with
+    Prints part, file and problem of each fault, by tabs, and exits with 1 if there is one; with
     --repair only if one is left. CACHE may be half built, or an address such as
     s3://bucket/mjst.cache.
 
@@ -78,14 +78,12 @@ def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
 
     report = verify_cache(cache, jobs=config.num_threads)
     for fault in report.faults:
-        click.echo(f"{fault.unit}\t{fault.file}\t{fault.problem}")
-    for note in report.notes:
-        click.echo(f"Note: {note}", err=True)
+        click.echo(f"{fault.part}\t{fault.file}\t{fault.problem}")
     checked = f"{counted(len(report.files), 'file')}, {byte_size(report.num_bytes)}"
     if report.faults and isinstance(cache, Path) and config.repair:
         _repair(cache, report)
     elif report.faults:
-        num_parts = len({fault.unit for fault in report.faults})
+        num_parts = len({fault.part for fault in report.faults})
         click.echo(
             f"{cache} is damaged: {counted(len(report.faults), 'fault')} in "
             f"{counted(num_parts, 'part')}, of {checked}. Take them back with: "
@@ -108,19 +106,10 @@ def _repair(path: Path, report: VerifyReport) -> None:
     from ..upkeep.verify import repair_cache
 
     repair = repair_cache(path, report)
-    if repair.beyond:
-        files = ", ".join(sorted({fault.file for fault in repair.beyond}))
-        is_untouched = not (repair.uncommitted or repair.rewritten or repair.index_files)
-        done = "; nothing was changed" if is_untouched else ""
-        raise click.ClickException(
-            f"{path}: {files} cannot be made again in place{done}. Put it there from a copy of "
-            "the cache, or delete the folder and build it anew"
-        )
-    num_parts = len(repair.uncommitted) + bool(repair.index_files)
     # Without its manifest nothing else could be judged.
     again = "" if report.manifest else ", and verify again"
     click.echo(
-        f"Repaired {path}: {counted(num_parts, 'part')} taken back, "
+        f"Repaired {path}: {counted(len(repair.taken_back), 'part')} taken back, "
         f"{counted(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
         f"command (and cache text, for further charsets){again}."
     )

@@ -183,7 +183,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     )
     parts = {
         names.text_group(draft.spec.name): _weigh(
-            draft.spec.layouts(len(scan.labels)) | draft.spec.string_layouts(), draft.arrays
+            draft.spec.layouts(len(scan.labels)), draft.arrays
         )
         for draft in drafts
     }

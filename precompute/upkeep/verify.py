@@ -1,281 +1,356 @@
 """`clipocr cache verify`: whether every byte of a cache is what was committed, and undoing damage.
 
-    records ──► every file they vouch for, read once ──► numbers in tables ──► files without record
+    records ──► every file they vouch for ──► numbers in tables
 
-A **fault** is a record or a file that is not what was written, or that says what cannot be. A
-**note** is none: files that no record names, and a seal that is older than some records (it stays
-true). A cache without a seal is sound: readers take its records.
-
-Repairing a cache means to remove what is damaged; its build makes it again, to the same bytes.
+A cache without a seal is sound, because readers then take its records. So is one with files that no
+record names, because nobody reads them: they belong to builds at work, or killed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
 from ...shared.cache import names
-from ...shared.cache.memory import Bytes
+from ...shared.cache.json_record import decode_record
 from ...shared.cache.names import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
-from ...shared.cache.records import REJECTION_REASONS, Committed, Manifest
+from ...shared.cache.reader import require_format
+from ...shared.cache.records import (
+    REJECTION_REASONS,
+    Committed,
+    Manifest,
+    Record,
+    UnitRecord,
+    parse_record,
+)
 from ...shared.cache.remote import open_storage
-from ...shared.cache.shards import GROUP_METADATA, Array, ArrayLayout
-from ...shared.cache.storage import LocalStorage, ReadStorage
-from ...shared.errors import CacheMissingError, CacheUnavailableError
+from ...shared.cache.shards import GROUP_METADATA, Array, ArrayReader
+from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage
+from ...shared.errors import (
+    CacheCorruptError,
+    CacheMissingError,
+    CacheUnavailableError,
+)
 from ..builder.scan import hash_keys
-from .verify_records import INDEX, SEAL, Fault, VerifyReport, VouchedFile, check_records, listed
 
+_INDEX, _SEAL = "index", "seal"
+_BLOCK_BYTES = 1 << 23
 _WRONG = "is not what was committed"
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Fault:
+    """Something in a cache that is not what was committed."""
+
+    part: str
+    """``view0/unit-00003``, ``text/char-36``, ``index`` (manifest, rows, labels, rejects),
+    ``seal``, or ``view0`` for the Zarr metadata that its units share."""
+    file: str
+    problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Numbers:
-    """What the numbers of a table may be, because each points at something."""
+class VouchedFile:
+    """A file that a record vouches for."""
 
-    unit: str
-    layout: ArrayLayout
-    low: int
-    stop: int
-    are_offsets: bool = False
-    """Whether they also grow from `low` to the last, `stop` - 1."""
+    part: str
+    record: FileRecord
+    metadata: bytes | None
+    """What it must hold, if it is Zarr metadata."""
+
+
+@dataclass(kw_only=True)
+class VerifyReport:
+    """What a verification found."""
+
+    manifest: Manifest | None = None
+    """None: unreadable, or of another cache; then nothing else was judged."""
+    committed: Committed = field(default_factory=Committed)
+    """Sound records."""
+    is_sealed: bool = False
+    files: dict[str, VouchedFile] = field(default_factory=dict)
+    """Every file that a record vouches for, by name."""
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files, as committed."""
+        return sum(file.record.num_bytes for file in self.files.values())
+
+    def blame(self, part: str, file: str, problem: str) -> None:
+        """Add a fault."""
+        self.faults.append(Fault(part=part, file=file, problem=problem))
 
 
 def verify_cache(place: str | Path, *, jobs: int = 1) -> VerifyReport:
     """Check every record of a cache, every file they vouch for, and what its tables say.
 
-    Reads each byte once, on `jobs` threads; sealed or half built, folder or address. A build may go
-    on meanwhile. Of the tables the numbers are held in memory till the end: 10 bytes a row, and
-    4 bytes for each position of each label of a text table.
+    Sealed or half built, folder or address; a build may go on meanwhile.
+
+    Args:
+        place: Folder or address.
+        jobs: Threads that read.
 
     Raises:
         CacheMissingError: there is no cache at all.
         CacheMismatchError: it was written by another version of the format.
         CacheUnavailableError: the address does not answer.
+        CacheCorruptError: the index is what was committed, and says what cannot be; no build
+            mends that.
     """
-    storage = open_storage(place)
-    found = check_records(storage)
+    storage, found = open_storage(place), VerifyReport()
+    _check_records(storage, found)
     if found.manifest is not None:
-        numbers = list(_tables(found.manifest, found.committed))
-        tables = _read_files(storage, found, {table.layout.name for table in numbers}, jobs)
-        for table in numbers:
-            rows = tables.get(table.layout.name)
-            if rows is not None and (problem := _number_problem(table, rows)):
-                # The records agree with the file, so the numbers were written wrong.
-                file = MANIFEST_NAME if table.unit == INDEX else table.layout.name
-                found.blame(table.unit, file, f"{table.layout.name} {problem}")
-        _compare_keys(found, found.manifest, tables)
-        found.notes += _strays(storage, found.files)
+        _check_files(storage, found, jobs)
+        _check_numbers(storage, found, found.manifest)
     found.faults.sort()
     return found
 
 
-def _tables(manifest: Manifest, committed: Committed) -> Iterator[_Numbers]:
-    """Yield what is known of the numbers in the index and in the text tables."""
-    spec, rows, rejected = manifest.spec, manifest.spec.row_layouts(), manifest.rejected_layouts()
-    most = max(source.num_samples for source in spec.sources)
-    for layout, low, stop in (
-        (rows["source"], 0, len(spec.sources)),
-        (rows["lmdb_index"], 1, most + 1),
-        (rows["label"], 0, manifest.num_labels),
-        (rejected["source"], 0, len(spec.sources)),
-        (rejected["reason"], 0, len(REJECTION_REASONS)),
-    ):
-        yield _Numbers(unit=INDEX, layout=layout, low=low, stop=stop)
-    strings = [(INDEX, manifest.label_layouts())]
-    for record in committed.texts.values():
-        text, layouts = record.spec, record.spec.layouts(manifest.num_labels)
-        for key, low, stop in (("of_label", -1, text.num_strings), ("nodes", 0, text.num_prefixes)):
-            yield _Numbers(unit=record.name, layout=layouts[key], low=low, stop=stop)
-        strings.append((record.name, text.string_layouts()))
-    for unit, layouts in strings:
-        stop = layouts["utf8"].shape[0] + 1
-        yield _Numbers(unit=unit, layout=layouts["offsets"], low=0, stop=stop, are_offsets=True)
+def _check_records(storage: ReadStorage, found: VerifyReport) -> None:
+    """Read the manifest, the seal and every record, and compare them with one another."""
+    # The seal before the records, because a build that goes on meanwhile adds to both.
+    seal, seal_problem = _try(lambda: decode_record(storage.read(SEAL_NAME), SEAL_NAME))
+    found.is_sealed = seal_problem != "is missing"
+    stored = {
+        names.unit_of_record(file): _try(lambda file=file: decode_record(storage.read(file), file))
+        for file in storage.names(COMMITS_FOLDER)
+    }
+    data, problem = _try(lambda: decode_record(storage.read(MANIFEST_NAME), MANIFEST_NAME))
+    if problem == "is missing" and not stored and not found.is_sealed:
+        raise CacheMissingError(f"{storage} is not a feature cache (no {MANIFEST_NAME})")
+    if data is None or data.get("format") != "clipocr-cache":
+        found.blame(_INDEX, MANIFEST_NAME, problem or "is another record, not a manifest")
+        return
+    require_format(storage, data)
+    manifest = Manifest.from_json(data)
+    owners = {data["cache_id"] for data, _ in stored.values() if data and "cache_id" in data}
+    if len(owners) == 1 and manifest.cache_id not in owners:
+        # No record carries the manifest's cache id and all carry one other: it was replaced.
+        problem = f"is of cache {manifest.cache_id}, but every record is of {owners.pop()}"
+        found.blame(_INDEX, MANIFEST_NAME, problem)
+        return
+    found.manifest = manifest
+    if not _vouch(found, manifest, None):
+        raise CacheCorruptError(
+            f"{storage}/{MANIFEST_NAME} does not vouch for the index it plans, and no build mends "
+            "that. Put it there from a copy of the cache, or build the cache anew"
+        )
+    for unit, (data, problem) in stored.items():
+        record = _parse(unit, data, manifest) if data else None
+        if record is None or not _vouch(found, manifest, record):
+            problem = problem or f"is not the record of {unit} that the manifest plans"
+            found.blame(unit, names.record_file(unit), problem)
+    _compare_seal(found, seal, seal_problem, {unit: data for unit, (data, _) in stored.items()})
 
 
-def _read_files(
-    storage: ReadStorage, found: VerifyReport, tables: set[str], jobs: int
-) -> dict[str, Array]:
-    """Read every file through and compare it with its record.
+def _compare_seal(
+    found: VerifyReport,
+    seal: dict[str, Any] | None,
+    problem: str,
+    stored: Mapping[str, dict[str, Any] | None],
+) -> None:
+    """Compare the seal with the records; one that is older than some of them stays true."""
+    assert found.manifest is not None
+    sealed, sound = seal.get("commits") if seal else None, found.committed.by_name
+    if sealed is None:
+        if found.is_sealed:
+            found.blame(_SEAL, SEAL_NAME, problem or "is another record, not a seal")
+        return
+    for unit, said in sealed.items():
+        is_other = said["cache_id"] != found.manifest.cache_id
+        if is_other or (unit in sound and stored[unit] != said):
+            found.blame(_SEAL, SEAL_NAME, f"says something else of {unit} than its record")
+            return
+        if unit not in stored:
+            found.blame(unit, names.record_file(unit), f"is missing, though {SEAL_NAME} repeats it")
 
-    Returns:
-        The numbers of those of `tables` whose files are all sound, by array.
-    """
-    files = list(found.files.values())
-    shards: dict[str, dict[int, list[Array]]] = {}
 
-    def read(file: VouchedFile) -> tuple[str, list[Array]]:
-        is_table = file.layout is not None and file.layout.name in tables
-        return _read_file(storage, file, is_table)
+def _try(read: Callable[[], _Result]) -> tuple[_Result | None, str]:
+    """Return what `read` returns, or None and what is wrong with its file."""
+    try:
+        return read(), ""
+    except CacheUnavailableError:
+        raise
+    except CacheMissingError:
+        return None, "is missing"
+    except CacheCorruptError:
+        return None, _WRONG
+    except OSError as e:
+        return None, f"cannot be read: {e.strerror or e}"
+
+
+def _parse(unit: str, data: dict[str, Any], manifest: Manifest) -> Record | None:
+    """Return the record of a unit, or None if it is not one that the manifest plans."""
+    try:
+        record = parse_record(unit, data)
+    except ValueError:
+        return None
+    is_planned = (record.cache_id, record.name) == (manifest.cache_id, unit)
+    if is_planned and isinstance(record, UnitRecord):
+        is_planned = (
+            record.unit_idx < manifest.spec.num_units
+            and record.rows == manifest.spec.unit_range(record.unit_idx)
+            and all(row in range(*record.rows) for row in record.bad_rows)
+        )
+    return record if is_planned else None
+
+
+def _vouch(found: VerifyReport, manifest: Manifest, record: Record | None) -> bool:
+    """Add the files of a record, or of the index; false if it does not name just those."""
+    if record is None:
+        part, unit, files, layouts = _INDEX, _INDEX, manifest.files, manifest.index_layouts()
+        groups = [*names.GROUPS, *(g for a in layouts for g in names.parents(a.name))]
+    elif isinstance(record, UnitRecord):
+        part, unit, files = names.view_name(record.view_idx), record.name, record.files
+        groups = [names.view_group(record.view_idx)]
+        layouts = list(manifest.spec.image_layouts(record.view_idx).values())
+    else:
+        part, unit, files, groups = record.name, record.name, record.files, [record.name]
+        layouts = list(record.spec.layouts(manifest.num_labels).values())
+    metadata = dict.fromkeys(map(names.metadata_file, groups), GROUP_METADATA)
+    shards: list[str] = []
+    for layout in layouts:
+        metadata[names.metadata_file(layout.name)] = layout.metadata()
+        is_unit = isinstance(record, UnitRecord)
+        shards += [layout.shard_name(record.unit_idx)] if is_unit else layout.shard_names
+    if files.keys() != {*metadata, *shards}:
+        return False
+    if record is not None:
+        found.committed.add(record)
+    for name, file in files.items():
+        data = metadata.get(name)
+        owner = unit if data is None else part
+        found.files[name] = VouchedFile(part=owner, record=file, metadata=data)
+    return True
+
+
+def _check_files(storage: ReadStorage, found: VerifyReport, jobs: int) -> None:
+    """Read every file through and compare it with its record."""
+
+    def check(name: str) -> str:
+        expected = found.files[name].record
+        digest, problem = _try(lambda: _digest(storage, name, expected.num_bytes))
+        return problem or ("" if digest == expected.sha256 else _WRONG)
 
     with (
         tqdm(total=found.num_bytes, desc="verify", unit="B", unit_scale=True) as progress,
         ThreadPoolExecutor(jobs) as executor,
     ):
-        checked = map_ahead(executor, read, files, 2 * jobs)
-        for file, (problem, chunks) in zip(files, checked, strict=True):
-            progress.update(file.records[0].num_bytes)
+        problems = map_ahead(executor, check, list(found.files), 2 * jobs)
+        for (name, file), problem in zip(found.files.items(), problems, strict=True):
+            progress.update(file.record.num_bytes)
             if problem:
-                found.blame(file.unit, file.name, problem)
-            elif chunks and file.layout is not None and file.shard_idx is not None:
-                shards.setdefault(file.layout.name, {})[file.shard_idx] = chunks
-    shapes = {file.layout.name: file.layout.shape for file in files if file.layout is not None}
-    arrays = {
-        name: np.concatenate([chunk for _, chunks in sorted(parts.items()) for chunk in chunks])
-        for name, parts in shards.items()
-    }
-    return {name: rows for name, rows in arrays.items() if rows.shape == shapes[name]}
+                found.blame(file.part, name, problem)
 
 
-def _read_file(storage: ReadStorage, file: VouchedFile, is_table: bool) -> tuple[str, list[Array]]:
-    """Return what is wrong with a file, or nothing, and the rows of a sound table's chunks."""
-    try:
-        if file.layout is None or file.shard_idx is None:
-            digest = hashlib.sha256(storage.read(file.name)).hexdigest()
-            return "" if digest in {r.sha256 for r in file.records} else _WRONG, []
-        num_bytes, committed = storage.size(file.name), file.records[0].num_bytes
-        if num_bytes is None:
-            return "is missing", []
-        if num_bytes != committed:
-            return f"has {num_bytes:,} bytes, {committed:,} were committed", []
-        return _read_shard(storage, file, file.layout, file.shard_idx, is_table)
-    except CacheUnavailableError:
-        raise
-    except CacheMissingError:
-        return "is missing", []
-    except OSError as e:
-        return f"cannot be read: {e.strerror or e}", []
-
-
-def _read_shard(
-    storage: ReadStorage, file: VouchedFile, layout: ArrayLayout, shard_idx: int, is_table: bool
-) -> tuple[str, list[Array]]:
-    def read(start: int, num_bytes: int) -> Bytes:
-        block = np.empty(num_bytes, np.uint8)
-        storage.read_into(block, file.name, start)
-        return block
-
-    record = file.records[0]
-    index_at = record.num_bytes - layout.index_bytes
-    index = read(index_at, layout.index_bytes) if index_at >= 0 else None
-    bounds = None if index is None else layout.chunk_bounds(shard_idx, index, index_at)
-    if index is None or bounds is None:
-        return _WRONG, []
+def _digest(storage: ReadStorage, name: str, num_bytes: int) -> str:
+    """Return the SHA-256 of a file of that size, and nothing of any other."""
     digest = hashlib.sha256()
-    wrong, rows = [], []
-    for chunk_idx, (start, stop) in enumerate(pairwise(bounds)):
-        stored = read(start, stop - start)
-        digest.update(stored.data)
-        if not layout.chunk_is(stored, record, chunk_idx):
-            wrong.append(chunk_idx)
-        elif is_table:
-            rows.append(layout.decode_chunk(shard_idx, chunk_idx, stored))
-    digest.update(index.data)
-    if wrong:
-        first = shard_idx * layout.shard_rows + wrong[0] * layout.chunk_rows
-        last = min(first + layout.chunk_rows, layout.shape[0]) - 1
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        return f"chunk {wrong[0]} (rows {first:,} to {last:,}){more} {_WRONG}", []
-    return ("", rows) if digest.hexdigest() == record.sha256 else (_WRONG, [])
+    for start in range(0, num_bytes, _BLOCK_BYTES):
+        block = np.empty(min(_BLOCK_BYTES, num_bytes - start), np.uint8)
+        storage.read_into(block, name, start)
+        digest.update(block.data)
+    return digest.hexdigest() if storage.size(name) == num_bytes else ""
 
 
-def _number_problem(table: _Numbers, rows: Array) -> str:
-    """Return what is wrong with the numbers of a table, or nothing."""
-    low, last = table.low, table.stop - 1
-    if table.are_offsets:
-        grows = rows[0] == low and rows[-1] == last and (rows[1:] >= rows[:-1]).all()
-        return "" if grows else f"holds offsets that do not grow from {low} to {last}"
-    if rows.size and not low <= int(rows.min()) <= int(rows.max()) <= last:
-        return f"holds numbers from {rows.min()} to {rows.max()}, expected {low} to {last}"
-    return ""
+def _check_numbers(storage: ReadStorage, found: VerifyReport, manifest: Manifest) -> None:
+    """Check the numbers of sound tables, each of which points at something.
 
-
-def _compare_keys(found: VerifyReport, manifest: Manifest, tables: Mapping[str, Array]) -> None:
-    """Check that every unit was made of just the rows that the index has there."""
-    layouts = manifest.spec.row_layouts()
-    columns = {key: tables.get(layouts[key].name) for key in ("source", "lmdb_index")}
-    digests: dict[tuple[int, int], str] = {}
-    for record in found.committed.units.values():
-        if record.rows not in digests:
-            at = slice(*record.rows)
-            rows = {key: column[at] for key, column in columns.items() if column is not None}
-            digests[record.rows] = hash_keys(rows) if len(rows) == len(columns) else ""
-        if digests[record.rows] not in ("", record.keys_sha256):
+    Also that every unit was made of just the rows that the index has there.
+    """
+    damaged = {names.array_of(fault.file) for fault in found.faults}
+    rows, rejected = manifest.spec.row_layouts(), manifest.rejected_layouts()
+    num_sources, labels = len(manifest.spec.sources), manifest.label_layouts()
+    # Array, and the numbers [low, stop) that it may hold.
+    of_index = (
+        (rows["source"], 0, num_sources),
+        (rows["lmdb_index"], 1, max(s.num_samples for s in manifest.spec.sources) + 1),
+        (rows["label"], 0, manifest.num_labels),
+        (rejected["source"], 0, num_sources),
+        (rejected["reason"], 0, len(REJECTION_REASONS)),
+        (labels["offsets"], 0, manifest.num_label_bytes + 1),
+    )
+    keys: dict[str, Array] = {}
+    for layout, low, stop in of_index:
+        if layout.name in damaged:
+            continue
+        values = ArrayReader(storage, layout, manifest.files).all()
+        if problem := _number_problem(layout.name, values, low, stop):
+            raise CacheCorruptError(
+                f"{storage}: {layout.name} {problem}, as the manifest says; no build mends that, "
+                "so build the cache anew"
+            )
+        if layout in (rows["source"], rows["lmdb_index"]):
+            keys[layout.name.removeprefix("rows/")] = values
+    for unit in found.committed.units.values() if len(keys) == 2 else ():
+        at = slice(*unit.rows)
+        if hash_keys({key: values[at] for key, values in keys.items()}) != unit.keys_sha256:
             problem = "was made of other rows than the index has there"
-            found.blame(record.name, names.record_file(record.name), problem)
+            found.blame(unit.name, names.record_file(unit.name), problem)
+    for text in found.committed.texts.values():
+        layouts = text.spec.layouts(manifest.num_labels)
+        for key, low, stop in (
+            ("of_label", -1, text.spec.num_strings),
+            ("nodes", 0, text.spec.num_prefixes),
+            ("offsets", 0, text.spec.num_string_bytes + 1),
+        ):
+            name = layouts[key].name
+            if name not in damaged:
+                values = ArrayReader(storage, layouts[key], text.files).all()
+                if problem := _number_problem(name, values, low, stop):
+                    found.blame(text.name, name, problem)
 
 
-def _strays(storage: ReadStorage, files: Mapping[str, VouchedFile]) -> list[str]:
-    """Return a note on files that no record names, if there are any."""
-    own = {MANIFEST_NAME, SEAL_NAME, *files}
-    strays = [
-        name
-        for name in storage.names("")
-        if name not in own and not name.startswith(f"{COMMITS_FOLDER}/")
-    ]
-    return strays and [
-        f"no record names {listed(strays)}, so they are not read: they belong to builds at work, "
-        "or killed, and are removed or replaced when the build goes on"
-    ]
+def _number_problem(array: str, values: Array, low: int, stop: int) -> str:
+    """Return what is wrong with the numbers of an array, or nothing."""
+    if array.endswith("/offsets"):
+        grows = values[0] == low and values[-1] == stop - 1 and (values[1:] >= values[:-1]).all()
+        return "" if grows else f"holds offsets that do not grow from {low} to {stop - 1}"
+    if values.size and not low <= int(values.min()) <= int(values.max()) < stop:
+        return f"holds numbers from {values.min()} to {values.max()}, expected {low} to {stop - 1}"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
     """What `repair_cache` did."""
 
-    uncommitted: tuple[str, ...] = ()
-    """Units and text tables to build again."""
-    index_files: tuple[str, ...] = ()
-    """Files of the index to make again; if the manifest is one, nothing else was judged."""
-    rewritten: tuple[str, ...] = ()
-    """Metadata files that were written again as they were."""
-    beyond: tuple[Fault, ...] = ()
-    """What no build makes again. If the manifest says what cannot be, nothing was touched."""
+    taken_back: tuple[str, ...]
+    """Parts of the cache to build again."""
+    rewritten: tuple[str, ...]
+    """Zarr metadata that was written again as it was."""
 
 
 def repair_cache(path: Path, report: VerifyReport) -> Repair:
     """Remove what is damaged, so that the build of this cache makes just that again.
 
     First the records of damaged units and text tables go, then the seal, then the damaged files; so
-    if it is killed in between, the next verification finds the rest. Zarr metadata is written again
-    in place. Of a damaged index the files go, and the manifest if it is damaged itself: the build
-    makes them from its sources, and keeps them only if they are those that every unit was made by.
-    No build may run meanwhile.
+    if it is killed in between, the next verification finds the rest. Of a damaged index the files
+    go, and the manifest if it is damaged itself: the build makes them from its sources, and keeps
+    them only if they are those that every unit was made by. No build may run meanwhile.
     """
     storage = LocalStorage(path)
-    metadata = [f for f in report.faults if f.file in report.files and names.is_metadata(f.file)]
-    rest = [fault for fault in report.faults if fault not in metadata]
-    # A manifest that is readable and of this cache, but wrong, was written so: no build mends it.
-    wrong = tuple(fault for fault in rest if fault.file == MANIFEST_NAME and report.manifest)
-    if wrong:
-        return Repair(beyond=wrong)
-    rewritten = [fault.file for fault in metadata if _rewrite(storage, report.files[fault.file])]
-    units = sorted({fault.unit for fault in rest if fault.unit not in (INDEX, SEAL)})
-    for unit in units:
-        storage.remove(names.record_file(unit))
-    if units:
+    known = {name: file.metadata for name, file in report.files.items()}
+    rest = [fault for fault in report.faults if known.get(fault.file) is None]
+    metadata = {f.file: data for f in report.faults if (data := known.get(f.file)) is not None}
+    for name, data in metadata.items():
+        storage.write(name, data)
+    parts = sorted({fault.part for fault in rest} - {_SEAL})
+    for part in parts:
+        storage.remove(names.record_file(part))  # There is none of the index.
+    if set(parts) - {_INDEX}:
         storage.remove(SEAL_NAME)
     for fault in rest:
         storage.remove(fault.file)
-    return Repair(
-        uncommitted=tuple(units),
-        index_files=tuple(fault.file for fault in rest if fault.unit == INDEX),
-        rewritten=tuple(rewritten),
-        beyond=tuple(fault for fault in metadata if fault.file not in rewritten),
-    )
-
-
-def _rewrite(storage: LocalStorage, file: VouchedFile) -> bool:
-    """Write a metadata file again; false if this version of Zarr puts it differently."""
-    data = GROUP_METADATA if file.layout is None else file.layout.metadata()
-    is_same = hashlib.sha256(data).hexdigest() in {record.sha256 for record in file.records}
-    if is_same:
-        storage.write(file.name, data)
-    return is_same
+    return Repair(taken_back=tuple(parts), rewritten=tuple(sorted(metadata)))

@@ -25,16 +25,17 @@ def decode_record(stored: bytes, where: str) -> dict[str, Any]:
     """Return a record's content.
 
     Raises:
-        CacheCorruptError: not JSON, or not what its checksum says.
+        CacheCorruptError: not JSON, not what its checksum says, or written otherwise.
     """
     try:
-        data = json.loads(stored)
-        checksum = data.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        data, checksum = None, ""
-    if data is None or hashlib.sha256(canonical_json(data)).hexdigest() != checksum:
+        data = dict(json.loads(stored))
+        data.pop("sha256")
+        is_sound = encode_record(data) == stored
+    except (ValueError, KeyError, TypeError):
+        is_sound = False
+    if not is_sound:
         raise CacheCorruptError(f"{where} is not the record that was written. {MEND}")
-    return dict(data)
+    return data
 
 
 def require_equal(have: Mapping[str, Any], want: Mapping[str, Any], what: str, remedy: str) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..charset import Charset
 from ..errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
@@ -320,13 +321,22 @@ def read_manifest(storage: ReadStorage) -> Manifest | None:
         raise CacheCorruptError(
             f"{storage}/{MANIFEST_NAME} is another record, not a manifest. {MEND}"
         )
-    version = data["spec"].get("format_version")
+    require_format(storage, data)
+    return Manifest.from_json(data)
+
+
+def require_format(storage: ReadStorage, manifest: Mapping[str, Any]) -> None:
+    """Refuse the JSON form of a manifest that another version of the format wrote.
+
+    Raises:
+        CacheMismatchError: it is one.
+    """
+    version = manifest["spec"].get("format_version")
     if version != FORMAT_VERSION:
         raise CacheMismatchError(
             f"{storage} has format version {version}, this clipocr reads {FORMAT_VERSION}; "
             "build it anew, or use the clipocr version that wrote it"
         )
-    return Manifest.from_json(data)
 
 
 def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:

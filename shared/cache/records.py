@@ -190,6 +190,16 @@ class Manifest:
         """Return the tables of the codecs that work by one, by image array."""
         return self.spec.codec_layouts(self.files)
 
+    def index_layouts(self) -> list[ArrayLayout]:
+        """Return all arrays of the index."""
+        groups = (
+            self.spec.row_layouts(),
+            self.label_layouts(),
+            self.rejected_layouts(),
+            self.codec_layouts(),
+        )
+        return [layout for layouts in groups for layout in layouts.values()]
+
     def rejected_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the samples that did not become rows."""
         return {

@@ -13,6 +13,7 @@ chunk; and read here because the index need not be fetched again for each chunk.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -141,26 +142,37 @@ class ArrayLayout:
         return rows.reshape(self.chunk_rows, *self.row_shape)[: self.shape[0] - first_row]
 
     def metadata(self) -> bytes:
-        """Return the array's ``zarr.json``, as Zarr itself writes it."""
-        # Imported here: importing Zarr takes half a second that readers need not spend.
-        import zarr
-        from zarr.codecs import Crc32cCodec, ZstdCodec
-        from zarr.storage import MemoryStore
+        """Return the array's ``zarr.json``; not by Zarr, so that its version decides no byte."""
 
-        files: dict[str, Any] = {}
-        zarr.create_array(
-            MemoryStore(files),
-            name=self.name,
-            shape=self.shape,
-            dtype=self.dtype,
-            chunks=(self.chunk_rows, *self.row_shape),
-            shards=(self.shard_rows, *self.row_shape),
-            compressors=[ZstdCodec(level=_ZSTD_LEVEL)] * self.compressed + [Crc32cCodec()],
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
-        metadata: bytes = files[names.metadata_file(self.name)].to_bytes()
-        return metadata
+        def chunks(num_rows: int) -> dict[str, Any]:
+            return {"chunk_shape": [num_rows, *self.row_shape]}
+
+        dtype, checksum = np.dtype(self.dtype), {"name": "crc32c"}
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        zstd = {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}
+        sharding = {
+            **chunks(self.chunk_rows),
+            "codecs": [
+                {"name": "bytes"} if dtype.itemsize == 1 else little,
+                *([zstd] if self.compressed else []),
+                checksum,
+            ],
+            "index_codecs": [little, checksum],
+            "index_location": "end",
+        }
+        metadata = {
+            "shape": self.shape,
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": chunks(self.shard_rows)},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0 if dtype.kind == "f" else 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {},
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+        return json.dumps(metadata, indent=2).encode()
 
 
 class ArrayWriter:

@@ -77,7 +77,7 @@ class TextSpec:
         return strings_layouts(names.text_group(self.name), self.num_strings, self.num_string_bytes)
 
     def layouts(self, num_labels: int) -> dict[str, ArrayLayout]:
-        """Return the other arrays: ``of_label``, ``nodes``, and those of features by name."""
+        """Return all arrays: of the strings, ``of_label``, ``nodes``, and features by name."""
 
         def table(key: str, num_rows: int, width: int, dtype: str) -> ArrayLayout:
             return ArrayLayout(
@@ -91,6 +91,7 @@ class TextSpec:
 
         num_rows = {"prefix": self.num_prefixes, "string": self.num_strings}
         return {
+            **self.string_layouts(),
             "of_label": flat_layout(names.text_array(self.name, "of_label"), num_labels, "int32"),
             "nodes": table("nodes", self.num_strings, self.num_positions, "int32"),
             **{a.name: table(a.name, num_rows[a.rows], a.width, "float16") for a in self.arrays},
