@@ -100,7 +100,7 @@ def main(num_samples: int) -> None:
                 ImageArraySpec(name=name, num_tokens=17, width=768, codec=Codec.parse("fp16"))
                 for name in ("block3", "block6", "block9")
             ),
-            sources=found.sources, num_rows=len(found.row_source), unit_rows=16384, chunk_rows=256,
+            sources=found.sources, num_rows=found.num_rows, unit_rows=16384, chunk_rows=256,
         )  # fmt: skip
         storage = LocalStorage(Path(folder))
         seal(storage, write_index(storage, spec, found, sample=None))  # fp16 has no tables.

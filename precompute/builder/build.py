@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ...shared.cache import names
 from ...shared.cache.json_record import require_equal
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
@@ -53,9 +51,7 @@ class _Missing:
     """What a cache lacks of what was asked for."""
 
     index: bool
-    """Whether a file of the index is missing."""
     text: bool
-    """Whether the text table of the charset is."""
     units: list[tuple[int, int]]
     """(view, unit) pairs, view by view."""
 
@@ -124,7 +120,15 @@ def _make_missing(
         The manifest, how many rows were built, and the seconds spent on them.
     """
     device = choose_device(config.device, config.process)
-    teacher = _load_teacher(config, device, manifest)
+    begun_with = manifest.spec.teacher.precision if manifest else None
+    teacher = load_teacher(
+        config.teacher,
+        image_taps=config.image_taps,
+        text_taps=config.text_taps,
+        precision=config.precision or begun_with or default_precision(device.type),
+        device=device,
+        activation=config.activation,
+    )
     teacher.require_room(config.labels.max_label_length)
     scan = scan_sources(sources, config.labels)
     spec = _spec(config, teacher, scan)
@@ -135,14 +139,11 @@ def _make_missing(
     sample = CodecSample(spec, scan, teacher)
     manifest = ensure_index(storage, manifest, spec, scan, sample)
     missing = _missing(config, storage, manifest)
-    committed = read_committed(storage, manifest, through_seal=False)
-    cache = FeatureCache(storage, manifest, committed)
+    cache = FeatureCache(storage, manifest, read_committed(storage, manifest, through_seal=False))
     if missing.text and config.process.rank == 0:
-        labels = cache.labels()
-        cache.publish(build_text_table(storage, manifest, labels, config.charset, teacher))
+        cache.publish(build_text_table(cache, config.charset, teacher))
     started = time.perf_counter()
-    num_workers = config.num_workers(device.type)
-    builder = UnitBuilder(cache, teacher, tuple(sources.values()), num_workers)
+    builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers(device.type))
     # Split all units among processes, not the missing ones: the missing ones change while others
     # build, so two processes would compute different splits.
     share = [
@@ -154,24 +155,8 @@ def _make_missing(
     return manifest, num_rows_built, time.perf_counter() - started
 
 
-def _load_teacher(config: BuildConfig, device: torch.device, manifest: Manifest | None) -> Teacher:
-    begun_with = manifest.spec.teacher.precision if manifest else None
-    return load_teacher(
-        config.teacher,
-        image_taps=config.image_taps,
-        text_taps=config.text_taps,
-        precision=config.precision or begun_with or default_precision(device.type),
-        device=device,
-        activation=config.activation,
-    )
-
-
 def _spec(config: BuildConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
-    """Return the spec of the cache that was asked for.
-
-    Raises:
-        UsageError: a codec cannot store tokens of the teacher's width.
-    """
+    """Return the spec of the cache that was asked for."""
     codecs = config.codecs
     spec = CacheSpec(
         teacher=teacher.spec,
@@ -184,7 +169,7 @@ def _spec(config: BuildConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
         text_taps=config.text_taps,
         seed=config.seed,
         sources=scan.sources,
-        num_rows=len(scan.row_source),
+        num_rows=scan.num_rows,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )

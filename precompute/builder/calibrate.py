@@ -118,7 +118,7 @@ def sample_chunks(
         some = rows[start : start + chunk_rows]
         yield ChunkRows(
             view_idx=0,
-            sources=scan.row_source[some].tolist(),
-            lmdb_indexes=scan.row_lmdb_index[some].tolist(),
+            sources=scan.rows["source"][some].tolist(),
+            lmdb_indexes=scan.rows["lmdb_index"][some].tolist(),
             hashes=scan.hashes(seed, some).tolist(),
         )

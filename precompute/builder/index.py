@@ -11,7 +11,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -49,13 +49,25 @@ def ensure_index(
     Raises:
         CacheMismatchError: what there is of the cache was made of something else.
     """
-    if manifest is None:
-        return (restore_manifest if committed_cache_ids(storage) else write_index)(
-            storage, spec, scan, sample
-        )
-    if not is_index_whole(storage, manifest):
-        restore_index(storage, manifest, scan, sample)
-    return manifest
+    if manifest and is_index_whole(storage, manifest):
+        return manifest
+    owners = {manifest.cache_id} if manifest else _committed_cache_ids(storage)
+    if not owners:
+        return write_index(storage, spec, scan, sample)
+    with scratch_folder(storage) as scratch:
+        made = write_index(scratch, spec, scan, sample, storage)
+        if made.cache_id not in owners:
+            raise CacheMismatchError(
+                f"{storage} has lost files of its index and holds cache {min(owners)}; with these "
+                f"options, sources and versions this would be cache {made.cache_id}. Run the very "
+                "command it was begun with, where it was begun, put the files there from a copy, "
+                "or build into another folder with --out"
+            )
+        for name in made.files:
+            storage.ensure(name, scratch.read(name))
+        if manifest is None:
+            storage.ensure(MANIFEST_NAME, scratch.read(MANIFEST_NAME))
+    return manifest or made
 
 
 def write_index(
@@ -100,7 +112,7 @@ def draft_manifest(spec: CacheSpec, scan: Scan) -> Manifest:
         spec=spec,
         num_labels=len(scan.labels),
         num_label_bytes=sum(len(label.encode()) for label in scan.labels),
-        num_rejected=len(scan.rejected_source),
+        num_rejected=len(scan.rejected["source"]),
         built_with=versions_with("torch", "open_clip_torch", "pillow", "numpy", "zarr"),
         files={},
     )
@@ -110,10 +122,11 @@ def index_arrays(manifest: Manifest, scan: Scan) -> Iterator[tuple[ArrayLayout, 
     """Yield every array that says what rows are, with its values."""
     order = scan.order(manifest.spec.seed)
     strings = encode_strings(scan.labels)
-    rows, rejected = scan.rows, scan.rejected
-    yield from ((layout, rows[key][order]) for key, layout in manifest.spec.row_layouts().items())
+    yield from (
+        (layout, scan.rows[key][order]) for key, layout in manifest.spec.row_layouts().items()
+    )
     yield from ((layout, strings[key]) for key, layout in manifest.label_layouts().items())
-    yield from ((layout, rejected[key]) for key, layout in manifest.rejected_layouts().items())
+    yield from ((layout, scan.rejected[key]) for key, layout in manifest.rejected_layouts().items())
 
 
 def is_index_whole(storage: ReadStorage, manifest: Manifest) -> bool:
@@ -121,50 +134,7 @@ def is_index_whole(storage: ReadStorage, manifest: Manifest) -> bool:
     return all(storage.size(name) == file.num_bytes for name, file in manifest.files.items())
 
 
-def restore_index(
-    storage: LocalStorage, manifest: Manifest, scan: Scan, sample: CodecSample
-) -> None:
-    """Put back the files of the index that are missing.
-
-    Raises:
-        CacheMismatchError: the index that comes out of `scan` is another one.
-    """
-    with scratch_folder(storage) as scratch:
-        made = write_index(scratch, manifest.spec, scan, sample, storage)
-        if made.cache_id != manifest.cache_id:
-            raise CacheMismatchError(
-                f"{storage}: its index has to be made again, and comes out as another "
-                f"({_differing(manifest, made)}); it was built with {_versions(manifest)}, this is "
-                f"{_versions(made)}. Install those versions, or put the files there from a copy"
-            )
-        for name in manifest.files:
-            storage.ensure(name, scratch.read(name))
-
-
-def restore_manifest(
-    storage: LocalStorage, spec: CacheSpec, scan: Scan, sample: CodecSample
-) -> Manifest:
-    """Make manifest and index again for the units that are there.
-
-    Raises:
-        CacheMismatchError: the units there are of another cache than `spec` and `scan` make.
-    """
-    with scratch_folder(storage) as scratch:
-        made = write_index(scratch, spec, scan, sample, storage)
-        owners = committed_cache_ids(storage)
-        if made.cache_id not in owners:
-            raise CacheMismatchError(
-                f"{storage} has lost its manifest and holds units of cache {min(owners)}; with "
-                f"these options and sources this would be cache {made.cache_id}. Run the very "
-                "command it was begun with, or build into another folder with --out"
-            )
-        for name in made.files:
-            storage.ensure(name, scratch.read(name))
-        storage.ensure(MANIFEST_NAME, scratch.read(MANIFEST_NAME))
-    return made
-
-
-def committed_cache_ids(storage: ReadStorage) -> set[str]:
+def _committed_cache_ids(storage: ReadStorage) -> set[str]:
     """Return the caches that the readable commit records below `storage` belong to."""
     owners = set()
     for name in storage.names(names.COMMITS_FOLDER):
@@ -173,13 +143,3 @@ def committed_cache_ids(storage: ReadStorage) -> set[str]:
         except (CacheCorruptError, KeyError):
             continue
     return owners
-
-
-def _differing(have: Manifest, made: Manifest) -> str:
-    files = sorted(set(have.files) | set(made.files))
-    return ", ".join(name for name in files if have.files.get(name) != made.files.get(name))
-
-
-def _versions(manifest: Manifest) -> str:
-    built_with: Mapping[str, str] = manifest.built_with
-    return ", ".join(f"{package} {built_with.get(package)}" for package in ("clipocr", "zarr"))

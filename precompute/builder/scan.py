@@ -29,7 +29,6 @@ from ...shared.errors import DataError
 from ...shared.hashing import mix
 
 _ABSENT = 0xFFFFFFFF
-_REASON = {reason: code for code, reason in enumerate(REJECTION_REASONS)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,44 +38,26 @@ class Scan:
     sources: tuple[SourceSpec, ...]
     paths: tuple[Path, ...]
     """Where each source is on this machine."""
-    row_source: npt.NDArray[np.uint16]
-    """Index into `sources`, rows in source order. Shape: (N,)."""
-    row_lmdb_index: npt.NDArray[np.uint32]
-    """Shape: (N,)."""
-    row_label: npt.NDArray[np.uint32]
-    """Index into `labels`. Shape: (N,)."""
+    rows: dict[str, npt.NDArray[Any]]
+    """The columns of `CacheSpec.row_layouts` by name, rows in source order. Shape: (N,) each."""
     labels: list[str]
-    """Unique labels after `LabelRules`, in order of first appearance."""
-    rejected_source: npt.NDArray[np.uint16]
-    rejected_lmdb_index: npt.NDArray[np.uint32]
-    rejected_reason: npt.NDArray[np.uint8]
+    """Unique labels after `LabelRules`, in order of first appearance; ``label`` points here."""
+    rejected: dict[str, npt.NDArray[Any]]
+    """The columns of `Manifest.rejected_layouts` by name."""
 
     @property
-    def rows(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns of `CacheSpec.row_layouts` by name, rows in source order."""
-        return {
-            "source": self.row_source,
-            "lmdb_index": self.row_lmdb_index,
-            "label": self.row_label,
-        }
-
-    @property
-    def rejected(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns of `Manifest.rejected_layouts` by name."""
-        return {
-            "source": self.rejected_source,
-            "lmdb_index": self.rejected_lmdb_index,
-            "reason": self.rejected_reason,
-        }
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.rows["source"])
 
     def hashes(self, seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """Return `sample_hashes` of some rows. Shape: that of `rows`."""
         names = [source.name for source in self.sources]
-        return sample_hashes(seed, names, self.row_source[rows], self.row_lmdb_index[rows])
+        return sample_hashes(seed, names, self.rows["source"][rows], self.rows["lmdb_index"][rows])
 
     def order(self, seed: int) -> npt.NDArray[np.int64]:
         """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
-        hashes = self.hashes(seed, np.arange(len(self.row_source)))
+        hashes = self.hashes(seed, np.arange(self.num_rows))
         return np.argsort(hashes, kind="stable")
 
 
@@ -88,26 +69,23 @@ def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
     """
     label_ids: dict[str, int] = {}
     columns = _Columns()
-    specs = []
-    for source_idx, (name, path) in enumerate(sources.items()):
-        specs.append(_scan_source(source_idx, name, path, rules, label_ids, columns))
-    if not columns.row_source:
+    specs = [
+        _scan_source(source_idx, name, path, rules, label_ids, columns)
+        for source_idx, (name, path) in enumerate(sources.items())
+    ]
+    if not label_ids:
         raise DataError(_why_nothing_is_usable(list(sources.values()), columns, rules))
     return Scan(
         sources=tuple(specs),
         paths=tuple(sources.values()),
-        row_source=np.asarray(columns.row_source, np.uint16),
-        row_lmdb_index=np.asarray(columns.row_lmdb_index, np.uint32),
-        row_label=np.asarray(columns.row_label, np.uint32),
+        rows={key: np.asarray(column) for key, column in columns.rows.items()},
         labels=list(label_ids),
-        rejected_source=np.asarray(columns.rejected_source, np.uint16),
-        rejected_lmdb_index=np.asarray(columns.rejected_lmdb_index, np.uint32),
-        rejected_reason=np.asarray(columns.rejected_reason, np.uint8),
+        rejected={key: np.asarray(column) for key, column in columns.rejected.items()},
     )
 
 
 def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: LabelRules) -> str:
-    reasons = Counter(REJECTION_REASONS[code] for code in columns.rejected_reason)
+    reasons = Counter(REJECTION_REASONS[code] for code in columns.rejected["reason"])
     listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
     unicode_hint = (
         "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
@@ -124,22 +102,18 @@ class _Columns:
     """Growing columns in machine types: 16 million rows in 160 MB, not in Python objects."""
 
     def __init__(self) -> None:
-        self.row_source = array("H")
-        self.row_lmdb_index = array("I")
-        self.row_label = array("I")
-        self.rejected_source = array("H")
-        self.rejected_lmdb_index = array("I")
-        self.rejected_reason = array("B")
+        self.rows = {"source": array("H"), "lmdb_index": array("I"), "label": array("I")}
+        self.rejected = {"source": array("H"), "lmdb_index": array("I"), "reason": array("B")}
 
     def keep(self, source_idx: int, sample_idx: int, label_id: int) -> None:
-        self.row_source.append(source_idx)
-        self.row_lmdb_index.append(sample_idx)
-        self.row_label.append(label_id)
+        self.rows["source"].append(source_idx)
+        self.rows["lmdb_index"].append(sample_idx)
+        self.rows["label"].append(label_id)
 
     def reject(self, source_idx: int, sample_idx: int, reason: str) -> None:
-        self.rejected_source.append(source_idx)
-        self.rejected_lmdb_index.append(sample_idx)
-        self.rejected_reason.append(_REASON[reason])
+        values = source_idx, sample_idx, REJECTION_REASONS.index(reason)
+        for column, value in zip(self.rejected.values(), values, strict=True):
+            column.append(value)
 
 
 def _scan_source(

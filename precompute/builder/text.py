@@ -20,7 +20,7 @@ from ...shared.cache import names
 from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.codecs.codecs import feature_codec
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed
-from ...shared.cache.records import Committed, Manifest, TextRecord
+from ...shared.cache.records import Committed, TextRecord
 from ...shared.cache.shards import (
     GROUP_METADATA,
     Array,
@@ -29,7 +29,7 @@ from ...shared.cache.shards import (
     write_array,
     write_metadata,
 )
-from ...shared.cache.spec import CacheSpec, TeacherSpec
+from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import FileRecord, LocalStorage
 from ...shared.cache.strings import encode_strings
 from ...shared.cache.text_spec import TextArraySpec, TextSpec
@@ -43,51 +43,28 @@ from .config import TextConfig
 _EXACT = feature_codec(Codec.parse("fp16"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextSummary:
-    """What `add_text_table` did."""
-
-    spec: TextSpec
-    num_bytes: int
-    """Of the table's files."""
-    was_there: bool
-    """Whether there was nothing to do."""
-    teacher: TeacherSpec
-
-
-def add_text_table(config: TextConfig) -> TextSummary:
+def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
     """Add another text table to a cache, from the labels in it; the sources are not needed.
 
     What is there is not touched. A sealed cache is sealed anew, with the table.
 
-    Raises:
-        CacheError: there is no cache, or another teacher made it.
-        TeacherError: CLIP weights cannot be had.
-        DataError: the charset leaves nothing of any label.
+    Returns:
+        The cache, the table's record, and whether it was there already.
     """
     cache = FeatureCache.open(config.cache)
-    storage, manifest = cache.folder, cache.manifest
-    committed = read_committed(storage, manifest, through_seal=False)
-    record = find_text(committed, config.charset, config.tokenizer)
-    was_there = record is not None
+    committed = read_committed(cache.folder, cache.manifest, through_seal=False)
+    held = find_text(committed, config.charset, config.tokenizer)
+    record = held
     if record is None:
-        teacher = load_same_teacher(
-            config.cache, manifest.spec, config.teacher, choose_device(config.device)
-        )
-        storage.sweep()
-        record = build_text_table(
-            storage, manifest, cache.labels(), config.charset, teacher, config.tokenizer
-        )
+        device = choose_device(config.device)
+        teacher = load_same_teacher(config.cache, cache.spec, config.teacher, device)
+        cache.folder.sweep()
+        record = build_text_table(cache, config.charset, teacher, config.tokenizer)
         cache.publish(record)
     if cache.is_sealed:
         # Even if the table was there: a killed run may have published it and not the seal.
-        publish_seal(storage, manifest)
-    return TextSummary(
-        spec=record.spec,
-        num_bytes=sum(file.num_bytes for file in record.files.values()),
-        was_there=was_there,
-        teacher=manifest.spec.teacher,
-    )
+        publish_seal(cache.folder, cache.manifest)
+    return cache, record, held is not None
 
 
 def load_same_teacher(
@@ -100,11 +77,6 @@ def load_same_teacher(
         spec: Of the cache.
         name: ``MODEL/WEIGHTS``; None: as the cache names it, which a weights file cannot be.
         device: Where to run it.
-
-    Raises:
-        UsageError: the name is needed and was not given.
-        CacheMismatchError: other weights.
-        TeacherError: CLIP weights cannot be had.
     """
     have = spec.teacher
     if name is None and have.weights.startswith("file:"):
@@ -131,27 +103,23 @@ def load_same_teacher(
 
 
 def build_text_table(
-    storage: LocalStorage,
-    manifest: Manifest,
-    labels: Sequence[str],
-    charset: Charset,
-    teacher: Teacher,
-    tokenizer: str = "char",
+    cache: FeatureCache, charset: Charset, teacher: Teacher, tokenizer: str = "char"
 ) -> TextRecord:
-    """Encode every label under `charset` and publish the table; return its record, unpublished.
+    """Encode every label under `charset` and publish the files; return the record, unpublished.
 
     Raises:
         DataError: the charset leaves nothing of any label.
     """
-    draft = draft_text(labels, charset, manifest.spec.labels.max_label_length, teacher, tokenizer)
-    spec = draft.spec
-    layouts = spec.layouts(manifest.num_labels)
-    group = names.metadata_file(names.text_group(spec.name))
+    storage, manifest = cache.folder, cache.manifest
+    max_label_length = manifest.spec.labels.max_label_length
+    draft = draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer)
+    layouts = draft.spec.layouts(manifest.num_labels)
+    group = names.metadata_file(names.text_group(draft.spec.name))
     files = {group: storage.write(group, GROUP_METADATA)}
     for key, values in draft.arrays.items():
         files |= write_array(storage, layouts[key], values)
-    files |= _write_features(storage, spec, layouts, draft.trie, teacher, manifest.spec.chunk_rows)
-    return TextRecord(spec=spec, cache_id=manifest.cache_id, files=files)
+    files |= _write_features(storage, draft, layouts, teacher, manifest.spec.chunk_rows)
+    return TextRecord(spec=draft.spec, cache_id=manifest.cache_id, files=files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +225,13 @@ def adapt_labels(
 
 def _write_features(
     storage: LocalStorage,
-    spec: TextSpec,
+    draft: TextDraft,
     layouts: Mapping[str, ArrayLayout],
-    trie: TokenTrie,
     teacher: Teacher,
     batch_rows: int,
 ) -> dict[str, FileRecord]:
     """Run the text encoder and publish the arrays of features."""
+    spec, trie = draft.spec, draft.trie
     num_strings, context = trie.tokens.shape
     by_prefix = {
         array.name: ArrayWriter(storage, layouts[array.name])

@@ -82,14 +82,14 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
     config = TextConfig.from_values(given, cache=cache_path)
     from ..builder.text import add_text_table
 
-    summary = add_text_table(config)
-    warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
-    spec = summary.spec
+    cache, record, was_there = add_text_table(config)
+    warn_of_random_teacher(cache.spec.teacher.is_random, cache.spec.teacher.name)
+    spec, num_bytes = record.spec, sum(file.num_bytes for file in record.files.values())
     click.echo(
-        f"{'Found' if summary.was_there else 'Wrote'} {cache_path}/{names.text_group(spec.name)}: "
+        f"{'Found' if was_there else 'Wrote'} {cache_path}/{names.text_group(spec.name)}: "
         f"{counted(spec.num_strings, 'label')}, "
         f"{counted(spec.num_prefixes, 'prefix', 'prefixes')}, "
-        f"{byte_size(summary.num_bytes)}{'; nothing was missing' if summary.was_there else ''}."
+        f"{byte_size(num_bytes)}{'; nothing was missing' if was_there else ''}."
     )
 
 

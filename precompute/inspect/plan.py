@@ -204,7 +204,7 @@ def plan_cache(config: PlanConfig) -> Plan:
         for of_codec in specs.values()
         for num_views in config.views
     ]
-    rejected = np.bincount(scan.rejected_reason, minlength=len(REJECTION_REASONS)).tolist()
+    rejected = np.bincount(scan.rejected["reason"], minlength=len(REJECTION_REASONS)).tolist()
     return Plan(
         teacher=config.teacher,
         is_random=TeacherSpec.has_random_weights(config.teacher),
@@ -323,7 +323,7 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
         text_taps=config.text_taps,
         seed=0,
         sources=scan.sources,
-        num_rows=len(scan.row_source),
+        num_rows=scan.num_rows,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )

@@ -48,14 +48,7 @@ class CopySummary:
 
 
 def copy_cache(config: CopyConfig) -> CopySummary:
-    """Copy a cache or a part of it, or finish an interrupted copy.
-
-    Raises:
-        CacheMissingError: there is no cache, or one of its files is gone.
-        CacheMismatchError: the cache has no such views or taps, or `out` holds another cache.
-        CacheCorruptError: a file is not what was committed; it does not appear in `out`.
-        CacheUnavailableError: the address does not answer.
-    """
+    """Copy a cache or a part of it, or finish an interrupted copy."""
     source = FeatureCache.open(config.source)
     target = LocalStorage(config.out)
     manifest = _manifest(source, config)
@@ -141,17 +134,13 @@ def _cut(record: Record, manifest: Manifest) -> Record:
     """Return a record as the cache of `manifest` has it."""
     if isinstance(record, TextRecord):
         return replace(record, cache_id=manifest.cache_id)
-    arrays = manifest.spec.image_layouts(record.view_idx)
-
-    def stays(name: str) -> bool:
-        file = names.parse_image_file(name)
-        return file is None or file.array in arrays
-
+    layouts = manifest.spec.image_layouts(record.view_idx)
+    kept = {names.view_group(record.view_idx), *(layout.name for layout in layouts.values())}
     return replace(
         record,
         cache_id=manifest.cache_id,
-        files={name: file for name, file in record.files.items() if stays(name)},
-        fidelity={array: value for array, value in record.fidelity.items() if array in arrays},
+        files={name: file for name, file in record.files.items() if names.array_of(name) in kept},
+        fidelity={array: value for array, value in record.fidelity.items() if array in layouts},
     )
 
 
@@ -168,11 +157,7 @@ class _Copier:
         self.num_bytes_kept = 0
 
     def copy(self, files: Mapping[str, FileRecord]) -> None:
-        """Publish what is missing or wrong of `files`.
-
-        Raises:
-            CacheCorruptError: a file of the source is not what its record says.
-        """
+        """Publish what is missing or wrong of `files`; refuse what is not what its record says."""
         for name, record in files.items():
             # The units of a view share the metadata of their arrays.
             if name in self._done:

@@ -54,18 +54,17 @@ class RecomputeReport:
 
     num_rows: int
     differing_views: tuple[str, ...]
-    """Rows whose view came out differently, each with what differs.
-
-    That is a fault of the cache or of the sources only if Pillow is the one that built it: another
-    version may decode or stretch differently.
-    """
+    """Rows whose view came out differently, each with what differs."""
     arrays: Mapping[str, ArrayReport]
     versions: Mapping[str, tuple[str, str]]
     """``pillow`` and ``torch``: the version that built the cache, and this one."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether every difference is within the promise, or explained by another Pillow."""
+        """Whether every difference is within the promise, or explained by another Pillow.
+
+        Another version may decode or stretch differently.
+        """
         built, here = self.versions["pillow"]
         has_right_views = not self.differing_views or built != here
         return has_right_views and all(array.worst_share <= 1 for array in self.arrays.values())
@@ -127,15 +126,12 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
 def _same_sources(cache: FeatureCache, roots: Sequence[Path]) -> list[Path]:
     """Return where each source of the cache is below `roots`."""
 
-    def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{name} ({count:,} samples)" for name, count in sorted(counts.items()))
-
     found = find_named_lmdbs(roots)
     have = {source.name: source.num_samples for source in cache.spec.sources}
     want = {name: len(WordLmdb(path)) for name, path in found.items()}
     if have != want:
         raise CacheMismatchError(
-            f"{cache.storage} was built from {listed(have)}, but --data holds {listed(want)}; "
+            f"{cache.storage} was built from (name: samples) {have}, but --data holds {want}; "
             "pass the roots it was built from"
         )
     return [found[source.name] for source in cache.spec.sources]
@@ -150,13 +146,13 @@ def _draw(cache: FeatureCache, num_rows: int, seed: int) -> list[_Batch]:
     ends = np.cumsum([unit.rows[1] - unit.rows[0] for unit in units]).tolist()
     drawn = random.Random(seed).sample(range(ends[-1]), min(ends[-1], num_rows + num_bad))
     batches: list[_Batch] = []
+    good = []
     for number in drawn:
         unit = units[at := bisect.bisect(ends, number)]
         row = unit.rows[1] - (ends[at] - number)
-        if row in unit.bad_rows:
-            continue
-        if sum(map(len, batches)) == num_rows:
-            break
+        if row not in unit.bad_rows:
+            good.append((unit, row))
+    for unit, row in good[:num_rows]:
         place = (row - unit.rows[0]) % cache.spec.chunk_rows
         batch = next((batch for batch in batches if place not in batch), None)
         if batch is None:

@@ -273,7 +273,7 @@ def _check_numbers(storage: ReadStorage, found: VerifyReport, manifest: Manifest
     rows, rejected = manifest.spec.row_layouts(), manifest.rejected_layouts()
     num_sources, labels = len(manifest.spec.sources), manifest.label_layouts()
     # Array, and the numbers [low, stop) that it may hold.
-    of_index = (
+    tables = (
         (rows["source"], 0, num_sources),
         (rows["lmdb_index"], 1, max(s.num_samples for s in manifest.spec.sources) + 1),
         (rows["label"], 0, manifest.num_labels),
@@ -281,18 +281,17 @@ def _check_numbers(storage: ReadStorage, found: VerifyReport, manifest: Manifest
         (rejected["reason"], 0, len(REJECTION_REASONS)),
         (labels["offsets"], 0, manifest.num_label_bytes + 1),
     )
-    keys: dict[str, Array] = {}
-    for layout, low, stop in of_index:
+    index: dict[str, Array] = {}
+    for layout, low, stop in tables:
         if layout.name in damaged:
             continue
-        values = ArrayReader(storage, layout, manifest.files).all()
+        index[layout.name] = values = ArrayReader(storage, layout, manifest.files).all()
         if problem := _number_problem(layout.name, values, low, stop):
             raise CacheCorruptError(
                 f"{storage}: {layout.name} {problem}, as the manifest says; no build mends that, "
                 "so build the cache anew"
             )
-        if layout in (rows["source"], rows["lmdb_index"]):
-            keys[layout.name.removeprefix("rows/")] = values
+    keys = {key: index[a.name] for key, a in rows.items() if a.name in index and key != "label"}
     for unit in found.committed.units.values() if len(keys) == 2 else ():
         at = slice(*unit.rows)
         if hash_keys({key: values[at] for key, values in keys.items()}) != unit.keys_sha256:

@@ -17,7 +17,6 @@ the views themselves. Of a text table ``block3`` has a row per prefix, ``eot`` o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
@@ -40,7 +39,6 @@ TOKENIZERS = ("char", "word")
 
 _BLOCK = re.compile(r"block([1-9]\d*)")
 _UNIT = re.compile(r"view(0|[1-9]\d*)/unit-(\d{5,})")
-_IMAGE_FILE = re.compile(r"image/view(0|[1-9]\d*)/([^/]+)/(?:c/(\d+)/.*|zarr\.json)")
 _SHARD = re.compile(r"(.+?)/c/(\d+)(?:/0)*")
 
 
@@ -169,30 +167,6 @@ def array_of(file: str) -> str:
     """Return the array or group that a shard or a metadata file belongs to."""
     match = _SHARD.fullmatch(file)
     return match[1] if match else file.removesuffix(METADATA_NAME).rstrip("/")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFile:
-    """What the name of an image array's file says."""
-
-    view_idx: int
-    array: str
-    unit_idx: int | None
-    """None: the metadata that all units of the view share."""
-
-    @property
-    def unit(self) -> str:
-        """Name of the unit; empty of metadata."""
-        return "" if self.unit_idx is None else unit_name(self.view_idx, self.unit_idx)
-
-
-def parse_image_file(file: str) -> ImageFile | None:
-    """Return what a file of an image array is of, or None of any other file."""
-    match = _IMAGE_FILE.fullmatch(file)
-    if match is None:
-        return None
-    unit_idx = None if match[3] is None else int(match[3])
-    return ImageFile(view_idx=int(match[1]), array=match[2], unit_idx=unit_idx)
 
 
 def part_of(file: str) -> str:

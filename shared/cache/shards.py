@@ -101,46 +101,6 @@ class ArrayLayout:
         """Bytes of the index that a file ends in, its checksum included."""
         return self.chunks_per_shard * _ENTRY_BYTES + _CRC_BYTES
 
-    def chunk_bounds(self, shard_idx: int, index: Bytes, index_at: int) -> list[int] | None:
-        """Return where each chunk of a shard begins, and then where the last one ends.
-
-        Chunks follow one another from the first byte of the file up to the index, because
-        `ArrayWriter` writes them so. An index that says anything else, or whose checksum is wrong,
-        gives None.
-
-        Args:
-            shard_idx: Which file.
-            index: The last `index_bytes` bytes of it.
-            index_at: Where they begin.
-        """
-        bounds = [0]
-        entries = index[:-_CRC_BYTES].view("<u8").reshape(-1, 2)
-        for offset, num_bytes in entries[: self.num_chunks(shard_idx)].tolist():
-            if offset != bounds[-1] or num_bytes <= _CRC_BYTES:
-                return None
-            bounds.append(offset + num_bytes)
-        is_sound = index[-_CRC_BYTES:].view("<u4")[0] == _crc32c(index)
-        return bounds if is_sound and bounds[-1] == index_at else None
-
-    def chunk_is(self, stored: Bytes, record: FileRecord, chunk_idx: int) -> bool:
-        """Return whether the bytes of a chunk, its checksum included, are those of a record."""
-        return f"{_crc32c(stored):08x}" == record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-
-    def decode_chunk(
-        self, shard_idx: int, chunk_idx: int, stored: Bytes, memory: MemoryPool | None = None
-    ) -> Array:
-        """Return the rows of a sound chunk, padding at the array's end cut off.
-
-        Shape: (rows, *row_shape).
-        """
-        data: Any = stored[:-_CRC_BYTES]
-        if self.compressed:
-            out = memory.take(self.chunk_rows * self.row_bytes) if memory else None
-            data = Zstd().decode(data, out)
-        rows = np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<"))
-        first_row = shard_idx * self.shard_rows + chunk_idx * self.chunk_rows
-        return rows.reshape(self.chunk_rows, *self.row_shape)[: self.shape[0] - first_row]
-
     def metadata(self) -> bytes:
         """Return the array's ``zarr.json``; not by Zarr, so that its version decides no byte."""
 
@@ -271,16 +231,21 @@ class ArrayReader:
             CacheCorruptError: the bytes are not those that were committed.
             CacheMissingError: the file is gone.
         """
-        layout = self.layout
-        name = layout.shard_name(shard_idx)
+        layout, name = self.layout, self.layout.shard_name(shard_idx)
         start, stop = self.chunk_range(shard_idx, chunk_idx)
-        record = self._files[name]
+        checksum = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
 
         def is_sound(stored: Bytes) -> bool:
-            return layout.chunk_is(stored, record, chunk_idx)
+            return f"{_crc32c(stored):08x}" == checksum
 
         stored = self._read(name, start, stop - start, is_sound, f"chunk {chunk_idx}", memory)
-        return layout.decode_chunk(shard_idx, chunk_idx, stored, memory)
+        data: Any = stored[:-_CRC_BYTES]
+        if layout.compressed:
+            out = memory.take(layout.chunk_rows * layout.row_bytes) if memory else None
+            data = Zstd().decode(data, out)
+        rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
+        first_row = shard_idx * layout.shard_rows + chunk_idx * layout.chunk_rows
+        return rows.reshape(layout.chunk_rows, *layout.row_shape)[: layout.shape[0] - first_row]
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop), reading each chunk they touch once."""
@@ -308,12 +273,22 @@ class ArrayReader:
         if shard_idx not in self._bounds:
             layout, name = self.layout, self.layout.shard_name(shard_idx)
             index_at = self._files[name].num_bytes - layout.index_bytes
+            num_chunks = layout.num_chunks(shard_idx)
+
+            def bounds_of(index: Bytes) -> list[int]:
+                entries = index[:-_CRC_BYTES].view("<u8").reshape(-1, 2)[:num_chunks].tolist()
+                return [0, *(offset + num_bytes for offset, num_bytes in entries)]
 
             def is_sound(index: Bytes) -> bool:
-                return layout.chunk_bounds(shard_idx, index, index_at) is not None
+                # `ArrayWriter` puts chunks one after another, from the first byte to the index.
+                bounds = bounds_of(index)
+                offsets = index[:-_CRC_BYTES].view("<u8")[: 2 * num_chunks : 2].tolist()
+                is_right = index[-_CRC_BYTES:].view("<u4")[0] == _crc32c(index)
+                follows = offsets == bounds[:-1] and bounds == sorted(set(bounds))
+                return bool(is_right) and follows and bounds[-1] == index_at
 
             index = self._read(name, index_at, layout.index_bytes, is_sound, "the chunk index")
-            self._bounds[shard_idx] = layout.chunk_bounds(shard_idx, index, index_at) or []
+            self._bounds[shard_idx] = bounds_of(index)
         bounds = self._bounds[shard_idx]
         return bounds[chunk_idx], bounds[chunk_idx + 1]
 
@@ -340,10 +315,8 @@ class ArrayReader:
         return block
 
     def _corrupt(self, name: str, what: str) -> CacheCorruptError:
-        file = names.parse_image_file(name)
-        unit = f" of {file.unit}" if file and file.unit else ""
         return CacheCorruptError(
-            f"{self._storage}/{name}: {what}{unit} is not what was committed (a damaged, truncated "
+            f"{self._storage}/{name}: {what} is not what was committed (a damaged, truncated "
             f"or exchanged file). {MEND}"
         )
 

@@ -261,13 +261,3 @@ class CacheSpec:
             )
             for key, dtype in (("source", "uint16"), ("lmdb_index", "uint32"), ("label", "uint32"))
         }
-
-
-def image_array_specs(
-    shapes: Mapping[str, tuple[int, int]], codecs: Mapping[str, Codec]
-) -> tuple[ImageArraySpec, ...]:
-    """Return the image arrays of some shapes (T, D) and codecs, by name."""
-    return tuple(
-        ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
-        for name, (num_tokens, width) in shapes.items()
-    )

@@ -18,9 +18,10 @@ Shapes: B rows, T image tokens, D width.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -58,10 +59,30 @@ class StoredRow:
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
-class FeatureCodec(Protocol):
-    """Stores an image array; Shape: (B, T, D) in and out."""
+class FeatureCodec(ABC):
+    """Stores an image array; unless a codec says otherwise, as records of standardised tokens."""
 
     name: str
+
+    @abstractmethod
+    def _record_bytes(self, width: int) -> int:
+        """Return the bytes of a token.
+
+        Raises:
+            UsageError: this codec cannot store tokens of that width.
+        """
+
+    @abstractmethod
+    def _encode(self, standard: torch.Tensor) -> torch.Tensor:
+        """Shape: (B, T, D), double, standardised -> (B, T, record bytes), uint8."""
+
+    @abstractmethod
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return floating point features on the device of `stored`. Shape: (B, T, D).
+
+        Standardised ones in single precision, not in half: the LayerNorm that follows widens its
+        input, so that half would be one more pass over the batch, and one more rounding.
+        """
 
     def layout(self, row_shape: tuple[int, int]) -> StoredRow:
         """Return how a (T, D) row is stored.
@@ -69,35 +90,48 @@ class FeatureCodec(Protocol):
         Raises:
             UsageError: this codec cannot store rows of that shape.
         """
-        ...
+        num_tokens, width = row_shape
+        # Not compressed: an entropy coder would save under a fifth, and slow reading.
+        shape = (num_tokens, self._record_bytes(width))
+        return StoredRow(row_shape=shape, dtype="uint8", compressed=False)
 
     def target(self, features: torch.Tensor) -> torch.Tensor:
         """Return what `decode` would return if nothing were lost."""
-        ...
+        from .quantize import standardise
+
+        return standardise(features)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the stored form of float32 features.
+        """Return the stored form of float32 features. Shape: (B, T, D) -> (B, T, ...).
 
         Raises:
             TeacherError: a value is not finite, or beyond what the codec can hold.
         """
-        ...
+        self._require_at_most(features, _FP32_MAX)
+        return self._encode(self.target(features))
 
-    def decode(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return floating point features on the device of `stored`."""
-        ...
+    def _require_at_most(self, features: torch.Tensor, most: float) -> None:
+        worst = float(features.abs().amax()) if features.numel() else 0.0
+        if not worst <= most:
+            raise TeacherError(
+                f"a teacher feature is {worst}, beyond what {self.name} holds ({most:.5g}); "
+                "check the teacher's weights and precision"
+            )
 
 
-class Fp16Codec:
-    """Half precision, as it is.
+class Fp16Codec(FeatureCodec):
+    """Half precision, as it is, for entropy coding gains nothing.
 
     Exact against the official run: under its mixed precision the image residual stream is fp16.
     """
 
     name = "fp16"
 
+    def _record_bytes(self, width: int) -> int:
+        return 2 * width
+
     def layout(self, row_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored: 2 T D bytes, for entropy coding gains nothing."""
+        """Return how a (T, D) row is stored."""
         return StoredRow(row_shape=row_shape, dtype="float16", compressed=False)
 
     def target(self, features: torch.Tensor) -> torch.Tensor:
@@ -105,136 +139,81 @@ class Fp16Codec:
         return features
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Round to half precision.
+        """Round to half precision."""
+        self._require_at_most(features, _FP16_MAX)
+        return self._encode(features)
 
-        Raises:
-            TeacherError: a value is not finite or beyond the range of fp16.
-        """
-        _require_at_most(features, _FP16_MAX, self.name)
-        return features.half()
+    def _encode(self, standard: torch.Tensor) -> torch.Tensor:
+        return standard.half()
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the features as they are; heads widen them when they normalise."""
         return stored
 
 
-class _StandardisedCodec:
-    """What the codecs have in common that keep a token as a LayerNorm without gain returns it."""
-
-    name: str
-
-    def target(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the standardised tokens."""
-        from .quantize import standardise
-
-        return standardise(features)
-
-    def _standardised(self, features: torch.Tensor) -> torch.Tensor:
-        """Return what is to be encoded.
-
-        Raises:
-            TeacherError: a value is not finite.
-        """
-        _require_at_most(features, _FP32_MAX, self.name)
-        return self.target(features)
-
-
-class Int8Codec(_StandardisedCodec):
-    """Standardised tokens, eight bits a value: cosine 0.9999 and more, in half of fp16's bytes."""
+class Int8Codec(FeatureCodec):
+    """Eight bits a value: cosine 0.9999 and more, in half of fp16's bytes."""
 
     name = "int8"
 
-    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored: T records of D + 18 bytes."""
-        num_tokens, width = row_shape
-        return _records(num_tokens, width + _HEAD_BYTES)
+    def _record_bytes(self, width: int) -> int:
+        return width + _HEAD_BYTES
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return a record per token.
-
-        Raises:
-            TeacherError: a value is not finite.
-        """
+    def _encode(self, standard: torch.Tensor) -> torch.Tensor:
         from .quantize import encode_int8
 
-        return encode_int8(self._standardised(features))
+        return encode_int8(standard)
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return the tokens, standardised, in single precision.
-
-        Not in half: the LayerNorm that follows widens its input, so that half would be one more
-        pass over the batch, and one more rounding.
-        """
+        """Return the standardised tokens."""
         from .quantize import decode_int8
 
         return decode_int8(stored)
 
 
-class Int4Codec(_StandardisedCodec):
-    """Standardised tokens, four bits a value: cosine 0.995, in a quarter of fp16's bytes."""
+class Int4Codec(FeatureCodec):
+    """Four bits a value: cosine 0.995, in a quarter of fp16's bytes."""
 
     name = "int4"
 
-    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored: T records of D / 2 + 18 bytes.
-
-        Raises:
-            UsageError: D is odd, or too small to leave anything beside the largest values.
-        """
-        num_tokens, width = row_shape
+    def _record_bytes(self, width: int) -> int:
         if width % 2 or width <= _NUM_OUTLIERS:
             raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
-        return _records(num_tokens, width // 2 + _HEAD_BYTES)
+        return width // 2 + _HEAD_BYTES
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return a record per token.
-
-        Raises:
-            TeacherError: a value is not finite.
-        """
+    def _encode(self, standard: torch.Tensor) -> torch.Tensor:
         from .quantize import encode_int4
 
-        return encode_int4(self._standardised(features))
+        return encode_int4(standard)
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        """Return the standardised tokens."""
         from .quantize import decode_int4
 
         return decode_int4(stored)
 
 
-class KltCodec(_StandardisedCodec):
-    """Standardised tokens by transform coding, in as many bytes as are asked for; see `klt`."""
+class KltCodec(FeatureCodec):
+    """Transform coding, in as many bytes as are asked for; see `klt`."""
 
     def __init__(self, record_bytes: int, table: npt.NDArray[np.float32] | None) -> None:
         self.name = f"klt:{record_bytes}"
         self.record_bytes, self._table = record_bytes, table
         self._ready: dict[torch.device, KltTable] = {}
 
-    def layout(self, row_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored: T records.
-
-        Raises:
-            UsageError: there are more bytes than components can fill.
-        """
-        num_tokens, width = row_shape
+    def _record_bytes(self, width: int) -> int:
         most = width * klt.MAX_BITS // 8
         if not 1 <= self.record_bytes <= most:
             raise UsageError(
                 f"codec {self.name} does not fit tokens of {width}; pass klt:1 to klt:{most}"
             )
-        return _records(num_tokens, self.record_bytes)
+        return self.record_bytes
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return a record per token.
-
-        Raises:
-            TeacherError: a value is not finite.
-        """
-        return self._on(features).encode(self._standardised(features))
+    def _encode(self, standard: torch.Tensor) -> torch.Tensor:
+        return self._on(standard).encode(standard)
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return the tokens, standardised, in single precision; see `Int8Codec.decode`."""
+        """Return the standardised tokens."""
         return self._on(stored).decode(stored)
 
     def _on(self, tensor: torch.Tensor) -> KltTable:
@@ -247,23 +226,7 @@ class KltCodec(_StandardisedCodec):
         return self._ready[tensor.device]
 
 
-def _records(num_tokens: int, record_bytes: int) -> StoredRow:
-    # Not compressed: an entropy coder would save under a fifth of the bytes, and slow reading.
-    return StoredRow(row_shape=(num_tokens, record_bytes), dtype="uint8", compressed=False)
-
-
-def _require_at_most(features: torch.Tensor, most: float, codec: str) -> None:
-    worst = float(features.abs().amax()) if features.numel() else 0.0
-    if not worst <= most:
-        raise TeacherError(
-            f"a teacher feature is {worst}, beyond what {codec} holds ({most:.5g}); "
-            "check the teacher's weights and precision"
-        )
-
-
-_FIXED_CODECS: dict[str, FeatureCodec] = {
-    codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())
-}
+_FIXED_CODECS = {codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())}
 
 
 def feature_codec(codec: Codec, table: npt.NDArray[np.float32] | None = None) -> FeatureCodec:

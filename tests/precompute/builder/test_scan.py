@@ -33,9 +33,9 @@ def test_rows_labels_and_sources(tmp_path: Path) -> None:
     result = scan(tmp_path)
     assert [s.name for s in result.sources] == ["MJ/train", "MJ/val"]
     assert [s.num_samples for s in result.sources] == [3, 2]
-    assert result.row_source.tolist() == [0, 0, 0, 1, 1]
-    assert result.row_lmdb_index.tolist() == [1, 2, 3, 1, 2]
-    assert [result.labels[i] for i in result.row_label] == ["two", "One", "three", "One", "two"]
+    assert result.rows["source"].tolist() == [0, 0, 0, 1, 1]
+    assert result.rows["lmdb_index"].tolist() == [1, 2, 3, 1, 2]
+    assert [result.labels[i] for i in result.rows["label"]] == ["two", "One", "three", "One", "two"]
     assert len(result.labels) == 3
 
 
@@ -45,7 +45,7 @@ def test_labels_are_filtered_in_the_official_order(tmp_path: Path) -> None:
     result = scan(tmp_path)
     # Charset deletion comes later: punctuation alone is a label here, but counts for the length.
     assert result.labels == ["abc", "Unicode", "x" * 25, "!?"]
-    rejected = zip(result.rejected_lmdb_index, result.rejected_reason, strict=True)
+    rejected = zip(result.rejected["lmdb_index"], result.rejected["reason"], strict=True)
     assert [(int(i), int(r)) for i, r in rejected] == [(1, 3), (2, 3), (5, 2), (6, 2)]
     assert scan(tmp_path, keep_unicode=True).labels[1:3] == ["Ünïcode", "日本"]
 
@@ -54,17 +54,17 @@ def test_missing_keys_are_rejected_by_index(tmp_path: Path) -> None:
     path = write_words(tmp_path / "set", ["a", "b", "c", "d", "e"])
     edit(path, {b"image-000000002": None, b"label-000000004": None, b"label-000000005": None})
     result = scan(tmp_path)
-    assert result.row_lmdb_index.tolist() == [1, 3]
-    assert result.rejected_lmdb_index.tolist() == [2, 4, 5]
-    assert result.rejected_reason.tolist() == [0, 1, 1]
+    assert result.rows["lmdb_index"].tolist() == [1, 3]
+    assert result.rejected["lmdb_index"].tolist() == [2, 4, 5]
+    assert result.rejected["reason"].tolist() == [0, 1, 1]
 
 
 def test_num_samples_decides_what_is_there(tmp_path: Path) -> None:
     path = write_words(tmp_path / "set", ["a", "b", "c"])
     edit(path, {b"num-samples": b"2", b"image-extra": b"x", b"label-000000000": b"zero"})
-    assert scan(tmp_path).row_lmdb_index.tolist() == [1, 2]
+    assert scan(tmp_path).rows["lmdb_index"].tolist() == [1, 2]
     edit(path, {b"num-samples": b"5"})
-    assert scan(tmp_path).rejected_lmdb_index.tolist() == [4, 5]
+    assert scan(tmp_path).rejected["lmdb_index"].tolist() == [4, 5]
 
 
 def test_digest_sees_labels_and_image_sizes(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_an_added_charset_is_the_one_a_build_would_have_made(
     own_cache: Path, data_root: Path
 ) -> None:
     before = files_of(own_cache)
-    summary = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("94")))
-    assert not summary.was_there
+    *_, was_there = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("94")))
+    assert not was_there
     added = files_of(own_cache)
     changed = {n for n in added if added[n] != before.get(n)}
     assert "sealed.json" in changed
@@ -79,8 +79,8 @@ def test_what_is_there_is_left_and_the_teacher_not_loaded(
 ) -> None:
     monkeypatch.setattr(text, "load_teacher", None)
     before = files_of(own_cache)
-    summary = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("36")))
-    assert summary.was_there
+    *_, was_there = add_text_table(TextConfig(cache=own_cache, charset=Charset.load("36")))
+    assert was_there
     assert files_of(own_cache) == before
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from clipocr.shared.cache import names
-from clipocr.shared.cache.names import ImageFile
 from clipocr.shared.cache.reader import FeatureCache
 
 ROOT = Path(__file__).parents[3]
@@ -37,21 +36,6 @@ def test_blocks() -> None:
         assert names.block_of(other) is None
 
 
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("image/view2/block3/c/7/0/0", ImageFile(view_idx=2, array="block3", unit_idx=7)),
-        ("image/view0/pixels/c/0/0/0/0", ImageFile(view_idx=0, array="pixels", unit_idx=0)),
-        ("image/view0/final/zarr.json", ImageFile(view_idx=0, array="final", unit_idx=None)),
-        ("image/view0/zarr.json", None),
-        ("text/char-36/eot/c/0/0", None),
-        ("rows/label/c/0", None),
-    ],
-)
-def test_image_files(file: str, expected: ImageFile | None) -> None:
-    assert names.parse_image_file(file) == expected
-
-
 def test_files_know_their_array_and_part() -> None:
     assert names.array_of("codec/12ab/block3/c/0/0") == "codec/12ab/block3"
     assert names.array_of("rows/label/zarr.json") == "rows/label"
@@ -63,7 +47,8 @@ def test_files_know_their_array_and_part() -> None:
 
 def test_a_real_cache_has_just_these_names(cache: FeatureCache) -> None:
     files = {name for record in cache.committed for name in record.files}
-    images = {name for name in files if names.parse_image_file(name)}
+    arrays = {layout.name for layout in cache.spec.image_layouts(0).values()}
+    images = {name for name in files if names.array_of(name) in arrays}
     texts = {name for name in files if names.part_of(name) == names.text_group("char-36")}
     assert files - images - texts == {names.metadata_file(names.view_group(0))}
     names.require_free(cache.folder.root)
