@@ -122,7 +122,7 @@ def _copy_text(small: FeatureCache, storage: LocalStorage, manifest: Manifest) -
     shutil.copytree(small.folder.root / "text", storage.root / "text", dirs_exist_ok=True)
     for record in small.committed.texts.values():
         moved = replace(record, cache_id=manifest.cache_id)
-        storage.write(names.record_file(moved.name), encode_record(moved.to_json()))
+        storage.write(names.record_file(moved.name), encode_record(moved))
 
 
 def _write_unit(small: FeatureCache, cache: FeatureCache, unit_idx: int) -> None:

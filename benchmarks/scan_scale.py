@@ -141,7 +141,7 @@ def seal(storage: LocalStorage, manifest: Manifest) -> None:
             rows=spec.unit_range(unit_idx),
             keys_sha256="",
         )
-        commits[record.name] = record.to_json()
+        commits[record.name] = record
     storage.write(SEAL_NAME, encode_record({"commits": commits}))
 
 

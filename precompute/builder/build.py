@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...shared.cache import names
-from ...shared.cache.json_record import require_equal
+from ...shared.cache.json_record import as_json, require_equal
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest
 from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, ViewSpec
@@ -60,13 +60,7 @@ class _Missing:
 
 
 def build_cache(config: BuildConfig) -> BuildSummary:
-    """Build a cache, finish a half-built one, or find that nothing is missing.
-
-    Raises:
-        DataError: a source cannot be used.
-        TeacherError: CLIP weights cannot be had.
-        CacheMismatchError: there is a cache at `config.out`, but of something else.
-    """
+    """Build a cache, finish a half-built one, or find that nothing is missing."""
     storage, sources = LocalStorage(config.out), find_named_lmdbs(config.data)
     manifest = read_manifest(storage)
     if manifest is None:
@@ -217,8 +211,8 @@ def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
     options = zip(_options_of(have), _options_of(want), strict=True)
     differing = [text for (text, value), (_, wanted) in options if value != wanted]
     require_equal(
-        have.to_json(),
-        want.to_json(),
+        as_json(have),
+        as_json(want),
         f"{out} holds another cache",
         f"Go on with that one by: clipocr cache build --out {out} "
         f"{' '.join(differing) or '(with the clipocr that began it)'} ...; or build this one into "

@@ -45,9 +45,6 @@ def ensure_index(
         spec: Of the cache, that of `manifest` if there is one.
         scan: Of its sources.
         sample: What tables of codecs are fit to, if one is missing.
-
-    Raises:
-        CacheMismatchError: what there is of the cache was made of something else.
     """
     if manifest and is_index_whole(storage, manifest):
         return manifest

@@ -20,11 +20,7 @@ from ...shared.errors import MEND, CacheCorruptError
 def publish_table(
     storage: LocalStorage, layout: ArrayLayout, make: Callable[[], Array]
 ) -> FileRecord:
-    """Publish a table unless there is one, and return the record of the one that there then is.
-
-    Raises:
-        CacheCorruptError: what was published is no table; the storage is failing.
-    """
+    """Publish a table unless there is one, and return the record of the one that there then is."""
     name = layout.shard_name(0)
     with scratch_folder(storage) as scratch:
 

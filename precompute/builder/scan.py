@@ -62,11 +62,7 @@ class Scan:
 
 
 def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
-    """Read every key and label of every source once, and no image.
-
-    Raises:
-        DataError: a source is not an LMDB of words, or no sample is usable.
-    """
+    """Read every key and label of every source once, and no image."""
     label_ids: dict[str, int] = {}
     columns = _Columns()
     specs = [

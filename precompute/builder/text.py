@@ -105,11 +105,7 @@ def load_same_teacher(
 def build_text_table(
     cache: FeatureCache, charset: Charset, teacher: Teacher, tokenizer: str = "char"
 ) -> TextRecord:
-    """Encode every label under `charset` and publish the files; return the record, unpublished.
-
-    Raises:
-        DataError: the charset leaves nothing of any label.
-    """
+    """Encode every label under `charset` and publish the files; return the record, unpublished."""
     storage, manifest = cache.folder, cache.manifest
     max_label_length = manifest.spec.labels.max_label_length
     draft = draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer)
@@ -139,11 +135,7 @@ def draft_text(
     teacher: Teacher,
     tokenizer: str = "char",
 ) -> TextDraft:
-    """Apply a charset to the labels and number the token prefixes of what is left.
-
-    Raises:
-        DataError: nothing is left of any label.
-    """
+    """Apply a charset to the labels and number the token prefixes of what is left."""
     reads = LabelTokenizer(tokenizer, max_label_length)
     strings, of_label = adapt_labels(
         labels, charset, reads, max_label_length, teacher.context_length
@@ -175,11 +167,7 @@ def draft_text(
 
 
 def find_text(committed: Committed, charset: Charset, tokenizer: str = "char") -> TextRecord | None:
-    """Return the text table of a charset, if there is one.
-
-    Raises:
-        CacheMismatchError: there is one of that name, but of other characters.
-    """
+    """Return the text table of a charset, if there is one."""
     for record in committed.texts.values():
         spec = record.spec
         if spec.tokenizer != tokenizer:

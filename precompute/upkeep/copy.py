@@ -72,7 +72,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
             target.write(MANIFEST_NAME, encode_record(manifest.to_json()))
         for record in records:
             copier.copy(record.files)
-            target.ensure(names.record_file(record.name), encode_record(record.to_json()))
+            target.ensure(names.record_file(record.name), encode_record(record))
     # Whatever is there: an earlier copy may have brought more.
     held = (
         publish_seal(target, manifest)

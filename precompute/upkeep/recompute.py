@@ -83,11 +83,6 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
 
     The promise holds on the device and the version of PyTorch that built the cache; on others the
     last bits of the teacher differ, too.
-
-    Raises:
-        CacheError: there is no cache, or its records are damaged.
-        CacheMismatchError: the sources, or the teacher's weights, are others than the cache's.
-        TeacherError: CLIP weights cannot be had.
     """
     cache, device = FeatureCache.open(config.cache), choose_device(config.device)
     sources = _same_sources(cache, config.data)

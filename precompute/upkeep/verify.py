@@ -100,13 +100,6 @@ def verify_cache(place: str | Path, *, jobs: int = 1) -> VerifyReport:
     Args:
         place: Folder or address.
         jobs: Threads that read.
-
-    Raises:
-        CacheMissingError: there is no cache at all.
-        CacheMismatchError: it was written by another version of the format.
-        CacheUnavailableError: the address does not answer.
-        CacheCorruptError: the index is what was committed, and says what cannot be; no build
-            mends that.
     """
     storage, found = open_storage(place), VerifyReport()
     _check_records(storage, found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import MEND, CacheCorruptError, CacheMismatchError
 
@@ -15,18 +17,54 @@ def canonical_json(data: object) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def encode_record(data: Mapping[str, Any]) -> bytes:
+def as_json(value: Any) -> Any:
+    """Return the JSON form of a value; what can be parsed, such as a codec, is its text."""
+    if hasattr(value, "parse"):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    return tuple(map(as_json, value)) if isinstance(value, tuple) else value
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """Invert `as_json`: return a value of a type.
+
+    Raises:
+        ValueError: the data is of no such value.
+    """
+    args = get_args(kind)
+    try:
+        if hasattr(kind, "parse"):
+            return kind.parse(data)
+        if dataclasses.is_dataclass(kind):
+            types = _types(kind)
+            return kind(**{key: from_json(types[key], item) for key, item in data.items()})
+        if get_origin(kind) is Mapping:
+            return {args[0](key): from_json(args[1], item) for key, item in data.items()}
+        if get_origin(kind) is tuple:
+            kinds = args[:1] * len(data) if args[-1] is ... else args
+            return tuple(map(from_json, kinds, data))
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"{data!r} is not of {kind}") from e
+    return data
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def encode_record(record: Any) -> bytes:
     """Return a record as it is stored: readable JSON that carries its own checksum."""
+    data = as_json(record)
     checksum = hashlib.sha256(canonical_json(data)).hexdigest()
     return (json.dumps({**data, "sha256": checksum}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def decode_record(stored: bytes, where: str) -> dict[str, Any]:
-    """Return a record's content.
-
-    Raises:
-        CacheCorruptError: not JSON, not what its checksum says, or written otherwise.
-    """
+    """Return a record's content."""
     try:
         data = dict(json.loads(stored))
         data.pop("sha256")
@@ -39,11 +77,7 @@ def decode_record(stored: bytes, where: str) -> dict[str, Any]:
 
 
 def require_equal(have: Mapping[str, Any], want: Mapping[str, Any], what: str, remedy: str) -> None:
-    """Compare two specs, as `dataclasses.asdict` or a ``to_json`` gives them, field by field.
-
-    Raises:
-        CacheMismatchError: naming every field that differs, both values, and `remedy`.
-    """
+    """Compare two specs, as `as_json` gives them, field by field."""
     differences = list(_differences(have, want, ""))
     if differences:
         listed = "; ".join(f"{path} is {a!r}, wanted {b!r}" for path, a, b in differences)

@@ -46,9 +46,6 @@ def require_free(folder: Path) -> None:
     """Refuse a folder that holds other things than a cache, which must be deletable as a whole.
 
     What a build or a copy has left that was killed before its manifest is no other thing.
-
-    Raises:
-        UsageError: it does.
     """
     own = {TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, MANIFEST_NAME, SEAL_NAME}
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -32,11 +32,7 @@ class RangeCache:
     """A bounded folder of copies; the least recently used go first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Open or make the folder, and evict what is beyond its bound.
-
-        Raises:
-            UsageError: nothing can be written there.
-        """
+        """Open or make the folder, and evict what is beyond its bound."""
         self._folder, self._max_bytes = folder, max_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)

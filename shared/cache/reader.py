@@ -50,13 +50,6 @@ class FeatureCache:
             place: Folder, or an fsspec address such as ``s3://bucket/words.cache``.
             cache_dir: Where copies of what is read from an address are kept; see `open_storage`.
             max_cache_bytes: Most bytes of such copies; 0 keeps none.
-
-        Raises:
-            CacheMissingError: there is none.
-            CacheMismatchError: it was written by another version of the format.
-            CacheCorruptError: one of its records is damaged.
-            CacheUnavailableError: the address does not answer.
-            UsageError: no file system is known for the address.
         """
         storage = open_storage(place, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = read_manifest(storage)
@@ -70,11 +63,7 @@ class FeatureCache:
 
     @property
     def folder(self) -> LocalStorage:
-        """The storage, to write to.
-
-        Raises:
-            UsageError: the cache is at an address, which is only ever read.
-        """
+        """The storage, to write to."""
         if not isinstance(self.storage, LocalStorage):
             raise UsageError(
                 f"{self.storage} can only be read; bring it into a folder with: "
@@ -105,9 +94,6 @@ class FeatureCache:
         """Return the first `fraction` of the committed units of view 0, at least one.
 
         Rows were permuted at build, so any units are a fair sample.
-
-        Raises:
-            CacheMissingError: nothing is built yet.
         """
         units = self.units()
         if not units:
@@ -128,11 +114,7 @@ class FeatureCache:
         return sum(file.num_bytes for some in files for file in some.values())
 
     def unit(self, view_idx: int, unit_idx: int) -> UnitRecord:
-        """Return a unit's record.
-
-        Raises:
-            CacheMissingError: the unit is not built.
-        """
+        """Return a unit's record."""
         try:
             return self.committed.units[view_idx, unit_idx]
         except KeyError:
@@ -150,15 +132,11 @@ class FeatureCache:
 
     def publish(self, record: Record) -> None:
         """Make a unit or a text table part of the cache; its files must be published already."""
-        self.folder.write(names.record_file(record.name), encode_record(record.to_json()))
+        self.folder.write(names.record_file(record.name), encode_record(record))
         self.committed.add(record)
 
     def image_reader(self, view_idx: int, array: str) -> ArrayReader:
-        """Return the reader of the pixels or of an image array of a view.
-
-        Raises:
-            CacheMismatchError: this cache has no such array.
-        """
+        """Return the reader of the pixels or of an image array of a view."""
         key = (view_idx, array)
         if key not in self._readers:
             layouts = self.spec.image_layouts(view_idx)
@@ -226,9 +204,6 @@ class FeatureCache:
             max_label_length: Of the longest label that is needed.
             tokenizer: ``char`` or ``word``.
             arrays: Names of the arrays that it must have.
-
-        Raises:
-            CacheMismatchError: there is none.
         """
         specs = self.text_specs()
         for spec in specs:
@@ -254,11 +229,7 @@ class FeatureCache:
         )
 
     def require_images(self, arrays: Sequence[str]) -> None:
-        """Check that the image arrays a run wants are there.
-
-        Raises:
-            CacheMismatchError: one is not.
-        """
+        """Check that the image arrays a run wants are there."""
         self._require_arrays("image", self.spec.image_names, arrays)
 
     def _require_arrays(self, kind: str, held: Sequence[str], wanted: Sequence[str]) -> None:
@@ -308,12 +279,7 @@ class FeatureCache:
 
 
 def read_manifest(storage: ReadStorage) -> Manifest | None:
-    """Return the manifest, or None if no cache was begun here.
-
-    Raises:
-        CacheMismatchError: written by another version of the format.
-        CacheCorruptError: damaged.
-    """
+    """Return the manifest, or None if no cache was begun here."""
     if not storage.exists(MANIFEST_NAME):
         return None
     data = decode_record(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
@@ -326,11 +292,7 @@ def read_manifest(storage: ReadStorage) -> Manifest | None:
 
 
 def require_format(storage: ReadStorage, manifest: Mapping[str, Any]) -> None:
-    """Refuse the JSON form of a manifest that another version of the format wrote.
-
-    Raises:
-        CacheMismatchError: it is one.
-    """
+    """Refuse the JSON form of a manifest that another version of the format wrote."""
     version = manifest["spec"].get("format_version")
     if version != FORMAT_VERSION:
         raise CacheMismatchError(
@@ -348,7 +310,7 @@ def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:
     storage.sweep()
     committed = read_committed(storage, manifest, through_seal=False)
     while True:
-        records = {record.name: record.to_json() for record in committed}
+        records = {record.name: record for record in committed}
         # An older seal, of fewer views or charsets, is true until this one takes its place.
         storage.ensure(SEAL_NAME, encode_record({"commits": records}))
         sealed, committed = committed, read_committed(storage, manifest, through_seal=False)
@@ -364,9 +326,6 @@ def read_committed(storage: ReadStorage, manifest: Manifest, *, through_seal: bo
         manifest: Of the cache; records of another cache are refused.
         through_seal: Whether to take those that the seal repeats, if there is one: one read, and
             enough for a reader. A builder reads record by record, to see those added since.
-
-    Raises:
-        CacheCorruptError: a record is damaged, or in another's place.
     """
     if through_seal and storage.exists(SEAL_NAME):
         seal = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")

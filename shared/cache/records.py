@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 from . import names
-from .json_record import canonical_json
+from .json_record import as_json, canonical_json, from_json
 from .shards import ArrayLayout
 from .spec import CacheSpec
 from .storage import FileRecord
@@ -53,22 +53,6 @@ class UnitRecord:
         """Name of the unit, e.g. ``view0/unit-00003``."""
         return names.unit_name(self.view_idx, self.unit_idx)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self) | {"bad_rows": {str(row): why for row, why in self.bad_rows.items()}}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a record from its JSON form."""
-        return cls(
-            **{
-                **data,
-                "rows": tuple(data["rows"]),
-                "files": _files(data),
-                "bad_rows": {int(row): why for row, why in data["bad_rows"].items()},
-            }
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecord:
@@ -83,34 +67,19 @@ class TextRecord:
         """Name of the table as a unit, e.g. ``text/char-36``."""
         return names.text_group(self.spec.name)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a record from its JSON form."""
-        return cls(**{**data, "spec": TextSpec.from_json(data["spec"]), "files": _files(data)})
-
 
 Record = UnitRecord | TextRecord
 
 
 def parse_record(unit: str, data: Mapping[str, Any]) -> Record:
-    """Return the record of a unit, or of a text table, from its JSON form.
-
-    Args:
-        unit: Its name, which tells the two apart.
-        data: The JSON form.
+    """Return the record of a unit, or of a text table, as its name says, from its JSON form.
 
     Raises:
         ValueError: the data is not such a record.
     """
-    kind = TextRecord if names.parse_unit(unit) is None else UnitRecord
-    try:
-        return kind.from_json(data)
-    except (AttributeError, KeyError, TypeError) as e:
-        raise ValueError(f"not a {kind.__name__}") from e
+    is_text = names.parse_unit(unit) is None
+    record: Record = from_json(TextRecord if is_text else UnitRecord, data)
+    return record
 
 
 @dataclass
@@ -165,22 +134,19 @@ class Manifest:
     @cached_property
     def cache_id(self) -> str:
         """Digest of the spec and of the index; every record of a unit or table carries it."""
-        files = {name: asdict(file) for name, file in self.files.items()}
-        identity = {"spec": self.spec.to_json(), "files": files}
+        identity = as_json({"spec": self.spec, "files": self.files})
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        head = {"format": "clipocr-cache", "cache_id": self.cache_id}
-        return head | asdict(self) | {"spec": self.spec.to_json()}
+        return {"format": "clipocr-cache", "cache_id": self.cache_id, **as_json(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a manifest from its JSON form."""
         fields = {k: v for k, v in data.items() if k not in ("format", "cache_id")}
-        return cls(
-            **{**fields, "spec": CacheSpec.from_json(data["spec"]), "files": _files(data)},
-        )
+        manifest: Self = from_json(cls, fields)
+        return manifest
 
     def label_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the unique labels."""
@@ -206,7 +172,3 @@ class Manifest:
             key: flat_layout(names.index_array("rejected", key), self.num_rejected, dtype)
             for key, dtype in (("source", "uint16"), ("lmdb_index", "uint32"), ("reason", "uint8"))
         }
-
-
-def _files(data: Mapping[str, Any]) -> dict[str, FileRecord]:
-    return {name: FileRecord(**file) for name, file in data["files"].items()}

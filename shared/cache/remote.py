@@ -50,11 +50,7 @@ class Patience:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return the default as the two environment variables change it.
-
-        Raises:
-            UsageError: one of them is no number, or too small.
-        """
+        """Return the default as the two environment variables change it."""
         tries = os.environ.get("CLIPOCR_REMOTE_TRIES", str(cls.tries))
         timeout_s = os.environ.get("CLIPOCR_REMOTE_TIMEOUT_S", str(cls.timeout_s))
         with contextlib.suppress(ValueError):
@@ -81,9 +77,6 @@ def open_storage(
         place: Folder, or an fsspec address; a folder needs none of what follows.
         cache_dir: Where copies of what is read are kept; None: `default_cache_dir`.
         max_cache_bytes: Most bytes of such copies; 0 keeps none.
-
-    Raises:
-        UsageError: no file system is known for the address, or copies cannot be kept.
     """
     if not (isinstance(place, str) and is_address(place)):
         return LocalStorage(Path(place))
@@ -115,9 +108,6 @@ class RemoteStorage(ReadStorage):
             address: E.g. ``s3://bucket/words.cache``.
             copies: Where checked ranges are kept; None: nowhere.
             patience: None: as the environment says.
-
-        Raises:
-            UsageError: no file system is known for the address.
         """
         self._address = address.rstrip("/")
         self._copies = copies
@@ -155,12 +145,7 @@ class RemoteStorage(ReadStorage):
     def read_into(
         self, block: Bytes, name: str, start: int, check: RangeCheck | None = None
     ) -> None:
-        """Fill `block` from a sound copy if there is one, else from the network.
-
-        Raises:
-            CacheMissingError: there is no such file.
-            CacheCorruptError: what came was too short, or `check` did not accept it, every time.
-        """
+        """Fill `block` from a sound copy if there is one, else from the network."""
         stop = start + len(block)
 
         def fill(stored: bytes) -> str:

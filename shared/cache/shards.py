@@ -226,10 +226,6 @@ class ArrayReader:
             shard_idx: Which file.
             chunk_idx: Which chunk of it.
             memory: Where its rows shall be; None: wherever.
-
-        Raises:
-            CacheCorruptError: the bytes are not those that were committed.
-            CacheMissingError: the file is gone.
         """
         layout, name = self.layout, self.layout.shard_name(shard_idx)
         start, stop = self.chunk_range(shard_idx, chunk_idx)
@@ -264,12 +260,7 @@ class ArrayReader:
         return self.rows(0, self.layout.shape[0])
 
     def chunk_range(self, shard_idx: int, chunk_idx: int) -> tuple[int, int]:
-        """Return the bytes [start, stop) of a shard that a chunk takes, its checksum included.
-
-        Raises:
-            CacheCorruptError: the shard's index is damaged.
-            CacheMissingError: the file is gone.
-        """
+        """Return the bytes [start, stop) of a shard that a chunk takes, its checksum included."""
         if shard_idx not in self._bounds:
             layout, name = self.layout, self.layout.shard_name(shard_idx)
             index_at = self._files[name].num_bytes - layout.index_bytes

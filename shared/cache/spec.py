@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 from ..charset import LabelRules
 from . import names
 from .codecs.codec import Codec, join_codecs
 from .codecs.codecs import feature_codec, pixel_layout
 from .codecs.klt import num_table_rows
-from .json_record import canonical_json
+from .json_record import as_json, canonical_json
 from .shards import ArrayLayout
 from .storage import FileRecord
 
@@ -110,15 +109,6 @@ class ImageArraySpec:
         """(T, D): what a decoded row is."""
         return self.num_tokens, self.width
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self) | {"codec": str(self.codec)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild it from its JSON form."""
-        return cls(**{**data, "codec": Codec.parse(data["codec"])})
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
@@ -141,25 +131,6 @@ class CacheSpec:
     chunk_rows: int
     """Rows per teacher batch and per read; a fixed batch keeps features independent of it."""
     format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self) | {"images": tuple(image.to_json() for image in self.images)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from its JSON form."""
-        return cls(
-            **{
-                **data,
-                "teacher": TeacherSpec(**data["teacher"]),
-                "view": ViewSpec(**data["view"]),
-                "labels": LabelRules(**data["labels"]),
-                "images": tuple(map(ImageArraySpec.from_json, data["images"])),
-                "text_taps": tuple(data["text_taps"]),
-                "sources": tuple(SourceSpec(**source) for source in data["sources"]),
-            }
-        )
 
     @property
     def codec(self) -> str:
@@ -192,11 +163,7 @@ class CacheSpec:
         return start, min(start + self.unit_rows, self.num_rows)
 
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
-        """Return the arrays of one view by name: the pixels, then the image arrays.
-
-        Raises:
-            UsageError: a codec cannot store rows of its array's shape.
-        """
+        """Return the arrays of one view by name: the pixels, then the image arrays."""
         rows = {
             names.PIXELS: pixel_layout(),
             **{
@@ -242,9 +209,9 @@ class CacheSpec:
         """
         layouts = self.row_layouts().values()
         rows = {name for layout in layouts for name in layout.shard_names}
-        identity = self.to_json() | {
-            "images": image.to_json() | {"name": ""},
-            "files": {name: asdict(file) for name, file in index.items() if name in rows},
+        identity = as_json(self) | {
+            "images": as_json(image) | {"name": ""},
+            "files": {name: as_json(file) for name, file in index.items() if name in rows},
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:16]
 

@@ -78,11 +78,7 @@ class ReadStorage(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Return a whole file.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
+        """Return a whole file."""
 
     @abstractmethod
     def read_into(
@@ -97,10 +93,6 @@ class ReadStorage(ABC):
             check: By it a storage that reads over a network reads again what arrived damaged, and
                 keeps copies of what arrived sound. A folder does not use it, so the caller checks
                 `block`, too.
-
-        Raises:
-            CacheMissingError: there is no such file.
-            CacheCorruptError: the file ends before the block does.
         """
 
 
@@ -135,11 +127,7 @@ class PendingFile:
         return self._sha256.hexdigest()
 
     def publish(self, chunk_crc32c: str = "") -> FileRecord:
-        """Sync, read back, compare, rename, sync the folder; return the record.
-
-        Raises:
-            CacheCorruptError: the file system returned other bytes than were written.
-        """
+        """Sync, read back, compare, rename, sync the folder; return the record."""
         self._file.close()
         sync(self._partial)
         # CRC-32C: five times as fast as SHA-256, and enough against errors that nobody made.

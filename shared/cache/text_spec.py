@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +57,6 @@ class TextSpec:
     num_prefixes: int
     """M."""
     arrays: tuple[TextArraySpec, ...]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from its JSON form, that of `dataclasses.asdict`."""
-        return cls(**{**data, "arrays": tuple(TextArraySpec(**a) for a in data["arrays"])})
 
     @property
     def array_names(self) -> tuple[str, ...]:

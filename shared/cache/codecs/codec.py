@@ -22,11 +22,7 @@ class Codec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the codec of that name; ``klt`` alone keeps 192 bytes.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """Return the codec of that name; ``klt`` alone keeps 192 bytes."""
         kind, colon, record_bytes = text.partition(":")
         if kind == "klt" and (not colon or record_bytes.isdecimal()):
             return cls(kind=kind, record_bytes=int(record_bytes or _KLT_BYTES))
@@ -56,9 +52,6 @@ def codec_per_array(codecs: Sequence[Codec], arrays: Sequence[str]) -> dict[str,
     Args:
         codecs: One for all arrays, or one for each.
         arrays: Their names.
-
-    Raises:
-        UsageError: there is another number of codecs.
     """
     if len(codecs) == 1:
         return dict.fromkeys(arrays, codecs[0])

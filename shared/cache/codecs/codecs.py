@@ -66,11 +66,7 @@ class FeatureCodec(ABC):
 
     @abstractmethod
     def _record_bytes(self, width: int) -> int:
-        """Return the bytes of a token.
-
-        Raises:
-            UsageError: this codec cannot store tokens of that width.
-        """
+        """Return the bytes of a token."""
 
     @abstractmethod
     def _encode(self, standard: torch.Tensor) -> torch.Tensor:
@@ -85,11 +81,7 @@ class FeatureCodec(ABC):
         """
 
     def layout(self, row_shape: tuple[int, int]) -> StoredRow:
-        """Return how a (T, D) row is stored.
-
-        Raises:
-            UsageError: this codec cannot store rows of that shape.
-        """
+        """Return how a (T, D) row is stored."""
         num_tokens, width = row_shape
         # Not compressed: an entropy coder would save under a fifth, and slow reading.
         shape = (num_tokens, self._record_bytes(width))
@@ -102,11 +94,7 @@ class FeatureCodec(ABC):
         return standardise(features)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the stored form of float32 features. Shape: (B, T, D) -> (B, T, ...).
-
-        Raises:
-            TeacherError: a value is not finite, or beyond what the codec can hold.
-        """
+        """Return the stored form of float32 features. Shape: (B, T, D) -> (B, T, ...)."""
         self._require_at_most(features, _FP32_MAX)
         return self._encode(self.target(features))
 

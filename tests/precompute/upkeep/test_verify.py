@@ -217,7 +217,7 @@ def test_a_manifest_that_was_written_wrong_is_beyond_repair(world: World, copy: 
     for record in copy.rglob("commits/**/*.json"):
         unit = unit_of_record(record.relative_to(copy).as_posix())
         commit = parse_record(unit, decode_record(record.read_bytes(), "x"))
-        record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id).to_json()))
+        record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id)))
     with pytest.raises(CacheCorruptError, match=r"manifest\.json does not vouch .* a copy"):
         verify_cache(copy)
 

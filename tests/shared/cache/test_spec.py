@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clipocr.shared.cache.codecs.codec import Codec
-from clipocr.shared.cache.json_record import require_equal
+from clipocr.shared.cache.json_record import as_json, from_json, require_equal
 from clipocr.shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec, ViewSpec
 from clipocr.shared.charset import LabelRules
 from clipocr.shared.errors import CacheMismatchError
@@ -86,11 +86,11 @@ def test_a_difference_is_named_with_both_values(
     path: str, have: Any, wanted: Any, spec: CacheSpec
 ) -> None:
     with pytest.raises(CacheMismatchError) as caught:
-        require_equal(SPEC.to_json(), spec.to_json(), "out.cache holds another cache", "Pass --out")
+        require_equal(as_json(SPEC), as_json(spec), "out.cache holds another cache", "Pass --out")
     expected = f"out.cache holds another cache: {path} is {have!r}, wanted {wanted!r}. Pass --out"
     assert str(caught.value) == expected
 
 
 def test_a_spec_survives_its_json_form() -> None:
-    stored = json.loads(json.dumps(SPEC.to_json()))
-    assert CacheSpec.from_json(stored) == SPEC
+    stored = json.loads(json.dumps(as_json(SPEC)))
+    assert from_json(CacheSpec, stored) == SPEC
