@@ -16,8 +16,9 @@ from dataclasses import replace
 from functools import partial
 
 from ...shared.cache import names
-from ...shared.cache.json_record import decode_record, encode_record
+from ...shared.cache.json_record import encode_record
 from ...shared.cache.names import MANIFEST_NAME
+from ...shared.cache.reader import read_record
 from ...shared.cache.records import Manifest
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayLayout, write_array, write_metadata
 from ...shared.cache.spec import CacheSpec
@@ -136,7 +137,7 @@ def _committed_cache_ids(storage: ReadStorage) -> set[str]:
     owners = set()
     for name in storage.names(names.COMMITS_FOLDER):
         try:
-            owners.add(str(decode_record(storage.read(name), name)["cache_id"]))
+            owners.add(str(read_record(storage, name)["cache_id"]))
         except (CacheCorruptError, KeyError):
             continue
     return owners

@@ -38,10 +38,10 @@ _SMALLEST = 2.0**-24
 
 @dataclass(kw_only=True)
 class ArrayReport:
-    """How far one image array of the cache is from the teacher."""
+    """How far one image array is from the teacher, in the codec's terms: mostly standardised."""
 
     max_abs: float = 0.0
-    """Largest absolute difference, in the codec's terms: of standardised tokens but for fp16."""
+    """Largest absolute difference."""
     worst_share: float = 0.0
     """Largest difference as a share of what the codec promises; above 1 is a fault."""
     cosine_min: float = 1.0

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +21,14 @@ from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
 from ...shared.cache import names
-from ...shared.cache.json_record import decode_record
 from ...shared.cache.names import COMMITS_FOLDER, MANIFEST_NAME, SEAL_NAME
-from ...shared.cache.reader import require_format
+from ...shared.cache.reader import read_manifest, read_record
 from ...shared.cache.records import (
     REJECTION_REASONS,
     Committed,
     Manifest,
     Record,
+    TextRecord,
     UnitRecord,
     parse_record,
 )
@@ -95,11 +96,7 @@ class VerifyReport:
 def verify_cache(place: str | Path, *, jobs: int = 1) -> VerifyReport:
     """Check every record of a cache, every file they vouch for, and what its tables say.
 
-    Sealed or half built, folder or address; a build may go on meanwhile.
-
-    Args:
-        place: Folder or address.
-        jobs: Threads that read.
+    Sealed or half built, folder or address; a build may go on meanwhile. `jobs` threads read.
     """
     storage, found = open_storage(place), VerifyReport()
     _check_records(storage, found)
@@ -113,20 +110,19 @@ def verify_cache(place: str | Path, *, jobs: int = 1) -> VerifyReport:
 def _check_records(storage: ReadStorage, found: VerifyReport) -> None:
     """Read the manifest, the seal and every record, and compare them with one another."""
     # The seal before the records, because a build that goes on meanwhile adds to both.
-    seal, seal_problem = _try(lambda: decode_record(storage.read(SEAL_NAME), SEAL_NAME))
+    seal, seal_problem = _try(lambda: read_record(storage, SEAL_NAME))
     found.is_sealed = seal_problem != "is missing"
     stored = {
-        names.unit_of_record(file): _try(lambda file=file: decode_record(storage.read(file), file))
+        names.unit_of_record(file): _try(partial(read_record, storage, file))
         for file in storage.names(COMMITS_FOLDER)
     }
-    data, problem = _try(lambda: decode_record(storage.read(MANIFEST_NAME), MANIFEST_NAME))
-    if problem == "is missing" and not stored and not found.is_sealed:
-        raise CacheMissingError(f"{storage} is not a feature cache (no {MANIFEST_NAME})")
-    if data is None or data.get("format") != "clipocr-cache":
-        found.blame(_INDEX, MANIFEST_NAME, problem or "is another record, not a manifest")
+    manifest, problem = _try(lambda: read_manifest(storage))
+    if manifest is None:
+        problem = problem or "is missing"
+        if problem == "is missing" and not stored and not found.is_sealed:
+            raise CacheMissingError(f"{storage} is not a feature cache (no {MANIFEST_NAME})")
+        found.blame(_INDEX, MANIFEST_NAME, problem)
         return
-    require_format(storage, data)
-    manifest = Manifest.from_json(data)
     owners = {data["cache_id"] for data, _ in stored.values() if data and "cache_id" in data}
     if len(owners) == 1 and manifest.cache_id not in owners:
         # No record carries the manifest's cache id and all carry one other: it was replaced.
@@ -186,16 +182,14 @@ def _try(read: Callable[[], _Result]) -> tuple[_Result | None, str]:
 def _parse(unit: str, data: dict[str, Any], manifest: Manifest) -> Record | None:
     """Return the record of a unit, or None if it is not one that the manifest plans."""
     try:
-        record = parse_record(unit, data)
+        record = parse_record(unit, data, manifest.cache_id)
     except ValueError:
         return None
-    is_planned = (record.cache_id, record.name) == (manifest.cache_id, unit)
-    if is_planned and isinstance(record, UnitRecord):
-        is_planned = (
-            record.unit_idx < manifest.spec.num_units
-            and record.rows == manifest.spec.unit_range(record.unit_idx)
-            and all(row in range(*record.rows) for row in record.bad_rows)
-        )
+    is_planned = isinstance(record, TextRecord) or (
+        record.unit_idx < manifest.spec.num_units
+        and record.rows == manifest.spec.unit_range(record.unit_idx)
+        and all(row in range(*record.rows) for row in record.bad_rows)
+    )
     return record if is_planned else None
 
 

@@ -44,13 +44,7 @@ class FeatureCache:
     def open(
         cls, place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
     ) -> FeatureCache:
-        """Open the cache in a folder or at an address, sealed or half built.
-
-        Args:
-            place: Folder, or an fsspec address such as ``s3://bucket/words.cache``.
-            cache_dir: Where copies of what is read from an address are kept; see `open_storage`.
-            max_cache_bytes: Most bytes of such copies; 0 keeps none.
-        """
+        """Open the cache in a folder or at an address, sealed or half built; see `open_storage`."""
         storage = open_storage(place, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = read_manifest(storage)
         if manifest is None:
@@ -115,20 +109,17 @@ class FeatureCache:
 
     def unit(self, view_idx: int, unit_idx: int) -> UnitRecord:
         """Return a unit's record."""
-        try:
-            return self.committed.units[view_idx, unit_idx]
-        except KeyError:
+        if (view_idx, unit_idx) not in self.committed.units:
             raise CacheMissingError(
                 f"{self.storage} holds no unit {unit_idx} of view {view_idx}; "
                 "finish it with the cache build command that began it"
-            ) from None
+            )
+        return self.committed.units[view_idx, unit_idx]
 
     def is_committed(self, view_idx: int, unit_idx: int) -> bool:
         """Return whether a unit is committed by now, by whatever process."""
-        name = names.unit_name(view_idx, unit_idx)
-        return (view_idx, unit_idx) in self.committed.units or self.storage.exists(
-            names.record_file(name)
-        )
+        file = names.record_file(names.unit_name(view_idx, unit_idx))
+        return (view_idx, unit_idx) in self.committed.units or self.storage.exists(file)
 
     def publish(self, record: Record) -> None:
         """Make a unit or a text table part of the cache; its files must be published already."""
@@ -144,9 +135,10 @@ class FeatureCache:
                 raise CacheMismatchError(
                     f"{self.storage} has no image array {array!r}, only {', '.join(layouts)}"
                 )
-            files: dict[str, FileRecord] = {}
-            for unit_idx in self.units(view_idx):
-                files.update(self.unit(view_idx, unit_idx).files)
+            units = [
+                record for record in self.committed.units.values() if record.view_idx == view_idx
+            ]
+            files = {name: file for record in units for name, file in record.files.items()}
             self._readers[key] = ArrayReader(self.storage, layouts[array], files)
         return self._readers[key]
 
@@ -199,11 +191,7 @@ class FeatureCache:
     ) -> TextSpec:
         """Return the text table of a charset, long enough for `max_label_length`.
 
-        Args:
-            charset: Whose characters the labels are written in.
-            max_label_length: Of the longest label that is needed.
-            tokenizer: ``char`` or ``word``.
-            arrays: Names of the arrays that it must have.
+        It has to hold at least the `arrays` of that name.
         """
         specs = self.text_specs()
         for spec in specs:
@@ -247,12 +235,7 @@ class FeatureCache:
         )
 
     def text_table(self, name: str, arrays: Sequence[str] | None = None) -> TextTable:
-        """Read a text table into memory, every chunk checked.
-
-        Args:
-            name: Of the table, e.g. ``char-36``.
-            arrays: Arrays of features to read, by name; None: all there are.
-        """
+        """Read a text table into memory, every chunk checked. `arrays` None reads all."""
         record = self.committed.texts[name]
         spec = record.spec
 
@@ -260,15 +243,13 @@ class FeatureCache:
             return ArrayReader(self.storage, layout, record.files).all()
 
         layouts = spec.layouts(self.manifest.num_labels)
+        wanted = spec.array_names if arrays is None else arrays
         return TextTable(
             spec=spec,
             of_label=read(layouts["of_label"]),
             strings=self._strings(spec.string_layouts(), record.files),
             nodes=read(layouts["nodes"]),
-            arrays={
-                array: read(layouts[array])
-                for array in (spec.array_names if arrays is None else arrays)
-            },
+            arrays={array: read(layouts[array]) for array in wanted},
         )
 
     def _strings(
@@ -278,27 +259,27 @@ class FeatureCache:
         return decode_strings(utf8, offsets)
 
 
+def read_record(storage: ReadStorage, name: str) -> dict[str, Any]:
+    """Return what a record holds, once its checksum is right."""
+    return decode_record(storage.read(name), f"{storage}/{name}")
+
+
 def read_manifest(storage: ReadStorage) -> Manifest | None:
     """Return the manifest, or None if no cache was begun here."""
     if not storage.exists(MANIFEST_NAME):
         return None
-    data = decode_record(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
+    data = read_record(storage, MANIFEST_NAME)
     if data.get("format") != "clipocr-cache":
         raise CacheCorruptError(
             f"{storage}/{MANIFEST_NAME} is another record, not a manifest. {MEND}"
         )
-    require_format(storage, data)
-    return Manifest.from_json(data)
-
-
-def require_format(storage: ReadStorage, manifest: Mapping[str, Any]) -> None:
-    """Refuse the JSON form of a manifest that another version of the format wrote."""
-    version = manifest["spec"].get("format_version")
+    version = data["spec"].get("format_version")
     if version != FORMAT_VERSION:
         raise CacheMismatchError(
             f"{storage} has format version {version}, this clipocr reads {FORMAT_VERSION}; "
             "build it anew, or use the clipocr version that wrote it"
         )
+    return Manifest.from_json(data)
 
 
 def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:
@@ -321,37 +302,24 @@ def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:
 def read_committed(storage: ReadStorage, manifest: Manifest, *, through_seal: bool) -> Committed:
     """Return the records of all units and text tables.
 
-    Args:
-        storage: Of the cache.
-        manifest: Of the cache; records of another cache are refused.
-        through_seal: Whether to take those that the seal repeats, if there is one: one read, and
-            enough for a reader. A builder reads record by record, to see those added since.
+    Through the seal, if there is one, those that it repeats: one read, and enough for a reader. A
+    builder reads record by record, to see those added since.
     """
     if through_seal and storage.exists(SEAL_NAME):
-        seal = decode_record(storage.read(SEAL_NAME), f"{storage}/{SEAL_NAME}")
-        sealed = seal.get("commits", {"seal": seal})
+        sealed = read_record(storage, SEAL_NAME).get("commits", {"seal": {}})
         records = [(SEAL_NAME, unit, data) for unit, data in sealed.items()]
     else:
         records = [
-            (
-                file,
-                names.unit_of_record(file),
-                decode_record(storage.read(file), f"{storage}/{file}"),
-            )
+            (file, names.unit_of_record(file), read_record(storage, file))
             for file in storage.names(names.COMMITS_FOLDER)
         ]
     committed = Committed()
     for file, unit, data in records:
         try:
-            record = parse_record(unit, data)
+            committed.add(parse_record(unit, data, manifest.cache_id))
         except ValueError:
             raise CacheCorruptError(
-                f"{storage}/{file} is another record than its name says. {MEND}"
+                f"{storage}/{file} does not hold the record of {unit} of cache "
+                f"{manifest.cache_id}. {MEND}"
             ) from None
-        if (record.cache_id, record.name) != (manifest.cache_id, unit):
-            raise CacheCorruptError(
-                f"{storage}/{file} holds the record of {record.name} of cache {record.cache_id}, "
-                f"expected {unit} of {manifest.cache_id}. {MEND}"
-            )
-        committed.add(record)
     return committed

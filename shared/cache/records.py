@@ -71,14 +71,16 @@ class TextRecord:
 Record = UnitRecord | TextRecord
 
 
-def parse_record(unit: str, data: Mapping[str, Any]) -> Record:
-    """Return the record of a unit, or of a text table, as its name says, from its JSON form.
+def parse_record(unit: str, data: Mapping[str, Any], cache_id: str) -> Record:
+    """Return the record of a unit, or of a text table, from its JSON form.
 
     Raises:
-        ValueError: the data is not such a record.
+        ValueError: the data is not the record of that unit in that cache.
     """
     is_text = names.parse_unit(unit) is None
     record: Record = from_json(TextRecord if is_text else UnitRecord, data)
+    if (record.cache_id, record.name) != (cache_id, unit):
+        raise ValueError(f"{record.name} of {record.cache_id}")
     return record
 
 

@@ -102,13 +102,7 @@ class RemoteStorage(ReadStorage):
     def __init__(
         self, address: str, *, copies: RangeCache | None = None, patience: Patience | None = None
     ) -> None:
-        """Prepare to read; nothing is sent yet.
-
-        Args:
-            address: E.g. ``s3://bucket/words.cache``.
-            copies: Where checked ranges are kept; None: nowhere.
-            patience: None: as the environment says.
-        """
+        """Prepare to read; nothing is sent yet. `patience` None: as the environment says."""
         self._address = address.rstrip("/")
         self._copies = copies
         self._patience = patience or Patience.from_environment()

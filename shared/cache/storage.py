@@ -78,7 +78,7 @@ class ReadStorage(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Return a whole file."""
+        """Return a whole file; if there is none, raise `CacheMissingError`."""
 
     @abstractmethod
     def read_into(
@@ -86,13 +86,12 @@ class ReadStorage(ABC):
     ) -> None:
         """Fill `block` with the bytes of a file from offset `start` on.
 
-        Args:
-            block: What to fill. Shape: (bytes wanted,).
-            name: Of the file.
-            start: Offset in bytes.
-            check: By it a storage that reads over a network reads again what arrived damaged, and
-                keeps copies of what arrived sound. A folder does not use it, so the caller checks
-                `block`, too.
+        By `check` a storage that reads over a network reads again what arrived damaged, and keeps
+        copies of what arrived sound. A folder does not use it, so the caller checks `block`, too.
+
+        Raises:
+            CacheMissingError: there is no such file.
+            CacheCorruptError: the file ends before the block does.
         """
 
 
@@ -271,10 +270,8 @@ def _temporary_name() -> str:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)
     return True
 
 

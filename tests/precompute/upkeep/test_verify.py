@@ -216,7 +216,8 @@ def test_a_manifest_that_was_written_wrong_is_beyond_repair(world: World, copy: 
     inflict(copy, {"manifest.json": encode_record(wrong.to_json()), "sealed.json": None})
     for record in copy.rglob("commits/**/*.json"):
         unit = unit_of_record(record.relative_to(copy).as_posix())
-        commit = parse_record(unit, decode_record(record.read_bytes(), "x"))
+        data = decode_record(record.read_bytes(), "x")
+        commit = parse_record(unit, data, data["cache_id"])
         record.write_bytes(encode_record(replace(commit, cache_id=wrong.cache_id)))
     with pytest.raises(CacheCorruptError, match=r"manifest\.json does not vouch .* a copy"):
         verify_cache(copy)
