@@ -7,12 +7,12 @@ rows of a chunk, T image tokens, D width.
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -60,41 +60,51 @@ class UnitBuilder:
         A unit that another process commits meanwhile is left to it.
         """
         ranges = [self._spec.unit_range(unit_idx) for _, unit_idx in units]
-        num_rows = sum(stop - start for start, stop in ranges)
-        num_built, num_workers = 0, self._num_workers
+        num_rows, num_workers = sum(stop - start for start, stop in ranges), self._num_workers
         # Decoders beside a teacher on the CPU run at idle priority: one that holds a core would
         # delay all threads of the teacher's kernel, and the time between two kernels is enough.
         on_start = take_idle_time_only if self._teacher.device.type == "cpu" else None
-        progress = tqdm(total=num_rows, desc="image features", unit="image", disable=not units)
+        decode_pool = (
+            process_pool(num_workers)
+            if num_workers
+            else ThreadPoolExecutor(1, initializer=on_start)
+        )
         with (
-            progress,
-            (
-                process_pool(num_workers)
-                if num_workers
-                else ThreadPoolExecutor(1, initializer=on_start)
-            ) as decoders,
-            _Behind(on_start) as behind,
+            tqdm(
+                total=num_rows, desc="image features", unit="image", disable=not units
+            ) as progress,
+            decode_pool as decoders,
+            ExitStack() as at_end,
+            ThreadPoolExecutor(1, initializer=on_start) as writer,
         ):
             chunks, to_make = itertools.tee(self._chunks(units, progress))
-            rows = (chunk.rows for chunk in to_make)
             depth = max(_CHUNKS_AHEAD, 2 * num_workers)
-            views = map_ahead(decoders, self._views, rows, depth)
-            unit: _PendingUnit | None = None
-            # `views` first in the zip: reading it advances the generator of chunks, `depth` ahead.
-            for made, chunk in zip(views, chunks, strict=False):
-                if unit is None:
-                    unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
-                    behind.on_exit(unit.discard)
-                # Encode on this thread: on another torch would start a second pool of threads,
-                # and on a CPU the two pools would wait for each other.
-                features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
-                behind.submit(unit.append, made, unit.encode(made, features))
-                if chunk.is_last:
-                    behind.submit(unit.publish)
-                    unit = None
-                num_built += len(made.views)
-                progress.update(len(made.views))
+            views = map_ahead(decoders, self._views, (chunk.rows for chunk in to_make), depth)
+            encoded = self._encoded(chunks, views, at_end)
+            num_built = 0
+            for num_written in map_ahead(writer, _write, encoded, _CHUNKS_AHEAD):
+                num_built += num_written
+                progress.update(num_written)
         return num_built
+
+    def _encoded(
+        self, chunks: Iterator[_Chunk], views: Iterator[ViewChunk], at_end: ExitStack
+    ) -> Iterator[_EncodedChunk]:
+        """Yield chunks on their way to disk.
+
+        On the thread that asks for them: on another torch would start a second pool of threads, and
+        on a CPU the two pools would wait for each other.
+        """
+        unit: _PendingUnit | None = None
+        # `views` first in the zip: reading it advances the generator of chunks, `depth` ahead.
+        for made, chunk in zip(views, chunks, strict=False):
+            if unit is None:
+                unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
+                at_end.callback(unit.discard)
+            features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
+            yield _EncodedChunk(unit, made, unit.encode(made, features), chunk.is_last)
+            if chunk.is_last:
+                unit = None
 
     def _chunks(self, units: Sequence[tuple[int, int]], progress: tqdm[Any]) -> Iterator[_Chunk]:
         source_names = [source.name for source in self._spec.sources]
@@ -118,6 +128,21 @@ class UnitBuilder:
                     ),
                     is_last=start + chunk_rows >= num_rows,
                 )
+
+
+class _EncodedChunk(NamedTuple):
+    unit: _PendingUnit
+    made: ViewChunk
+    encoded: Mapping[str, Array]
+    is_last: bool
+
+
+def _write(chunk: _EncodedChunk) -> int:
+    """Write a chunk, and publish its unit after the last; return how many rows it has."""
+    chunk.unit.append(chunk.made, chunk.encoded)
+    if chunk.is_last:
+        chunk.unit.publish()
+    return len(chunk.made.views)
 
 
 class _PendingUnit:
@@ -163,7 +188,9 @@ class _PendingUnit:
     def publish(self) -> None:
         """Publish every file, and then the record that commits them."""
         start, stop = self._cache.spec.unit_range(self._unit_idx)
-        assert self._num_rows == stop - start, (self._num_rows, start, stop)
+        if self._num_rows != stop - start:
+            # An earlier chunk could not be written, and its error is the one that is reported.
+            raise RuntimeError(f"{self._num_rows} of {stop - start} rows were written")
         storage = self._cache.folder
         group = names.metadata_file(names.view_group(self._view_idx))
         files = {group: storage.ensure(group, GROUP_METADATA)}
@@ -186,49 +213,3 @@ class _PendingUnit:
         """Remove temporary files; harmless after `publish`."""
         for writer in self._writers.values():
             writer.discard()
-
-
-class _Behind:
-    """One thread that works through calls in order, a bounded number of them behind.
-
-    After a call has failed none that was queued behind it runs, because a unit that lacks a chunk
-    must not be published.
-    """
-
-    def __init__(self, on_start: Callable[[], None] | None) -> None:
-        self._executor = ThreadPoolExecutor(1, initializer=on_start)
-        self._futures: deque[Future[None]] = deque()
-        self._clean_ups: list[Callable[[], None]] = []
-        self._has_failed = False
-
-    def submit(self, work: Callable[..., None], *args: object) -> None:
-        """Queue a call, waiting (and raising what an earlier one raised) if too many are."""
-        self._futures.append(self._executor.submit(self._run, work, *args))
-        while len(self._futures) > _CHUNKS_AHEAD:
-            self._futures.popleft().result()
-
-    def _run(self, work: Callable[..., None], *args: object) -> None:
-        if self._has_failed:
-            return
-        try:
-            work(*args)
-        except BaseException:
-            self._has_failed = True
-            raise
-
-    def on_exit(self, clean_up: Callable[[], None]) -> None:
-        """Call `clean_up` when the block is left, however it is left."""
-        self._clean_ups.append(clean_up)
-
-    def __enter__(self) -> _Behind:
-        return self
-
-    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        self._has_failed |= exc_type is not None
-        try:
-            while exc_type is None and self._futures:
-                self._futures.popleft().result()
-        finally:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            for clean_up in self._clean_ups:
-                clean_up()

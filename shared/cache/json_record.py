@@ -38,7 +38,7 @@ def from_json(kind: Any, data: Any) -> Any:
     try:
         if hasattr(kind, "parse"):
             return kind.parse(data)
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             types = _types(kind)
             return kind(**{key: from_json(types[key], item) for key, item in data.items()})
         if get_origin(kind) is Mapping:

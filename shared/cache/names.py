@@ -72,14 +72,14 @@ def block_of(array: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def index_array(group: str, key: str) -> str:
-    """Return the path of an array of the index: of ``rows``, ``labels`` or ``rejected``."""
+def array_path(group: str, key: str) -> str:
+    """Return the path of an array in a folder."""
     return f"{group}/{key}"
 
 
 def image_array(view_idx: int, array: str) -> str:
     """Return the path of an image array of a view."""
-    return f"image/view{view_idx}/{array}"
+    return array_path(view_group(view_idx), array)
 
 
 def view_name(view_idx: int) -> str:
@@ -110,11 +110,6 @@ def text_table(tokenizer: str, charset_name: str) -> str:
 def text_group(table: str) -> str:
     """Return the folder of a text table's arrays, which is its unit's name too."""
     return f"text/{table}"
-
-
-def text_array(table: str, array: str) -> str:
-    """Return the path of an array of a text table."""
-    return f"text/{table}/{array}"
 
 
 def unit_name(view_idx: int, unit_idx: int) -> str:

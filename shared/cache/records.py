@@ -171,6 +171,6 @@ class Manifest:
     def rejected_layouts(self) -> dict[str, ArrayLayout]:
         """Return the arrays of the samples that did not become rows."""
         return {
-            key: flat_layout(names.index_array("rejected", key), self.num_rejected, dtype)
+            key: flat_layout(names.array_path("rejected", key), self.num_rejected, dtype)
             for key, dtype in (("source", "uint16"), ("lmdb_index", "uint32"), ("reason", "uint8"))
         }

@@ -71,12 +71,10 @@ class Patience:
 def open_storage(
     place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
 ) -> ReadStorage:
-    """Return the storage of a cache in a folder or at an address.
+    """Return the storage of a cache in a folder, or at an fsspec address.
 
-    Args:
-        place: Folder, or an fsspec address; a folder needs none of what follows.
-        cache_dir: Where copies of what is read are kept; None: `default_cache_dir`.
-        max_cache_bytes: Most bytes of such copies; 0 keeps none.
+    Of what is read from an address copies of at most `max_cache_bytes` are kept, 0 for none, in
+    `cache_dir`; None: `default_cache_dir`.
     """
     if not (isinstance(place, str) and is_address(place)):
         return LocalStorage(Path(place))

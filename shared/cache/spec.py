@@ -1,18 +1,6 @@
 """The fingerprint of a cache: everything that decides its bytes, written once for both stages.
 
-    CACHE/
-      zarr.json                          a Zarr v3 group; every array below opens with plain zarr
-      manifest.json                      what this cache is: its spec, and the files of its index
-      rows/{source,lmdb_index,label}     N rows in their permuted order
-      labels/{utf8,offsets}              the unique labels that rows point into
-      rejected/{source,lmdb_index,reason}  samples that did not become rows
-      image/view0/{pixels,block3,...}    one shard file per unit
-      codec/DIGEST/{block3,...}          tables of codecs, if any works by one
-      text/char-36/{nodes,eot,...}       one table per charset and tokenizer
-      commits/...                        one record per unit and per text table
-      sealed.json                        all records in one, once nothing is missing
-
-The names are built in `names`. A spec never changes once its manifest is written.
+What is where in a cache: `names`. A spec never changes once its manifest is written.
 
 Shapes: N rows, T image tokens, D width.
 """
@@ -219,7 +207,7 @@ class CacheSpec:
         """Return the arrays that say what each row is; one chunk per unit."""
         return {
             key: ArrayLayout(
-                name=names.index_array("rows", key),
+                name=names.array_path("rows", key),
                 shape=(self.num_rows,),
                 dtype=dtype,
                 chunk_rows=self.unit_rows,

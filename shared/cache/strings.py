@@ -26,8 +26,8 @@ def flat_layout(name: str, length: int, dtype: str) -> ArrayLayout:
 def strings_layouts(folder: str, num_strings: int, num_bytes: int) -> dict[str, ArrayLayout]:
     """Return the arrays of a string list: all UTF-8 bytes in a row, and where each begins."""
     return {
-        "utf8": flat_layout(names.index_array(folder, "utf8"), num_bytes, "uint8"),
-        "offsets": flat_layout(names.index_array(folder, "offsets"), num_strings + 1, "uint64"),
+        "utf8": flat_layout(names.array_path(folder, "utf8"), num_bytes, "uint8"),
+        "offsets": flat_layout(names.array_path(folder, "offsets"), num_strings + 1, "uint64"),
     }
 
 

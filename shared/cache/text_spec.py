@@ -74,9 +74,11 @@ class TextSpec:
     def layouts(self, num_labels: int) -> dict[str, ArrayLayout]:
         """Return all arrays: of the strings, ``of_label``, ``nodes``, and features by name."""
 
+        group = names.text_group(self.name)
+
         def table(key: str, num_rows: int, width: int, dtype: str) -> ArrayLayout:
             return ArrayLayout(
-                name=names.text_array(self.name, key),
+                name=names.array_path(group, key),
                 shape=(num_rows, width),
                 dtype=dtype,
                 chunk_rows=_CHUNK_ROWS,
@@ -87,7 +89,7 @@ class TextSpec:
         num_rows = {"prefix": self.num_prefixes, "string": self.num_strings}
         return {
             **self.string_layouts(),
-            "of_label": flat_layout(names.text_array(self.name, "of_label"), num_labels, "int32"),
+            "of_label": flat_layout(names.array_path(group, "of_label"), num_labels, "int32"),
             "nodes": table("nodes", self.num_strings, self.num_positions, "int32"),
             **{a.name: table(a.name, num_rows[a.rows], a.width, "float16") for a in self.arrays},
         }
