@@ -23,7 +23,7 @@ from ...shared.cache.codecs.quantize import standardise
 from ...shared.cache.shards import Array
 from ...shared.cache.spec import CacheSpec
 from ..teacher.clip import Teacher
-from .scan import Scan
+from .scan import Scan, rows_of_views
 from .views import ChunkRows, ViewMaker
 
 SAMPLE_ROWS = 2304
@@ -116,9 +116,5 @@ def sample_chunks(
     """Yield rows of a scan as what their views are made of, in view 0."""
     for start in range(0, len(rows), chunk_rows):
         some = rows[start : start + chunk_rows]
-        yield ChunkRows(
-            view_idx=0,
-            sources=scan.rows["source"][some].tolist(),
-            lmdb_indexes=scan.rows["lmdb_index"][some].tolist(),
-            hashes=scan.hashes(seed, some).tolist(),
-        )
+        source, lmdb_index = scan.rows["source"][some], scan.rows["lmdb_index"][some]
+        yield rows_of_views(seed, scan.sources, 0, source, lmdb_index)

@@ -11,9 +11,11 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+
+import numpy as np
 
 from ...shared.cache import names
 from ...shared.cache.json_record import encode_record
@@ -22,12 +24,11 @@ from ...shared.cache.reader import read_record
 from ...shared.cache.records import Manifest
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayLayout, write_array, write_metadata
 from ...shared.cache.spec import CacheSpec
-from ...shared.cache.storage import LocalStorage, ReadStorage, scratch_folder
+from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, scratch_folder
 from ...shared.cache.strings import encode_strings
 from ...shared.distribution import versions_with
-from ...shared.errors import CacheCorruptError, CacheMismatchError
+from ...shared.errors import MEND, CacheCorruptError, CacheMismatchError
 from .calibrate import CodecSample
-from .publish_table import publish_table
 from .scan import Scan
 
 
@@ -77,12 +78,8 @@ def write_index(
 ) -> Manifest:
     """Permute the rows and publish everything that says what they are; the manifest comes last.
 
-    Args:
-        storage: Where to.
-        spec: Of the cache.
-        scan: Of its sources.
-        sample: What tables of codecs are fit to, if they are not there yet.
-        shared: Where tables may be, and are published first; None: `storage`.
+    Tables of codecs are fit to `sample`, if they are not there yet. They are published in `shared`
+    first, if that is another place than `storage`.
     """
     shared = shared or storage
     manifest = draft_manifest(spec, scan)
@@ -102,6 +99,42 @@ def write_index(
     manifest = replace(manifest, files=files)
     storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
     return manifest
+
+
+def publish_table(
+    storage: LocalStorage, layout: ArrayLayout, make: Callable[[], Array]
+) -> FileRecord:
+    """Publish a table of a codec unless there is one; return the record of what there then is.
+
+    So all builders of a cache go on with the same one: of builders that begin at once, even on
+    devices whose last bits differ, the first one decides, and none waits for another. The table's
+    folder is named by a digest of all that decides it, so what a killed build of something else
+    has left is not taken for this one's.
+    """
+    name = layout.shard_name(0)
+    with scratch_folder(storage) as scratch:
+
+        def held() -> FileRecord | None:
+            """Return the record of what is there, if writing its numbers gives its bytes."""
+            stored = storage.read(name)
+            num_bytes = 4 * int(np.prod(layout.shape))
+            if len(stored) < num_bytes:
+                return None
+            table = np.frombuffer(stored[:num_bytes], "<f4").reshape(layout.shape)
+            record = write_array(scratch, layout, table)[name]
+            return record if scratch.read(name) == stored else None
+
+        if storage.exists(name):
+            record = held()
+            if record is not None:
+                return record
+            storage.remove(name)  # Damaged.
+        write_array(scratch, layout, make())
+        storage.keep_first(name, scratch.read(name))
+        record = held()
+    if record is None:
+        raise CacheCorruptError(f"{storage}/{name} is not what was published. {MEND}")
+    return record
 
 
 def draft_manifest(spec: CacheSpec, scan: Scan) -> Manifest:

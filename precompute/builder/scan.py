@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
@@ -22,11 +21,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ...shared.cache.records import REJECTION_REASONS
+from ...shared.cache.shards import Array
 from ...shared.cache.spec import SourceSpec
 from ...shared.charset import LabelProblem, LabelRules
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
 from ...shared.hashing import mix
+from .views import ChunkRows
 
 _ABSENT = 0xFFFFFFFF
 
@@ -38,11 +39,11 @@ class Scan:
     sources: tuple[SourceSpec, ...]
     paths: tuple[Path, ...]
     """Where each source is on this machine."""
-    rows: dict[str, npt.NDArray[Any]]
+    rows: dict[str, Array]
     """The columns of `CacheSpec.row_layouts` by name, rows in source order. Shape: (N,) each."""
     labels: list[str]
     """Unique labels after `LabelRules`, in order of first appearance; ``label`` points here."""
-    rejected: dict[str, npt.NDArray[Any]]
+    rejected: dict[str, Array]
     """The columns of `Manifest.rejected_layouts` by name."""
 
     @property
@@ -50,14 +51,10 @@ class Scan:
         """N."""
         return len(self.rows["source"])
 
-    def hashes(self, seed: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """Return `sample_hashes` of some rows. Shape: that of `rows`."""
-        names = [source.name for source in self.sources]
-        return sample_hashes(seed, names, self.rows["source"][rows], self.rows["lmdb_index"][rows])
-
     def order(self, seed: int) -> npt.NDArray[np.int64]:
         """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
-        hashes = self.hashes(seed, np.arange(self.num_rows))
+        names = [source.name for source in self.sources]
+        hashes = sample_hashes(seed, names, self.rows["source"], self.rows["lmdb_index"])
         return np.argsort(hashes, kind="stable")
 
 
@@ -195,20 +192,31 @@ def _items(
 
 
 def sample_hashes(
-    seed: int, names: Sequence[str], source: npt.NDArray[np.uint16], index: npt.NDArray[np.uint32]
+    seed: int, names: Sequence[str], source: Array, lmdb_index: Array
 ) -> npt.NDArray[np.uint64]:
     """Return a well-mixed number per sample, from the seed, the source's name and its LMDB index.
 
     It orders the rows, and does not depend on which other sources there are. Shape: (N,).
     """
-    name_keys = np.array(
-        [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in names],
-        np.uint64,
+    digests = [hashlib.sha256(name.encode()).digest() for name in names]
+    name_keys = np.array([int.from_bytes(d[:8], "little") for d in digests], np.uint64)
+    return mix(seed, name_keys[source], lmdb_index)
+
+
+def rows_of_views(
+    seed: int, sources: Sequence[SourceSpec], view_idx: int, source: Array, lmdb_index: Array
+) -> ChunkRows:
+    """Return rows as what their views are made of."""
+    names = [spec.name for spec in sources]
+    return ChunkRows(
+        view_idx=view_idx,
+        sources=source.tolist(),
+        lmdb_indexes=lmdb_index.tolist(),
+        hashes=sample_hashes(seed, names, source, lmdb_index).tolist(),
     )
-    return mix(seed, name_keys[source], index)
 
 
-def hash_keys(rows: Mapping[str, npt.NDArray[Any]]) -> str:
+def hash_keys(rows: Mapping[str, Array]) -> str:
     """Return the digest of rows' (source, LMDB index) pairs, as commit records state it."""
     digest = hashlib.sha256()
     for key in ("source", "lmdb_index"):

@@ -24,7 +24,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.records import UnitRecord
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayWriter, write_metadata
 from ..teacher.clip import Teacher
-from .scan import hash_keys, sample_hashes
+from .scan import hash_keys, rows_of_views
 from .views import ChunkRows, ViewChunk, ViewMaker
 
 _CHUNKS_AHEAD = 4
@@ -107,24 +107,20 @@ class UnitBuilder:
                 unit = None
 
     def _chunks(self, units: Sequence[tuple[int, int]], progress: tqdm[Any]) -> Iterator[_Chunk]:
-        source_names = [source.name for source in self._spec.sources]
         for view_idx, unit_idx in units:
             rows = self._cache.rows(unit_idx)
-            source, lmdb_index = rows["source"], rows["lmdb_index"]
-            num_rows, chunk_rows = len(source), self._spec.chunk_rows
+            num_rows, chunk_rows = len(rows["source"]), self._spec.chunk_rows
             if self._cache.is_committed(view_idx, unit_idx):
                 progress.update(num_rows)
                 continue
-            hashes = sample_hashes(self._spec.seed, source_names, source, lmdb_index)
             for start in range(0, num_rows, chunk_rows):
-                part = slice(start, start + chunk_rows)
+                source, lmdb_index = (
+                    rows[key][start : start + chunk_rows] for key in ("source", "lmdb_index")
+                )
                 yield _Chunk(
                     unit_idx=unit_idx,
-                    rows=ChunkRows(
-                        view_idx=view_idx,
-                        sources=source[part].tolist(),
-                        lmdb_indexes=lmdb_index[part].tolist(),
-                        hashes=hashes[part].tolist(),
+                    rows=rows_of_views(
+                        self._spec.seed, self._spec.sources, view_idx, source, lmdb_index
                     ),
                     is_last=start + chunk_rows >= num_rows,
                 )

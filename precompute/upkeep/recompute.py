@@ -26,9 +26,9 @@ from ...shared.cache.records import UnitRecord
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError, CacheMissingError
-from ..builder.scan import sample_hashes
+from ..builder.scan import rows_of_views
 from ..builder.text import load_same_teacher
-from ..builder.views import ChunkRows, ViewMaker
+from ..builder.views import ViewMaker
 from .config import VerifyConfig
 
 _HALF_ULP = 2.0**-11
@@ -168,18 +168,11 @@ def _view_problem(
     cache: FeatureCache, maker: ViewMaker, unit: UnitRecord, row: int, view: Pixels
 ) -> str:
     """Make a view again; return how it differs from the cache's, or nothing."""
-    names, columns = [source.name for source in cache.spec.sources], cache.rows(unit.unit_idx)
+    spec, columns = cache.spec, cache.rows(unit.unit_idx)
     at = slice(row - unit.rows[0], row - unit.rows[0] + 1)
     source, lmdb_index = columns["source"][at], columns["lmdb_index"][at]
-    made = maker(
-        ChunkRows(
-            view_idx=unit.view_idx,
-            sources=source.tolist(),
-            lmdb_indexes=lmdb_index.tolist(),
-            hashes=sample_hashes(cache.spec.seed, names, source, lmdb_index).tolist(),
-        )
-    )
-    name = f"view {unit.view_idx} of row {row} ({names[source[0]]}, {lmdb_index[0]})"
+    made = maker(rows_of_views(spec.seed, spec.sources, unit.view_idx, source, lmdb_index))
+    name = f"view {unit.view_idx} of row {row} ({spec.sources[source[0]].name}, {lmdb_index[0]})"
     if made.bad:
         return f"{name}: now {made.bad[0]}"
     distance = np.abs(made.views[0].astype(np.int16) - view)

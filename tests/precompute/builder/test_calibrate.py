@@ -15,7 +15,7 @@ from samples import files_of, tiny_build
 from clipocr.precompute.builder import build, units
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.calibrate import CodecSample
-from clipocr.precompute.builder.publish_table import publish_table
+from clipocr.precompute.builder.index import publish_table
 from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
 from clipocr.precompute.upkeep.verify import repair_cache, verify_cache
 from clipocr.shared.cache.codecs.codecs import measure_fidelity
