@@ -70,13 +70,9 @@ def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
 def load_same_teacher(
     place: str | Path, spec: CacheSpec, name: str | None, device: torch.device
 ) -> Teacher:
-    """Load the teacher that made the cache at `place`.
+    """Load the teacher that made the cache at `place`, from the weights ``MODEL/WEIGHTS``.
 
-    Args:
-        place: Folder or address, for messages.
-        spec: Of the cache.
-        name: ``MODEL/WEIGHTS``; None: as the cache names it, which a weights file cannot be.
-        device: Where to run it.
+    None: as the cache names them, which a weights file cannot be.
     """
     have = spec.teacher
     if name is None and have.weights.startswith("file:"):
@@ -135,11 +131,27 @@ def draft_text(
     teacher: Teacher,
     tokenizer: str = "char",
 ) -> TextDraft:
-    """Apply a charset to the labels and number the token prefixes of what is left."""
+    """Apply a charset to the labels and number the token prefixes of what is left.
+
+    A label is left out where the charset leaves nothing of it, where changing its case made it too
+    long ("ß" becomes "SS"), or where it takes more tokens than the text encoder (or, as a word, the
+    label) has positions.
+    """
     reads = LabelTokenizer(tokenizer, max_label_length)
-    strings, of_label = adapt_labels(
-        labels, charset, reads, max_label_length, teacher.context_length
-    )
+
+    def fits(string: str) -> bool:
+        if not 1 <= len(string) <= max_label_length:
+            return False
+        sequence = reads.tokenize(string)
+        return sequence is not None and sequence.length <= teacher.context_length
+
+    ids: dict[str, int] = {}
+    of_label = np.full(len(labels), -1, np.int32)
+    for label_idx, label in enumerate(labels):
+        string = charset.adapt(label)
+        if string in ids or fits(string):
+            of_label[label_idx] = ids.setdefault(string, len(ids))
+    strings = list(ids)
     if not strings:
         raise DataError(
             f"charset {charset.name} leaves nothing of any of the {len(labels)} labels; "
@@ -180,35 +192,6 @@ def find_text(committed: Committed, charset: Charset, tokenizer: str = "char") -
                 f"one {len(charset.characters)}, and they differ; rename the charset file"
             )
     return None
-
-
-def adapt_labels(
-    labels: Sequence[str],
-    charset: Charset,
-    tokenizer: LabelTokenizer,
-    max_label_length: int,
-    context_length: int,
-) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Return the unique strings a charset makes of `labels`, and each label's string or -1.
-
-    A label is left out where the charset leaves nothing of it, where changing its case made it too
-    long ("ß" becomes "SS"), or where it takes more tokens than the text encoder (or, as a word, the
-    label) has positions.
-    """
-
-    def fits(string: str) -> bool:
-        if not 1 <= len(string) <= max_label_length:
-            return False
-        sequence = tokenizer.tokenize(string)
-        return sequence is not None and sequence.length <= context_length
-
-    ids: dict[str, int] = {}
-    of_label = np.full(len(labels), -1, np.int32)
-    for label_idx, label in enumerate(labels):
-        string = charset.adapt(label)
-        if string in ids or fits(string):
-            of_label[label_idx] = ids.setdefault(string, len(ids))
-    return list(ids), of_label
 
 
 def _write_features(

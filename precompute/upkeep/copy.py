@@ -97,21 +97,16 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
             f"{source.storage} holds image taps {held}, not {', '.join(map(str, missing))}; pass "
             f"--image-taps with some of {','.join(map(str, held))}"
         )
-    return _with_arrays(source.manifest, {names.block_name(tap) for tap in wanted})
-
-
-def _with_arrays(manifest: Manifest, arrays: set[str]) -> Manifest:
-    """Return what a build with these of a cache's image arrays alone would have made."""
+    arrays, manifest = {names.block_name(tap) for tap in wanted}, source.manifest
     images = tuple(image for image in manifest.spec.images if image.name in arrays)
     made = replace(manifest, spec=replace(manifest.spec, images=images))
-    tables = [layout.name for layout in made.codec_layouts().values()]
-    # Of the tables' groups only those that still lead to one.
-    kept = {*tables, *(folder for table in tables for folder in names.parents(table))}
-    files = {
-        name: file
-        for name, file in manifest.files.items()
-        if not names.is_of_codec(name) or names.array_of(name) in kept
+    # Of the groups of codecs' tables only those that still lead to one.
+    layouts = made.index_layouts()
+    kept = {
+        *names.GROUPS,
+        *(folder for a in layouts for folder in (a.name, *names.parents(a.name))),
     }
+    files = {name: file for name, file in manifest.files.items() if names.array_of(name) in kept}
     return replace(made, files=files)
 
 

@@ -97,11 +97,6 @@ def codec_table(digest: str, array: str) -> str:
     return f"{CODEC_FOLDER}/{digest}/{array}"
 
 
-def is_of_codec(file: str) -> bool:
-    """Return whether a file belongs to the tables of codecs."""
-    return file.startswith(f"{CODEC_FOLDER}/")
-
-
 def text_table(tokenizer: str, charset_name: str) -> str:
     """Return the name of a text table of labels, e.g. ``char-36``."""
     return f"{tokenizer}-{charset_name}"
