@@ -71,11 +71,8 @@ class RecomputeReport:
 
 
 _Batch = dict[int, tuple[UnitRecord, int]]
-"""Place in the chunk -> a row that stands there, and its unit.
-
-At that place the teacher computes a row from the same numbers in the same order as when the cache
-was built; elsewhere in a batch the last bits may differ.
-"""
+"""Place in the chunk -> a row that stands there, and its unit. Elsewhere in a batch the teacher
+adds a row's numbers in another order, and the last bits may differ."""
 
 
 def recompute_rows(config: VerifyConfig) -> RecomputeReport:
@@ -120,7 +117,6 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
 
 def _same_sources(cache: FeatureCache, roots: Sequence[Path]) -> list[Path]:
     """Return where each source of the cache is below `roots`."""
-
     found = find_named_lmdbs(roots)
     have = {source.name: source.num_samples for source in cache.spec.sources}
     want = {name: len(WordLmdb(path)) for name, path in found.items()}

@@ -206,11 +206,11 @@ def _vouch(found: VerifyReport, manifest: Manifest, record: Record | None) -> bo
         part, unit, files, groups = record.name, record.name, record.files, [record.name]
         layouts = list(record.spec.layouts(manifest.num_labels).values())
     metadata = dict.fromkeys(map(names.metadata_file, groups), GROUP_METADATA)
+    unit_idx = record.unit_idx if isinstance(record, UnitRecord) else None
     shards: list[str] = []
     for layout in layouts:
         metadata[names.metadata_file(layout.name)] = layout.metadata()
-        is_unit = isinstance(record, UnitRecord)
-        shards += [layout.shard_name(record.unit_idx)] if is_unit else layout.shard_names
+        shards += layout.shard_names if unit_idx is None else [layout.shard_name(unit_idx)]
     if files.keys() != {*metadata, *shards}:
         return False
     if record is not None:

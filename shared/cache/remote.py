@@ -29,7 +29,7 @@ from ..distribution import install_command
 from ..errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
 from .memory import Bytes
 from .range_cache import RangeCache
-from .storage import LocalStorage, RangeCheck, ReadStorage, is_address
+from .storage import LocalStorage, RangeCheck, ReadStorage
 
 _Result = TypeVar("_Result")
 
@@ -76,7 +76,7 @@ def open_storage(
     Of what is read from an address copies of at most `max_cache_bytes` are kept, 0 for none, in
     `cache_dir`; None: `default_cache_dir`.
     """
-    if not (isinstance(place, str) and is_address(place)):
+    if isinstance(place, Path) or "://" not in place:
         return LocalStorage(Path(place))
     copies = None
     if max_cache_bytes:

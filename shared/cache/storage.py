@@ -95,11 +95,6 @@ class ReadStorage(ABC):
         """
 
 
-def is_address(place: str | Path) -> bool:
-    """Return whether `place` is an address such as ``s3://bucket/words.cache``, not a folder."""
-    return isinstance(place, str) and "://" in place
-
-
 class PendingFile:
     """A file being written under a temporary name; `publish` makes it appear."""
 
