@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import tqdm
-import zarr.codecs  # noqa: F401  (half a second in every child otherwise)
 from samples import register_tiny_clip
 
 from clipocr.cli import main
