@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipocr.precompute.teacher.clip import CLIP_MEAN, CLIP_STD, crop_positions
-from clipocr.precompute.teacher.tokens import LabelTokenizer
+from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
@@ -118,7 +118,7 @@ def register() -> None:
 
 def load_words(roots: list[Path], context_length: int) -> tuple[Tensor, Tensor, list[str]]:
     """Return views (N, 32, 128, 3), tokens (N, C) and labels of every usable word."""
-    charset, tokenizer = Charset.load("36"), LabelTokenizer("char", context_length - 2)
+    charset, tokenizer = Charset.load("36"), TeacherTokenizer("char", context_length - 2)
     views, tokens, words = [], [], []
     for path in find_named_lmdbs(tuple(roots)).values():
         lmdb = WordLmdb(path)

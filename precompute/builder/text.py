@@ -37,7 +37,7 @@ from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError, DataError, UsageError
 from ..teacher.clip import Teacher, load_teacher
-from ..teacher.tokens import LabelTokenizer, TokenTrie, build_trie
+from ..teacher.tokens import TeacherTokenizer, TokenTrie, build_trie
 from .config import TextConfig
 
 _EXACT = feature_codec(Codec.parse("fp16"))
@@ -137,7 +137,7 @@ def draft_text(
     long ("ß" becomes "SS"), or where it takes more tokens than the text encoder (or, as a word, the
     label) has positions.
     """
-    reads = LabelTokenizer(tokenizer, max_label_length)
+    reads = TeacherTokenizer(tokenizer, max_label_length)
 
     def fits(string: str) -> bool:
         if not 1 <= len(string) <= max_label_length:

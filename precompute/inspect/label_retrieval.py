@@ -29,7 +29,7 @@ from ...shared.device import choose_device
 from ...shared.errors import DataError
 from ..builder.text import load_same_teacher
 from ..teacher.clip import Teacher
-from ..teacher.tokens import PAD_TOKEN, LabelTokenizer
+from ..teacher.tokens import PAD_TOKEN, TeacherTokenizer
 from .options import RetrievalOptions
 from .retrieval_figure import draw_retrieval
 
@@ -126,7 +126,7 @@ def _choose_words(
     It lower-cases, so of labels that differ in case only the first is taken; and labels that take
     more tokens than the encoder has positions are left out.
     """
-    tokenizers = [LabelTokenizer(tokens, context_length) for tokens in TOKENIZERS]
+    tokenizers = [TeacherTokenizer(tokens, context_length) for tokens in TOKENIZERS]
     words: dict[str, PicturedWord] = {}
     reader = WordReader(cache, images=())
     for row in reader.random_rows(options.seed):
@@ -178,7 +178,7 @@ def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> torch.Tensor:
     """Return the projected EOT of each label. Shape: (N, E)."""
-    tokenizer = LabelTokenizer(tokens, teacher.context_length)
+    tokenizer = TeacherTokenizer(tokens, teacher.context_length)
     sequences = [s for s in map(tokenizer.tokenize, labels) if s is not None]
     context = max(len(s.ids) for s in sequences)
     padded = torch.tensor([s.ids + [PAD_TOKEN] * (context - len(s.ids)) for s in sequences])

@@ -49,7 +49,7 @@ class TokenSequence:
         return max(len(self.ids), max(self.read) + 1)
 
 
-class LabelTokenizer:
+class TeacherTokenizer:
     """Labels to CLIP's token ids, and which of the tokens are read.
 
     With ``char``, position j reads the last token of character j. Every printable ASCII character
@@ -111,7 +111,7 @@ class TokenTrie:
         return int(self.is_new.sum())
 
 
-def build_trie(strings: Sequence[str], tokenizer: LabelTokenizer) -> TokenTrie:
+def build_trie(strings: Sequence[str], tokenizer: TeacherTokenizer) -> TokenTrie:
     """Tokenize U strings that the tokenizer has positions for, and number their prefixes.
 
     Kept are those from the first token that a position of any string reads to the last that a

@@ -20,7 +20,7 @@ from clipocr.precompute.builder.augment import augment, view_draws
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.scan import sample_hashes
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
-from clipocr.precompute.teacher.tokens import LabelTokenizer
+from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
@@ -88,7 +88,7 @@ def test_features_are_what_the_teacher_says(cache: FeatureCache, teacher) -> Non
 def test_text_is_what_the_teacher_says(cache: FeatureCache, teacher) -> None:
     table = cache.text_table("char-36")
     assert sorted(table.strings) == sorted({Charset.load("36").adapt(w) for w in WORDS})
-    tokenizer = LabelTokenizer("char", 25)
+    tokenizer = TeacherTokenizer("char", 25)
     for text_idx, label in enumerate(table.strings):
         ids = tokenizer.tokenize(label).ids
         tokens = torch.zeros(1, 27, dtype=torch.int32)

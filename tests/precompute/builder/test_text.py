@@ -18,7 +18,7 @@ from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import TextConfig
 from clipocr.precompute.builder.text import add_text_table
 from clipocr.precompute.teacher.clip import load_teacher
-from clipocr.precompute.teacher.tokens import LabelTokenizer, build_trie
+from clipocr.precompute.teacher.tokens import TeacherTokenizer, build_trie
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
@@ -27,8 +27,8 @@ SOT, EOT = 49406, 49407
 
 
 @pytest.fixture(scope="module")
-def words() -> LabelTokenizer:
-    return LabelTokenizer("word", 25)
+def words() -> TeacherTokenizer:
+    return TeacherTokenizer("word", 25)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_charset_of_the_same_name_and_other_characters_is_refused(own_cache: P
     ],
 )
 def test_a_label_is_what_clip_makes_of_it(
-    words: LabelTokenizer, label: str, expected: list[int]
+    words: TeacherTokenizer, label: str, expected: list[int]
 ) -> None:
     sequence = words.tokenize(label)
     assert sequence.ids == [SOT, *expected, EOT]
@@ -162,7 +162,7 @@ def test_a_label_is_what_clip_makes_of_it(
     assert sequence.eot_position == len(expected) + 1
 
 
-def test_ascii_labels_never_have_more_tokens_than_characters(words: LabelTokenizer) -> None:
+def test_ascii_labels_never_have_more_tokens_than_characters(words: TeacherTokenizer) -> None:
     rng = np.random.default_rng(0)
     characters = np.array(list(Charset.load("94").characters))
     for _ in range(500):
@@ -171,7 +171,7 @@ def test_ascii_labels_never_have_more_tokens_than_characters(words: LabelTokeniz
 
 
 def test_positions_see_tokens_then_eot_then_pads() -> None:
-    labels, words = ["analysis", "zulu7", "cat"], LabelTokenizer("word", 9)
+    labels, words = ["analysis", "zulu7", "cat"], TeacherTokenizer("word", 9)
     trie = build_trie(labels, words)
     prefix_of = {
         int(n): tuple(trie.tokens[r, : c + 1].tolist())
@@ -185,7 +185,7 @@ def test_positions_see_tokens_then_eot_then_pads() -> None:
 
 
 def test_word_features_are_what_the_official_code_would_align(
-    word_cache: Path, words: LabelTokenizer
+    word_cache: Path, words: TeacherTokenizer
 ) -> None:
     cache = FeatureCache.open(word_cache)
     spec = cache.require_text(Charset.load("36"), 25, "word")
@@ -225,7 +225,7 @@ def test_words_of_more_tokens_than_the_label_has_positions_are_left_out(tmp_path
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache", charset=charset, labels=rules))
     add_text_table(TextConfig(cache=tmp_path / "cache", charset=charset, tokenizer="word"))
     cache = FeatureCache.open(tmp_path / "cache")
-    kept = [label for label in labels if LabelTokenizer("word", 4).tokenize(label)]
+    kept = [label for label in labels if TeacherTokenizer("word", 4).tokenize(label)]
     assert "龘龘龘龘" not in kept
     assert sorted(cache.text_table("word-mixed").strings) == sorted(kept)
 

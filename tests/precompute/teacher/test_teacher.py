@@ -19,7 +19,7 @@ from clipocr.precompute.teacher.clip import (
     crop_positions,
     load_teacher,
 )
-from clipocr.precompute.teacher.tokens import LabelTokenizer
+from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.errors import TeacherError, UsageError
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_blocks_after_the_last_tap_are_not_run(teacher: Teacher) -> None:
 
 
 def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Module) -> None:
-    tokenizer = LabelTokenizer("char", 25)
+    tokenizer = TeacherTokenizer("char", 25)
     sequences = [tokenizer.tokenize(label).ids for label in ("cat", "a", "catalogue")]
     short = torch.zeros(3, 12, dtype=torch.int32)
     full = torch.zeros(3, 77, dtype=torch.int32)

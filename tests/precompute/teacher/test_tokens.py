@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipocr.precompute.teacher.tokens import (
-    LabelTokenizer,
+    TeacherTokenizer,
     TokenSequence,
     TokenTrie,
     build_trie,
@@ -16,11 +16,11 @@ STRINGS = ["cat", "car", "catalog", "a", "dog", "cat5"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> LabelTokenizer:
-    return LabelTokenizer("char", 25)
+def tokenizer() -> TeacherTokenizer:
+    return TeacherTokenizer("char", 25)
 
 
-def test_equals_the_tokenizer_on_spaced_characters(tokenizer: LabelTokenizer) -> None:
+def test_equals_the_tokenizer_on_spaced_characters(tokenizer: TeacherTokenizer) -> None:
     bpe = tokenizer._bpe
     rng = np.random.default_rng(0)
     characters = np.array(list(string.printable.strip()))
@@ -32,12 +32,12 @@ def test_equals_the_tokenizer_on_spaced_characters(tokenizer: LabelTokenizer) ->
         assert sequence.length == 27
 
 
-def test_known_ids(tokenizer: LabelTokenizer) -> None:
+def test_known_ids(tokenizer: TeacherTokenizer) -> None:
     assert tokenizer.tokenize("analysis").ids[1:-1] == [320, 333, 320, 331, 344, 338, 328, 338]
 
 
 def test_case_is_lost_and_foreign_characters_end_at_their_last_token(
-    tokenizer: LabelTokenizer,
+    tokenizer: TeacherTokenizer,
 ) -> None:
     assert tokenizer.tokenize("Cat") == tokenizer.tokenize("cat")
     sequence = tokenizer.tokenize("日a")
@@ -48,8 +48,8 @@ def test_case_is_lost_and_foreign_characters_end_at_their_last_token(
 
 
 def test_a_label_that_is_too_long_has_no_positions() -> None:
-    assert LabelTokenizer("char", 3).tokenize("abc")
-    assert LabelTokenizer("char", 3).tokenize("abcd") is None
+    assert TeacherTokenizer("char", 3).tokenize("abc")
+    assert TeacherTokenizer("char", 3).tokenize("abcd") is None
 
 
 def prefixes(trie: TokenTrie) -> dict[int, tuple[int, ...]]:
@@ -63,7 +63,7 @@ def prefixes(trie: TokenTrie) -> dict[int, tuple[int, ...]]:
 
 
 def test_every_position_finds_its_own_prefix() -> None:
-    tokenizer = LabelTokenizer("char", 9)
+    tokenizer = TeacherTokenizer("char", 9)
     trie = build_trie(STRINGS, tokenizer)
     prefix_of = prefixes(trie)
     assert len(prefix_of) == trie.num_prefixes
@@ -75,7 +75,7 @@ def test_every_position_finds_its_own_prefix() -> None:
 
 
 def test_characters_of_several_tokens_keep_all_their_pads() -> None:
-    tokenizer = LabelTokenizer("char", 9)
+    tokenizer = TeacherTokenizer("char", 9)
     trie = build_trie(["日本", "abcdefgh"], tokenizer)
     prefix_of = prefixes(trie)
     sequence = tokenizer.tokenize("日本")
@@ -105,19 +105,19 @@ def test_sot_is_kept_where_a_position_reads_it() -> None:
     assert trie.num_prefixes == 1 + 1 + 2 * 4 + 5
 
 
-def test_number_of_prefixes_by_hand(tokenizer: LabelTokenizer) -> None:
+def test_number_of_prefixes_by_hand(tokenizer: TeacherTokenizer) -> None:
     # c, ca, cat, cat$, car, car$ and d, do, dog, dog$; and 22 pads for each of three labels.
     assert build_trie(["cat", "car", "dog"], tokenizer).num_prefixes == 10 + 3 * 22
 
 
 def test_labels_that_tokenize_alike_share_everything() -> None:
-    trie = build_trie(["Cat", "cat"], LabelTokenizer("char", 5))
+    trie = build_trie(["Cat", "cat"], TeacherTokenizer("char", 5))
     np.testing.assert_array_equal(trie.nodes[0], trie.nodes[1])
     assert trie.num_prefixes == 6
 
 
 def test_eot_positions_and_order() -> None:
-    trie = build_trie(STRINGS, LabelTokenizer("char", 9))
+    trie = build_trie(STRINGS, TeacherTokenizer("char", 9))
     for row, string_idx in enumerate(trie.order):
         assert trie.tokens[row, trie.eot_position[row]] == 49407
         assert trie.eot_position[row] == len(STRINGS[string_idx]) + 1
