@@ -95,7 +95,7 @@ class BadSample:
 
 
 def list_bad_samples(path: str | Path) -> list[BadSample]:
-    """Return every bad row of the committed units and every rejected sample, by source and index."""
+    """Return bad rows of the committed units and rejected samples, by source and index."""
     cache = FeatureCache.open(path)
     reader = WordReader(cache, images=())
     # Views share their images, so a row that is bad in one is bad in all.

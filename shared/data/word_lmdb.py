@@ -75,7 +75,7 @@ def find_named_lmdbs(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def find_named(roots: Sequence[Path], find: Callable[[Path], Sequence[Path]]) -> dict[str, Path]:
-    """Return what `find` finds below each root, by a name that does not depend on where roots lie."""
+    """Return what `find` finds below each root, by names that do not tell where roots lie."""
     found: dict[str, Path] = {}
     for root in roots:
         for path in find(root):
