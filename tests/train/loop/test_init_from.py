@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from clipocr.shared.charset import Charset
@@ -14,6 +17,7 @@ from clipocr.shared.errors import UsageError
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
@@ -141,3 +145,30 @@ def test_a_run_killed_at_its_first_step_resumes_from_them(
 def test_init_and_resume_exclude_each_other(place: TrainPlace, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="leave one of them out"):
         train(CONFIG, place, resume=True, init=checkpoint)
+
+
+def test_a_run_begins_with_the_weights_of_its_encoder_and_resumes_without_their_file(
+    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "encoder.pth"
+    theirs = timm.create_model("test_vit", num_classes=0, img_size=(32, 128))
+    torch.save(theirs.state_dict(), path)
+    student = replace(SIZE, encoder="test_vit", encoder_weights=str(path))
+    config = replace(CONFIG, method=replace(CONFIG.method, student=student), learning_rate=1e-12)
+    one_cycle = optimizer_module.one_cycle
+
+    def stopped(at: int, *rest: float) -> float:
+        if at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_cycle(at, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optimizer_module, "one_cycle", stopped)
+        with pytest.raises(StopRequestedError):
+            train(config, place)
+    path.unlink()
+    train(config, place, resume=True)
+    begun = theirs.state_dict()
+    trained = load_recogniser(place.out, CPU).encoder.model.state_dict()
+    for name, value in trained.items():
+        torch.testing.assert_close(value, begun[name], rtol=0, atol=1e-8)
