@@ -254,4 +254,4 @@ def test_a_table_of_one_s_own(cache_path: Path, data_root: Path, tmp_path: Path)
         assert said in refused.stderr
     unknown = invoke(*command, "--set", "epoch=1")
     assert unknown.exit_code == 1
-    assert "unknown training setting 'epoch'; expected some of accumulate" in unknown.stderr
+    assert "unknown setting 'epoch'; expected some of accumulate" in unknown.stderr

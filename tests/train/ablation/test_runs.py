@@ -272,8 +272,8 @@ def test_a_wrong_setting_is_found_before_the_first_run(
     ablation_cache: Path, test_root: Path, tmp_path: Path
 ) -> None:
     table = miniature("table7")
-    wrong = replace(table.variants[1], settings={"tokens": "words"})
-    with pytest.raises(UsageError, match="tokens is 'words'"):
+    wrong = replace(table.variants[1], settings={"tokenizer": "words"})
+    with pytest.raises(UsageError, match="tokenizer is 'words'"):
         ablate(
             replace(table, variants=(table.variants[0], wrong)),
             place(ablation_cache, tmp_path / "out"),
@@ -286,7 +286,7 @@ def test_what_the_cache_lacks_is_found_before_the_first_run(
     cache_path: Path, test_root: Path, tmp_path: Path
 ) -> None:
     # Of table 7 the second variant needs word tokens, which this cache has not.
-    with pytest.raises(CacheMismatchError, match=r"cache text .* --tokens word"):
+    with pytest.raises(CacheMismatchError, match=r"cache text .* --tokenizer word"):
         ablate(miniature("table7"), place(cache_path, tmp_path / "out"), [test_root])
     assert not (tmp_path / "out").exists()
 
