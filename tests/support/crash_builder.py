@@ -130,7 +130,7 @@ def serve(folder: Path) -> None:
     teacher = build.load_teacher("ViT-tiny-test/random:0", **config, device=cpu)
     build.load_teacher = lambda *_, **__: teacher
     tokenizer = text.TeacherTokenizer("char", 25)
-    text.LabelTokenizer = lambda *_: tokenizer
+    text.TeacherTokenizer = lambda *_: tokenizer
     teacher.image_features(torch.zeros(8, 32, 128, 3, dtype=torch.uint8))
     gc.freeze()  # So that children need not copy what they never change.
     for line in sys.stdin:
