@@ -10,6 +10,7 @@ import pytest
 import torch
 from online import OnlineLoader, online_loader
 from samples import TINY_TEACHER, tiny_build
+from small_student import SMALL_METHOD
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.teacher.clip import load_teacher
@@ -19,19 +20,9 @@ from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 
 CONFIG = TrainConfig(
-    method=ClipOcr(
-        student=StudentConfig(
-            size=StudentSize(
-                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-            )
-        ),
-        image_taps=(1, 2, 3),
-        text_taps=(1, 2, 3),
-    ),
+    method=SMALL_METHOD,
     epochs=20,
     batch_size=12,
     learning_rate=2e-3,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from samples import files_of, tiny_build
+from small_student import SMALL_STUDENT
 
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
@@ -26,7 +27,6 @@ from clipocr.shared.errors import (
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,7 @@ def copy(source: str | Path, out: Path, **changes: object) -> FeatureCache:
 
 
 def train_on(cache: Path, out: Path, taps: tuple[int, ...]) -> None:
-    student = StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
-    )
+    student = SMALL_STUDENT
     config = TrainConfig(
         method=ClipOcr(student=student, image_taps=taps, text_taps=(1, 2, 3)),
         epochs=1,

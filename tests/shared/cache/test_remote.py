@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from hub import Hub
 from loading import loader_of, needing
 from object_store import BUCKET, FaultyProxy, s3_server, upload
+from small_student import SMALL_METHOD
 from storage_contract import (
     CALM,
     FILES,
@@ -41,19 +42,9 @@ from clipocr.train.data.batch import Batch
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 
 CONFIG = TrainConfig(
-    method=ClipOcr(
-        student=StudentConfig(
-            size=StudentSize(
-                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-            )
-        ),
-        image_taps=(1, 2, 3),
-        text_taps=(1, 2, 3),
-    ),
+    method=SMALL_METHOD,
     epochs=1,
     batch_size=16,
 )

@@ -15,13 +15,13 @@ from hub import Hub
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from samples import draw_word, write_words
+from small_student import SMALL_STUDENT
 
 import clipocr
 from clipocr.shared.charset import Charset
 from clipocr.train.deploy.model_card import model_card, plain
 from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 REPO = "someone/word-reader"
@@ -29,11 +29,7 @@ REPO = "someone/word-reader"
 # The hub's client of its own HTTP library, when it uploads by LFS.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-CONFIG = StudentConfig(
-    size=StudentSize(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-    )
-)
+CONFIG = SMALL_STUDENT
 RECORD = {
     "config": {
         "batch_size": 16,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from oracle import Oracle, painted, write_painted
 from samples import draw_word, write_words
+from small_student import SMALL_STUDENT
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
@@ -12,7 +13,6 @@ from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.results import Evaluation
 from clipocr.train.evaluation.test_sets import open_test_sets
-from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import Reader
@@ -65,11 +65,7 @@ def test_a_set_the_charset_empties_is_named(tmp_path: Path) -> None:
 
 def test_a_real_student_reads_something(tmp_path: Path) -> None:
     write_words(tmp_path / "A", ["word"], {1: draw_word("word")})
-    config = StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
-    )
+    config = SMALL_STUDENT
     student = Student(config, LabelTokenizer(Charset.load("36"), 25)).eval()
     assert measure(student, tmp_path).counts.num_samples == 1
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_student import SMALL_STUDENT
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CheckpointError
@@ -14,17 +15,10 @@ from clipocr.train.loop.checkpoint import (
     save_checkpoint,
 )
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
-METHOD = ClipOcr(
-    student=StudentConfig(
-        size=StudentSize(
-            width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-        )
-    )
-)
+METHOD = ClipOcr(student=SMALL_STUDENT)
 TOKENIZER = LabelTokenizer(Charset.load("36"), 25)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from small_student import SMALL_STUDENT
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
@@ -20,16 +21,11 @@ from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
-from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CPU = torch.device("cpu")
-SIZE = StudentConfig(
-    size=StudentSize(
-        width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-    )
-)
+SIZE = SMALL_STUDENT
 CONFIG = TrainConfig(
     method=ClipOcr(student=SIZE, image_taps=(1, 2, 3), text_taps=(1, 2, 3)),
     epochs=1,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from samples import WORDS, tiny_build, write_words
+from small_student import SMALL_METHOD
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.shared.charset import Charset
@@ -30,19 +31,11 @@ from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
-from clipocr.train.models.config import StudentConfig, StudentSize
+from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 CONFIG = TrainConfig(
-    method=ClipOcr(
-        student=StudentConfig(
-            size=StudentSize(
-                width=32, patch_height_px=16, encoder_layers=4, encoder_heads=2, decoder_heads=2
-            )
-        ),
-        image_taps=(1, 2, 3),
-        text_taps=(1, 2, 3),
-    ),
+    method=SMALL_METHOD,
     epochs=3,
     batch_size=16,
     learning_rate=2e-3,
