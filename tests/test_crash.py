@@ -224,7 +224,7 @@ def test_a_limit_on_the_size_of_files_is_one_clear_error(
     out, num_units = tmp_path / "cache", []
     sizes = sorted({len(data) for data in reference.files.values()})
     # From a limit that stops the first file to one that stops only the largest.
-    for num_bytes in [0, *sizes[4::6], sizes[-1] - 1]:
+    for num_bytes in [0, *sizes[4:-1:6], sizes[-1] - 1]:
         run = builder.build(out, kind="file size", num_bytes=num_bytes)
         assert "File too large" in run.error(), num_bytes
         assert not list(out.glob(".tmp/*"))
