@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from clipocr.shared.device import choose_device
-from clipocr.train.methods.clip_ocr.losses import linguistic_consistency
+from clipocr.train.methods.clip_ocr.losses import AlignmentLoss
 
 TOKENS_AND_WIDTH = {"image": (17, 768), "text": (13, 512)}
 MIN_ROUNDS = 3
@@ -70,9 +70,9 @@ def direct(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
 
 
 def tiled(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-    return linguistic_consistency(
-        student_ND, teacher_ND, intra_weight=5.0, inter_weight=0.1, temperature=0.03
-    )
+    loss = AlignmentLoss(intra_weight=5.0, inter_weight=0.1, temperature=0.03, gather="none")
+    value: Tensor = loss(student_ND[:, None], teacher_ND[:, None])
+    return value
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"direct": direct, "tiled": tiled}

@@ -136,7 +136,7 @@ train = _train_command(method_of_runs(DEFAULT_METHOD))
 
 
 def _report_training(out: Path, summary: TrainSummary) -> None:
-    from ..loop.curves import draw_curves
+    from ..report.curves import draw_curves
 
     warn_of_random_teacher(summary.teacher_is_random, "of this cache")
     if summary.num_skipped:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from ..loop.curves import Panel, draw_panel
+from .curves import Panel, draw_panel
 from .statistics import NUM_CONFIDENCE_BINS, ConfidenceBin, Rate
 
 # matplotlib knows no style sheet: it draws in colours that stand for those of the page.

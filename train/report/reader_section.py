@@ -11,9 +11,9 @@ from markupsafe import Markup
 from ...shared.cache.spec import TeacherSpec
 from ..evaluation.results import Evaluation
 from ..evaluation.tables import ShownTable
-from ..loop.curves import read_panels
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
+from .curves import read_panels
 from .figures import NUM_COLOURS, curve_figure
 from .gallery import encoded_picture, gallery, most_confident, pick_at_random
 from .pictures import AttentionPicture, attention_pictures

@@ -25,7 +25,6 @@ from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.curves import _read_curves, draw_curves
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.processes import StopRequestedError
@@ -33,6 +32,7 @@ from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
+from clipocr.train.report.curves import draw_curves, read_panels
 
 CONFIG = TrainConfig(
     method=SMALL_METHOD,
@@ -377,10 +377,10 @@ def test_curves_are_drawn_without_what_was_done_over(
         with pytest.raises(StopRequestedError):
             train(CONFIG, place)
     train(CONFIG, place, resume=True)
-    curves = _read_curves(place.out)
-    steps = [step for step, _ in curves["loss/total"]]
-    assert steps == [5, 10, 15]
-    assert {"loss/word", "train/grad_norm", "train/learning_rate"} <= curves.keys()
+    panels = read_panels(place.out)
+    curves = {name: curve for panel in panels for name, curve in panel.curves.items()}
+    assert [step for step, _ in curves["total"]] == [5, 10, 15]
+    assert {"word", "grad_norm", "learning_rate"} <= curves.keys()
     with Image.open(draw_curves(place.out)) as picture:
         assert min(picture.size) > 200
 

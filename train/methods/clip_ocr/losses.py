@@ -134,33 +134,6 @@ class AlignmentLoss(LossSettings):
         return global_mean(total, keep_BT.any(1).sum(), self.gather)
 
 
-def linguistic_consistency(
-    student_ND: Tensor,
-    teacher_ND: Tensor,
-    *,
-    intra_weight: float,
-    inter_weight: float,
-    temperature: float,
-) -> Tensor:
-    """LCL of Eq. 7 among the rows given, no others: `AlignmentLoss` of rows without a batch.
-
-    Args:
-        student_ND: Aligned student features. Shape: (N, D).
-        teacher_ND: The teacher's, row by row. Shape: (N, D).
-        intra_weight: lambda_1, of Eq. 5: L1 between the two self-similarity matrices.
-        inter_weight: lambda_2, of Eq. 6: contrastive, student rows against teacher rows.
-        temperature: tau, of Eq. 6.
-
-    Returns:
-        A float32 scalar.
-    """
-    loss = AlignmentLoss(
-        intra_weight=intra_weight, inter_weight=inter_weight, temperature=temperature, gather="none"
-    )
-    value: Tensor = loss(student_ND[:, None], teacher_ND[:, None])
-    return value
-
-
 def recognition_loss(logits_BLC: Tensor, targets_BL: Tensor, *, gather: str = "none") -> Tensor:
     """L_reg of Eq. 8: cross entropy over the characters and EOS of all labels.
 
