@@ -23,7 +23,7 @@ from clipocr.train.loop.run import train
 
 CONFIG = TrainConfig(
     method=SMALL_METHOD,
-    epochs=20,
+    epochs=8,
     batch_size=12,
     learning_rate=2e-3,
 )
@@ -64,7 +64,7 @@ def online(cache_of_codec: Path, data_root: Path) -> Callable[[int | None], Onli
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("codec", "epochs"), [("fp16", 20), ("int8", 2), ("int4", 2), ("klt:24", 2)], indirect=["codec"]
+    ("codec", "epochs"), [("fp16", 8), ("int8", 2), ("int4", 2), ("klt:24", 2)], indirect=["codec"]
 )
 def test_a_cached_run_is_an_online_run_bit_for_bit(
     cache_of_codec: Path,
@@ -73,7 +73,7 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """120 steps with dropout, official losses, and a batch size that no chunk divides.
+    """48 steps with dropout, official losses, and a batch size that no chunk divides.
 
     Of lossy codecs a few steps: both runs see what the codec leaves.
     """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Finished, Forked, as_processes, forked
 from samples import TINY_CLI, WORDS, files_of, write_words
 
 pytestmark = pytest.mark.slow
@@ -15,16 +16,10 @@ pytestmark = pytest.mark.slow
 
 def build_command(data: Path, out: Path) -> list[str]:
     return [
-        *(str(TINY_CLI), "cache", "build", "--data", str(data), "--out", str(out)),
+        *("cache", "build", "--data", str(data), "--out", str(out)),
         *("--teacher", "ViT-tiny-test/random:0", "--image-taps", "1,2,3", "--text-taps", "1,2,3"),
         *("--unit-rows", "16", "--chunk-rows", "8", "--device", "cpu"),
     ]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    strange = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
-    return kept | {"OMP_NUM_THREADS": "1"} | variables
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process makes: 120 rows in eight units."""
     out = tmp_path_factory.mktemp("alone") / "cache"
-    done = subprocess.run(
-        [sys.executable, *build_command(data, out)], env=environment(), capture_output=True
-    )
+    done = forked(*build_command(data, out))
     assert done.returncode == 0, done.stderr
     assert (out / "commits/view0/unit-00007.json").exists()
     return files_of(out)
@@ -49,8 +42,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 def torchrun(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*launcher, "--master-port", "0", *build_command(data, out)],
-        env=environment(),
+        [*launcher, "--master-port", "0", str(TINY_CLI), *build_command(data, out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -93,8 +86,9 @@ def test_torchrun_of_which_a_process_fails_is_finished_by_the_next(
     assert f"Error: {obstacle}" in done.stderr
     assert "commits/view0/unit-00003.json" not in check_only_whole_files(out, obstacle, alone)
     obstacle.unlink()
-    done = torchrun(data, out)
-    assert done.returncode == 0, done.stderr
+    for process in as_processes(2, *build_command(data, out)):
+        done_again = process.finish()
+        assert done_again.returncode == 0, done_again.stderr
     assert files_of(out) == alone
 
 
@@ -103,14 +97,13 @@ def test_a_task_of_a_slurm_array_that_fails_stops_no_other(
 ) -> None:
     out = tmp_path / "cache"
 
-    def task(number: int) -> subprocess.CompletedProcess[str]:
+    def task(number: int) -> Finished:
         variables = {
             "SLURM_ARRAY_TASK_ID": str(number),
             "SLURM_ARRAY_TASK_COUNT": "2",
             "SLURM_ARRAY_TASK_MIN": "3",
         }
-        command = [sys.executable, *build_command(data, out)]
-        return subprocess.run(command, env=environment(**variables), capture_output=True, text=True)
+        return forked(*build_command(data, out), **variables)
 
     obstacle = put_in_the_way_of(2, out)
     failed = task(3)
@@ -131,17 +124,7 @@ def test_two_people_start_the_same_build(
     data: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "cache"
-    builds = [
-        subprocess.Popen(
-            [sys.executable, *build_command(data, out)],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for build in builds:
-        _, stderr = build.communicate(timeout=100)
-        assert build.returncode == 0, stderr
+    for build in [Forked(*build_command(data, out)) for _ in range(2)]:
+        done = build.finish()
+        assert done.returncode == 0, done.stderr
     assert files_of(out) == alone

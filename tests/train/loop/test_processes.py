@@ -1,4 +1,4 @@
-"""Several processes train what one would: real torchrun, gloo, the real command."""
+"""Several processes train what one would: gloo, the real command, and real torchrun once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, as_processes
 
 from clipocr.train.loop.checkpoint import load_checkpoint
 
@@ -23,25 +24,10 @@ TRAIN = (
 ).split()
 
 
-def start(processes: int, *args: object) -> subprocess.Popen[str]:
-    torchrun = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(processes), "-m"),
-    ]
-    command = [*(torchrun if processes > 1 else [sys.executable, "-m"]), "clipocr"]
-    return subprocess.Popen(
-        [*command, *TRAIN, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(*runs: subprocess.Popen[str]) -> None:
-    for run in runs:
-        _, errors = run.communicate(timeout=100)
-        assert run.returncode == 0, errors
+def finish(*processes: Forked) -> None:
+    for process in processes:
+        done = process.finish()
+        assert done.returncode == 0, done.stderr
 
 
 def history(out: Path) -> list[dict[str, float]]:
@@ -53,10 +39,10 @@ def test_two_processes_have_the_losses_and_weights_of_one(
 ) -> None:
     """72 rows in batches of 20: the last has 12. With every relation gathered the loss is that of
     one process; sums of floats in another order are what is left to differ."""
-    common = ("--cache", cache_path, "--gather", "all", "--val-data", data_root)
+    common = (*TRAIN, "--cache", cache_path, "--gather", "all", "--val-data", data_root)
     finish(
-        start(1, *common, "--out", tmp_path / "one"),
-        start(2, *common, "--out", tmp_path / "two"),
+        Forked(*common, "--out", tmp_path / "one"),
+        *as_processes(2, *common, "--out", tmp_path / "two"),
     )
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(one) == len(two) == 2
@@ -78,8 +64,16 @@ def test_two_processes_have_the_losses_and_weights_of_one(
 def test_the_official_gathering_trains_too_and_stops_and_goes_on(
     cache_path: Path, tmp_path: Path
 ) -> None:
-    common = ("--cache", cache_path, "--batch-size", "8", "--epochs", "8")
-    stopped = start(2, *common, "--out", tmp_path / "stopped")
+    common = (*TRAIN, "--cache", cache_path, "--batch-size", "8", "--epochs", "4")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "clipocr", *map(str, common)]
+    stopped = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "stopped")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 90
     while not list((tmp_path / "stopped").glob("events*")):
         assert time.monotonic() < deadline
@@ -90,10 +84,10 @@ def test_the_official_gathering_trains_too_and_stops_and_goes_on(
     assert stopped.returncode != 0
     assert "last.pt holds the run" in errors
     taken = load_checkpoint(tmp_path / "stopped" / "last.pt")["training"]["step"]
-    assert 0 < taken < 8 * 9
+    assert 0 < taken < 4 * 9
     finish(
-        start(2, *common, "--out", tmp_path / "stopped", "--resume"),
-        start(2, *common, "--out", tmp_path / "whole"),
+        *as_processes(2, *common, "--out", tmp_path / "stopped", "--resume"),
+        *as_processes(2, *common, "--out", tmp_path / "whole"),
     )
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("stopped", "whole"))
     for name, tensor in a["recogniser"].items():
