@@ -5,6 +5,9 @@ The official filter works in a fixed order (CLIP-OCR and PARSeq, ``strhub/data/d
 and only then lower-case, delete unsupported characters and drop the sample if nothing is left.
 The first three do not depend on the charset, so they decide which rows a cache holds
 (`LabelRules`); the last three are a training choice and live in `Charset.adapt`.
+
+What is not reduced to ASCII is in Unicode's composed form (NFC) everywhere: labels, charsets and
+what is read. A letter with an accent is then one character, however its file was written.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import string
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -42,7 +47,8 @@ class LabelProblem(Enum):
 class LabelRules(Options):
     """The charset-independent part of the label filter; decides which samples become rows.
 
-    Labels lose their whitespace and are reduced to ASCII (NFKD, then everything else dropped).
+    Labels lose their whitespace and are reduced to ASCII (NFKD, then everything else dropped), or
+    kept as they are, composed (NFC).
     Their length counts before the charset deletes any character.
     """
 
@@ -52,7 +58,9 @@ class LabelRules(Options):
     def apply(self, raw_label: str) -> str | LabelProblem:
         """Return the label to keep (case and punctuation intact), or why it is not kept."""
         label = "".join(raw_label.split())
-        if not self.keep_unicode:
+        if self.keep_unicode:
+            label = unicodedata.normalize("NFC", label)
+        else:
             label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
         if len(label) > self.max_label_length:
             return LabelProblem.TOO_LONG
@@ -64,6 +72,14 @@ class LabelRules(Options):
             return False
         decomposed = unicodedata.normalize("NFKD", raw_label)
         return any(c.isalpha() and not c.isascii() for c in decomposed)
+
+
+def counted_characters(counts: Counter[str], most: int = 20) -> str:
+    """Return characters with their counts, the most frequent first: ``é 12  ' 3``."""
+    frequent = counts.most_common(most)
+    listed = (f"{c if c.isprintable() else f'U+{ord(c):04X}'} {n:,}" for c, n in frequent)
+    rest = len(counts) - len(frequent)
+    return "  ".join([*listed, *([f"and {rest:,} others"] if rest else [])])
 
 
 CHARSET_HELP = "36, 62, 94 or a text file"
@@ -104,13 +120,14 @@ class Charset:
             return cls(name=name_or_path, characters=_CHARSETS[name_or_path])
         path = Path(name_or_path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(
                 f"charset {name_or_path!r} is neither one of {', '.join(CHARSET_NAMES)} "
                 f"nor a UTF-8 text file of characters ({e})"
             ) from e
-        return cls(name=path.stem, characters="".join(text.split()))
+        characters = "".join(unicodedata.normalize("NFC", text).split())
+        return cls(name=path.stem, characters=characters)
 
     def adapt(self, label: str) -> str:
         """Fold `label` to this charset's case if it has only one, and delete all it cannot write.
@@ -118,8 +135,35 @@ class Charset:
         This is PARSeq's CharsetAdapter; an empty result means the sample is not usable with this
         charset.
         """
+        return "".join(c for c in self._folded(label) if c in self.characters)
+
+    def dropped(self, label: str) -> str:
+        """Return the characters of `label` that `adapt` deletes, in their order."""
+        return "".join(c for c in self._folded(label) if c not in self.characters)
+
+    def describe_dropped(self, labels: Iterable[str]) -> str:
+        """Say which characters of unique labels are deleted, and how often; nothing if none are."""
+        deleted: Counter[str] = Counter()
+        num_labels = num_shortened = num_emptied = 0
+        for label in labels:
+            dropped = self.dropped(label)
+            deleted.update(dropped)
+            num_labels += 1
+            num_shortened += bool(dropped)
+            num_emptied += not self.adapt(label)
+        if not num_shortened:
+            return ""
+        emptied = f", and leaves nothing of {num_emptied:,}" if num_emptied else ""
+        return (
+            f"charset {self.name} deletes characters of {num_shortened:,} of {num_labels:,} "
+            f"labels{emptied}: {counted_characters(deleted)}"
+        )
+
+    def _folded(self, label: str) -> str:
         if self.characters == self.characters.lower():
             label = label.lower()
         elif self.characters == self.characters.upper():
             label = label.upper()
-        return "".join(c for c in label if c in self.characters)
+        # What a reader returns may be in another form, and so may a letter in another case. Under
+        # an ASCII charset a letter with an accent apart keeps the letter, as in PARSeq.
+        return label if self.characters.isascii() else unicodedata.normalize("NFC", label)

@@ -204,7 +204,7 @@ def test_check_options_reach_the_label_rules(tmp_path) -> None:
     ("args", "exit_code", "message"),
     [
         (["data", "import", "nowhere", "out"], 2, "Directory 'nowhere' does not exist"),
-        (["data", "import", ".", "out"], 1, "no label file"),
+        (["data", "import", ".", "../out"], 1, "no label file"),
         (["data", "render", "out", "--words", "words.txt"], 2, "Missing option '--count'"),
         (["data", "render", "out", "--words", "words.txt", "--count", "0"], 2, "not in the range"),
         (["data", "check"], 2, "Missing argument"),

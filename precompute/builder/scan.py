@@ -187,7 +187,8 @@ def _items(
         if not raw_key.startswith(prefix):
             return
         suffix = raw_key[len(prefix) :]
-        if suffix.isdigit() and 1 <= int(suffix) <= num_samples:
+        # Nine digits, as `WordLmdb` asks for an image.
+        if len(suffix) == 9 and suffix.isdigit() and 1 <= int(suffix) <= num_samples:
             yield int(suffix), memoryview(value)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.cache import names
+from ...shared.charset import Charset
 from ...shared.options import FOLDER, takes
 from ...shared.processes import Process
 from ...shared.terminal import (
@@ -23,6 +24,7 @@ from ..builder.config import BuildConfig, TextConfig
 from ..inspect.plan_config import PlanConfig
 
 if TYPE_CHECKING:
+    from ...shared.cache.reader import FeatureCache
     from ..inspect.plan import Plan
 
 
@@ -52,6 +54,7 @@ def build_command(given: Mapping[str, Any]) -> None:
     summary = build_cache(config)
     spec = summary.cache.spec
     warn_of_random_teacher(spec.teacher.is_random, spec.teacher.name)
+    _say_what_is_deleted(config.charset, summary.cache)
     size = byte_size(summary.cache.num_bytes())
     rate = summary.num_rows_built / max(summary.image_seconds, 1e-9)
     done = (
@@ -84,6 +87,7 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
 
     cache, record, was_there = add_text_table(config)
     warn_of_random_teacher(cache.spec.teacher.is_random, cache.spec.teacher.name)
+    _say_what_is_deleted(config.charset, cache)
     spec, num_bytes = record.spec, sum(file.num_bytes for file in record.files.values())
     click.echo(
         f"{'Found' if was_there else 'Wrote'} {cache_path}/{names.text_group(spec.name)}: "
@@ -91,6 +95,11 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
         f"{counted(spec.num_prefixes, 'prefix', 'prefixes')}, "
         f"{byte_size(num_bytes)}{'; nothing was missing' if was_there else ''}."
     )
+
+
+def _say_what_is_deleted(charset: Charset, cache: FeatureCache) -> None:
+    if said := charset.describe_dropped(cache.labels()):
+        click.echo(f"Note: {said}.", err=True)
 
 
 @cache.command("plan")

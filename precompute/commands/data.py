@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...shared.charset import counted_characters
 from ...shared.options import FOLDER, NEW_PATH, takes
 from ...shared.terminal import (
-    MAX_LISTED,
     counted,
     folder_size,
     histogram,
@@ -163,12 +163,8 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
             ("losing letters", f"{report.num_losing:,}, reduced to ASCII; or --keep-unicode")
         )
     rows.append(("label lengths", histogram(report.label_lengths)))
-    outside = report.outside(charset).most_common()
-    listed = "  ".join(
-        f"{c if c.isprintable() else f'U+{ord(c):04X}'} {n:,}" for c, n in outside[:MAX_LISTED]
-    )
-    more = f"  and {len(outside) - MAX_LISTED} others" if len(outside) > MAX_LISTED else ""
-    rows.append((f"outside charset {charset.name}", listed + more or "none"))
+    outside = counted_characters(report.outside(charset))
+    rows.append((f"outside charset {charset.name}", outside or "none"))
     click.echo(report.path)
     if report.problem is None:
         click.echo(plain_table(rows))

@@ -6,12 +6,13 @@ Every entry that cannot be used is reported with its reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ...shared.data.images import decode_image
+from ...shared.data.folders import files_below
+from ...shared.data.images import IMAGE_SUFFIXES, decode_image
 from ...shared.data.word_folders import (
     LABEL_FILE_CONTENT,
     find_label_file,
@@ -19,12 +20,9 @@ from ...shared.data.word_folders import (
     read_word_file,
 )
 from ...shared.data.word_lmdb import WordLmdbWriter
-from ...shared.errors import DataError
+from ...shared.errors import DataError, UsageError
 from .options import ImportOptions
 
-_IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
-)
 _STRICT_BATCH = 20
 
 
@@ -44,7 +42,16 @@ def import_words(
     Returns:
         Samples written, entries of the label file that could not be used, and images in the folder
         that the label file does not name.
+
+    Raises:
+        UsageError: `out` lies in `source`, or exists.
+        DataError: nothing can be used, or with `strict` not everything.
     """
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"{out} lies in {source}, of which it would be a second copy: clipocr eval --data "
+            f"{source} would count every word twice; choose a place that is not below {source}"
+        )
     label_file = options.labels or find_label_file(source, remedy="; pass --labels FILE to choose")
     root = source.resolve()
     named: set[str] = set()
@@ -71,7 +78,8 @@ def import_words(
             raise DataError(
                 f"{label_file} names no usable image in {source}; expected {LABEL_FILE_CONTENT}"
             )
-        unlabelled = [path for path in _images_below(root) if path not in named]
+        found = map(str, files_below(root, IMAGE_SUFFIXES))
+        unlabelled = [path for path in found if path not in named]
         for path in unlabelled:
             on_problem(f"{os.path.relpath(path, root)}: image without a label")
     return writer.num_samples, num_rejected, len(unlabelled)
@@ -92,11 +100,3 @@ def _read_entry(root: Path, name: str, label: str, named: set[str]) -> bytes:
     encoded = read_word_file(root, name)
     decode_image(encoded)
     return encoded
-
-
-def _images_below(root: Path) -> Iterator[str]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES:
-                yield os.path.join(folder, name)

@@ -7,6 +7,7 @@ FreeType or libjpeg may round differently.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from fontTools.ttLib import TTFont  # a hard dependency of matplotlib
 from tqdm import tqdm
 
 from ...shared.ahead import map_on_processes
+from ...shared.data.folders import files_below
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError
 from .draw_word import draw_word, open_font
@@ -49,7 +51,7 @@ def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
         paths = [p for p in bundled.glob("DejaVu*.ttf") if "Display" not in p.name]
         paths += bundled.glob("STIXGeneral*.ttf")
     else:
-        paths = [p for p in folder.rglob("*") if p.suffix.lower() in (".ttf", ".otf")]
+        paths = files_below(folder, (".ttf", ".otf"))
     fonts, unusable = [], {}
     for path in sorted(paths):
         try:
@@ -78,9 +80,10 @@ def _drawable_characters(path: Path) -> frozenset[str]:
 def load_words(path: Path) -> list[str]:
     """Read the distinct words of a UTF-8 file, one a line; blank lines hold none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path} is not a readable UTF-8 file of words: {e}") from e
+    lines = text.split("\n")
     for line_idx, line in enumerate(lines, start=1):
         if len(line.strip()) > _MAX_WORD_LENGTH:
             raise DataError(

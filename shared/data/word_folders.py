@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,13 +82,14 @@ def read_label_file(label_file: Path) -> list[tuple[str, str]]:
         return _read_json(label_file, text)
     # Not splitlines(): it also splits at U+2028 and the like, which a label may hold.
     lines = [line for line in text.split("\n") if line.strip()]
-    # One separator for the whole file: a line that lacks its tab has no label, whatever spaces
-    # its file name holds.
-    separator = "\t" if any("\t" in line for line in lines) else " "
+    # Of a file that separates by tabs, a line without one has no label, whatever spaces its name
+    # holds. A tab here and there in a file that separates by spaces is one more space.
+    num_with_tab = sum("\t" in line for line in lines)
+    separator = "\t" if 2 * num_with_tab >= len(lines) else "[ \t]"
     entries = []
     for line in lines:
-        name, _, label = line.strip(" \r").partition(separator)
-        entries.append((name.strip(), label.strip()))
+        name, *label = re.split(separator, line.strip(" \r"), maxsplit=1)
+        entries.append((name.strip(), "".join(label).strip()))
     return entries
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import lmdb
 
 from ..errors import DataError, UsageError
+from .folders import as_text, folders_below
 
 _FIRST_MAP_BYTES = 1 << 26
 _SAMPLES_PER_TRANSACTION = 1000
-_MAX_SAMPLES = 999_999_999  # what nine digits can number
+_NUM_DIGITS = 9
+_MAX_SAMPLES = 10**_NUM_DIGITS - 1
 _PARTIAL_SUFFIX = ".lmdb-partial"
 
 # LMDB forbids opening one environment twice in a process, and using one across a fork.
@@ -45,7 +48,7 @@ def find_lmdbs(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected one with LMDBs in it")
-    found = [folder for folder, files in folders_below(root) if "data.mdb" in files]
+    found = folders_with({"data.mdb"}, root)
     if not found:
         raise DataError(
             f"no LMDB (a folder with data.mdb) at or below {root}; "
@@ -54,19 +57,16 @@ def find_lmdbs(root: Path) -> list[Path]:
     return found
 
 
-def folders_below(root: Path) -> list[tuple[Path, frozenset[str]]]:
-    """Return every folder at or below `root` with the names of its files, in path order."""
-    found, seen = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        # A link back up, or a second way to the same folder, must not count its samples twice.
-        real = os.path.realpath(folder)
-        if real in seen or folder.endswith(_PARTIAL_SUFFIX):
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort()
-        found.append((Path(folder), frozenset(files)))
-    return sorted(found)
+def folders_with(names: Set[str], root: Path) -> list[Path]:
+    """Return every folder at or below `root` that holds a file of one of `names`, in path order.
+
+    An LMDB that is being written is none yet.
+    """
+    return sorted(
+        folder
+        for folder, files in folders_below(root)
+        if names & files and not folder.name.endswith(_PARTIAL_SUFFIX)
+    )
 
 
 def find_named_lmdbs(roots: Sequence[Path]) -> dict[str, Path]:
@@ -79,7 +79,7 @@ def find_named(roots: Sequence[Path], find: Callable[[Path], Sequence[Path]]) ->
     found: dict[str, Path] = {}
     for root in roots:
         for path in find(root):
-            name = path.relative_to(root).as_posix() if path != root else root.resolve().name
+            name = as_text(path.relative_to(root) if path != root else root.resolve().name)
             if name in found:
                 raise DataError(
                     f"{found[name]} and {path} would both be named {name!r}; "
@@ -111,6 +111,11 @@ class WordLmdb:
             self._env, self._env_pid = self._open(), os.getpid()
         return self._env
 
+    def opened(self) -> Self:
+        """Open it, which finds damage that reading would meet later; return it."""
+        _ = self.env
+        return self
+
     def _open(self) -> lmdb.Environment:
         if not (self.path / "data.mdb").is_file():
             raise DataError(f"{self.path} is not an LMDB: it holds no data.mdb")
@@ -125,6 +130,7 @@ class WordLmdb:
             except lmdb.Error as e:
                 raise DataError(f"{self.path} cannot be opened as an LMDB: {e}") from e
             self._refuse_truncated(env)
+            self._refuse_other_keys(env)
             _open_environments[key] = env
         return env
 
@@ -139,6 +145,20 @@ class WordLmdb:
                 f"{self.path}/data.mdb is truncated: {file_bytes} bytes, expected "
                 f"{num_pages * env.stat()['psize']}; copy it again"
             )
+
+    def _refuse_other_keys(self, env: lmdb.Environment) -> None:
+        """Refuse keys that are numbered in another way; none of their samples would be found."""
+        with env.begin() as txn:
+            for wanted in (image_key(1), label_key(1)):
+                prefix, cursor = wanted[:-_NUM_DIGITS], txn.cursor()
+                key = cursor.key() if cursor.set_range(prefix) else b""
+                number = key.removeprefix(prefix)
+                if key.startswith(prefix) and not (number.isdigit() and len(number) == _NUM_DIGITS):
+                    raise DataError(
+                        f"{self.path} has keys such as {key[:40].decode(errors='replace')!r}; "
+                        f"expected {_NUM_DIGITS} digits, such as {wanted.decode()!r}. Write it "
+                        "anew, from its pictures by: clipocr data import"
+                    )
 
     def __len__(self) -> int:
         """Return what ``num-samples`` says."""

@@ -1,5 +1,7 @@
 """Labels: the official order of the filter, and the charsets."""
 
+import unicodedata
+
 import pytest
 
 from clipocr.shared.charset import CHARSET_NAMES, Charset, LabelProblem, LabelRules
@@ -78,3 +80,27 @@ def test_impossible_charsets_are_refused(characters: str, message: str) -> None:
 def test_unknown_charset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match="one of 36, 62, 94"):
         Charset.load("37")
+
+
+def test_a_letter_is_one_character_however_it_was_written(tmp_path) -> None:
+    apart, composed = unicodedata.normalize("NFD", "Việt한"), unicodedata.normalize("NFC", "Việt한")
+    for written, bom in ((apart, ""), (composed, "\ufeff")):
+        path = tmp_path / "vi.txt"
+        path.write_text(bom + "\n".join(unicodedata.normalize("NFC", written.lower())), "utf-8")
+        charset = Charset.load(str(path))
+        assert charset.characters == "việt한"
+        for label in (apart, composed):
+            kept = LabelRules(keep_unicode=True).apply(label)
+            assert kept == composed
+            assert charset.adapt(kept) == charset.adapt(label) == composed.lower()
+    (tmp_path / "apart.txt").write_text(apart.lower(), "utf-8")
+    assert Charset.load(str(tmp_path / "apart.txt")).characters == "việt한"
+
+
+def test_what_a_charset_deletes_is_counted() -> None:
+    charset = Charset.load("36")
+    assert charset.describe_dropped(["Word", "two2"]) == ""
+    assert charset.describe_dropped(["it's", "it's-", "é", "ok"]) == (
+        "charset 36 deletes characters of 3 of 4 labels, and leaves nothing of 1: ' 2  - 1  é 1"
+    )
+    assert charset.describe_dropped([chr(0x4E00 + i) for i in range(22)]).endswith("  and 2 others")

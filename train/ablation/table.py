@@ -69,7 +69,7 @@ def load_table(name_or_file: str) -> AblationTable:
     if name_or_file in shipped:
         text = shipped[name_or_file]
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text(encoding="utf-8")
+        text = Path(name_or_file).read_text(encoding="utf-8-sig")
     else:
         raise UsageError(
             f"{name_or_file} is neither a file nor a table that comes with clipocr; "

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from ...shared.charset import Charset, LabelProblem, LabelRules
-from ...shared.data.images import decode_image
+from ...shared.data.images import ImageProblemError, decode_image
 from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
-from ...shared.data.word_lmdb import WordLmdb, find_named, folders_below
+from ...shared.data.word_lmdb import WordLmdb, find_named, folders_with
 from ...shared.errors import DataError
 from ..reading.words import WordPicture
 
@@ -59,18 +61,36 @@ class TestSet:
 def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: int) -> list[TestSet]:
     """Open every LMDB and image folder at or below `roots`, in name order, and filter its labels.
 
+    What is no test set after all, or has no label under `charset`, is left out and named on stderr.
+
     Raises:
-        DataError: no test set, one that cannot be used, or one without a label under `charset`.
+        DataError: nothing is left, or an LMDB is damaged.
     """
-    return [
-        _open_test_set(name, path, charset, max_label_length)
-        for name, path in find_named(roots, _find_sources).items()
-    ]
+    test_sets, left_out = [], []
+    for name, path in find_named(roots, _find_sources).items():
+        # A damaged LMDB ends it: a mean without a set that was meant to count is a wrong one.
+        source = WordLmdb(path).opened() if (path / "data.mdb").exists() else None
+        try:
+            test_sets.append(
+                _open_test_set(name, source or WordFolder(path), charset, max_label_length)
+            )
+        except DataError as e:
+            left_out.append(str(e))
+    if not test_sets:
+        raise DataError("; ".join(left_out))
+    for reason in left_out:
+        tqdm.write(f"Left out: {reason}.", file=sys.stderr)
+    for folder, of_lmdb in _copies(test_sets):
+        tqdm.write(
+            f"Note: {folder} and {of_lmdb} hold the same words, and each of them counts twice in "
+            "the totals.",
+            file=sys.stderr,
+        )
+    return test_sets
 
 
 def _find_sources(root: Path) -> list[Path]:
-    wanted = {"data.mdb", *LABEL_FILE_NAMES}
-    found = [folder for folder, files in folders_below(root) if wanted & files]
+    found = folders_with({"data.mdb", *LABEL_FILE_NAMES}, root)
     if not found:
         raise DataError(
             f"no LMDB (a folder with data.mdb) and no image folder (one with "
@@ -80,9 +100,36 @@ def _find_sources(root: Path) -> list[Path]:
     return found
 
 
-def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: int) -> TestSet:
-    is_lmdb = (path / "data.mdb").exists()
-    source = WordLmdb(path) if is_lmdb else WordFolder(path)
+def _copies(test_sets: Sequence[TestSet]) -> list[tuple[Path, Path]]:
+    """Return the image folders with the LMDB that was made of them, by their first words."""
+    folders = [some for some in test_sets if isinstance(some.source, WordFolder)]
+    lmdbs = [some for some in test_sets if isinstance(some.source, WordLmdb)]
+    return [
+        (folder.source.path, of_lmdb.source.path)
+        for folder in folders
+        for of_lmdb in lmdbs
+        if _holds(folder, of_lmdb.pictures[:3], of_lmdb)
+    ]
+
+
+def _holds(folder: TestSet, words: Sequence[WordPicture], of_lmdb: TestSet) -> bool:
+    def same(word: WordPicture) -> bool:
+        encoded = of_lmdb.image(word.image)
+        return any(_file(folder, p) == encoded for p in folder.pictures if p.label == word.label)
+
+    return all(map(same, words))
+
+
+def _file(folder: TestSet, picture: WordPicture) -> bytes | None:
+    try:
+        return folder.image(picture.image)
+    except ImageProblemError:
+        return None
+
+
+def _open_test_set(
+    name: str, source: WordLmdb | WordFolder, charset: Charset, max_label_length: int
+) -> TestSet:
     # Folding to ASCII would empty every label of a charset that is not.
     rules = LabelRules(
         keep_unicode=not charset.characters.isascii(), max_label_length=max_label_length
@@ -96,7 +143,7 @@ def _open_test_set(name: str, path: Path, charset: Charset, max_label_length: in
             )
     if not pictures:
         raise DataError(
-            f"{path}: no label is left under test charset {charset.name}; "
+            f"{source.path}: no label is left under test charset {charset.name}; "
             "pass the charset its labels are written in"
         )
     return TestSet(

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...shared.data.images import ImageProblemError, decode_image
+from ...shared.data.folders import files_below
+from ...shared.data.images import IMAGE_SUFFIXES, ImageProblemError, decode_image, to_rgb
 from ...shared.errors import DataError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -19,11 +20,6 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint
 
 Shape of pixels: (height, width, 3) RGB, or (height, width) grey; uint8.
 """
-
-IMAGE_SUFFIXES = frozenset(
-    ".bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
-)
-"""What is taken of a folder; a file that is named is tried whatever its name."""
 
 _PAGE_PIXELS = 1_000_000
 """Of the 3,000 test crops of IIIT5k, no one has more than a third of this."""
@@ -36,7 +32,7 @@ def load_picture(source: ImageSource) -> Image.Image:
         ImageProblemError: it is none, or damaged.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return to_rgb(source)
     if isinstance(source, bytes):
         return decode_image(source)
     if isinstance(source, np.ndarray):
@@ -66,7 +62,11 @@ def find_pictures(names: Sequence[str]) -> Iterator[Path | DataError]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            try:
+                found = files_below(path, IMAGE_SUFFIXES)
+            except DataError as e:
+                yield e
+                continue
             yield from found
             if not found and (path / "data.mdb").exists():
                 yield DataError(f"{path}: an LMDB; read it with: clipocr eval RUN --data {path}")
@@ -91,7 +91,7 @@ def pictures_of_stream(data: bytes) -> Iterator[Path | bytes | DataError]:
         decode_image(data)
     except ImageProblemError as e:
         try:
-            lines = data.decode()
+            lines = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             yield DataError(f"standard input: {e}, and no list of files in UTF-8 either")
         else:

@@ -65,8 +65,14 @@ def test_images_go_in_as_they_are_in_the_order_of_the_labels(folder, tmp_path) -
         ("gt.txt", "a.png x y\r\nb.png  z\r\n", [("a.png", "x y"), ("b.png", "z")]),
         ("gt.txt", "\ufeffa.png x\n\n  \n", [("a.png", "x")]),
         ("gt.txt", "a.png\nb.png x", [("a.png", ""), ("b.png", "x")]),
-        # One tab makes it a table: the first line lacks its label, "b.png" is none.
+        # Tabs make it a table: the first line lacks its label, "b.png" is none.
         ("gt.txt", "a b.png\nc.png\tx\n", [("a b.png", ""), ("c.png", "x")]),
+        # One tab among spaces is one more space.
+        (
+            "gt.txt",
+            "a.png x\nb.png\ty z\nc.png z\n",
+            [("a.png", "x"), ("b.png", "y z"), ("c.png", "z")],
+        ),
         ("gt.txt", "\tx\n", [("", "x")]),
         # U+2028 is a line separator to str.splitlines, but part of a label here.
         ("gt.txt", "a.png x\u2028y\n", [("a.png", "x\u2028y")]),
@@ -180,12 +186,10 @@ def test_nothing_usable_is_an_error_and_leaves_no_lmdb(folder, tmp_path, text: s
     assert os.listdir(tmp_path) == ["src"]
 
 
-def test_lmdb_may_lie_in_the_folder_but_not_replace_it(folder) -> None:
-    counts, problems = run(folder, folder / "out.lmdb")
-    assert counts[0] == 2
-    assert problems == ["spare.png: image without a label"]
-    with pytest.raises(UsageError, match="not an LMDB"):
-        run(folder, folder, overwrite=True)
+def test_lmdb_may_not_lie_in_the_folder_and_not_replace_it(folder) -> None:
+    for inside in (folder, folder / "out.lmdb", folder / "deep" / ".." / "deep" / "out.lmdb"):
+        with pytest.raises(UsageError, match=r"lies in .* would count every word twice"):
+            run(folder, inside, overwrite=True)
     with pytest.raises(UsageError, match="not an LMDB"):
         run(folder, folder.parent, overwrite=True)
     assert (folder / "a.png").read_bytes() == image_bytes(1)

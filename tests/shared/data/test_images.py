@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipocr.shared import geometry
 from clipocr.shared.data import images
-from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
+from clipocr.shared.data.images import ImageProblemError, decode_image, stretch, to_rgb
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
@@ -45,10 +45,53 @@ def test_sixteen_bit_grey_keeps_its_high_byte(file_format: str) -> None:
     assert np.asarray(decoded)[0, :, 0].tolist() == [0, 0, 1, 0x80, 0xFF]
 
 
-def test_32_bit_grey_is_read_as_16_bit_values() -> None:
-    deep = np.array([[-5, 0x80FF, 0xFFFF, 0x10000]], np.int32)
-    decoded = decode_image(encode(Image.fromarray(deep), "TIFF"))
-    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 0x80, 0xFF, 0xFF]
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        # Up to 255 as they are, which is what Pillow makes of them too.
+        ([0, 100, 200, 255], np.int32, [0, 100, 200, 255]),
+        ([0, 100, 200, 255], np.uint16, [0, 100, 200, 255]),
+        ([0, 100, 200, 255], np.float32, [0, 100, 200, 255]),
+        # 12 bits in 16 lose their lowest four, 16 their lowest eight, 17 of 32 their lowest nine.
+        ([0, 0x0800, 0x0FFF], np.uint16, [0, 0x80, 0xFF]),
+        ([0, 0x80FF, 0xFFFF], np.uint16, [0, 0x80, 0xFF]),
+        ([0, 0x8000, 0x10000], np.int32, [0, 0x40, 0x80]),
+        ([0, 0.5, 1], np.float32, [0, 128, 255]),
+        ([0, 512.7, 1023], np.float32, [0, 128, 255]),
+    ],
+)
+def test_deep_grey_is_scaled_by_the_bits_it_uses(values, dtype, expected) -> None:
+    picture = Image.fromarray(np.array([values], dtype))
+    decoded = decode_image(encode(picture, "TIFF"))
+    assert np.asarray(decoded)[0].tolist() == [[v] * 3 for v in expected]
+    assert np.array_equal(to_rgb(picture), decoded)
+    if max(values) <= 255 and expected == values:
+        assert np.array_equal(picture.convert("RGB"), decoded)
+
+
+@pytest.mark.parametrize("values", [[-5, 7], [np.nan, 0.5], [np.inf, 1]])
+def test_grey_that_is_no_grey_is_a_bad_picture(values) -> None:
+    dtype = np.int32 if min(values) < 0 else np.float32
+    with pytest.raises(ImageProblemError, match="grey values are negative or not finite"):
+        decode_image(encode(Image.fromarray(np.array([values], dtype)), "TIFF"))
+
+
+Image.init()
+
+
+# Pillow knows AVIF from 11.3 on.
+@pytest.mark.parametrize("form", ["TGA", "PCX", "ICO", *(["AVIF"] if "AVIF" in Image.SAVE else [])])
+def test_what_parseq_reads_is_read(form: str) -> None:
+    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    encoded = encode(picture, form)
+    with Image.open(io.BytesIO(encoded)) as opened:
+        assert np.array_equal(decode_image(encoded), opened.convert("RGB"))
+
+
+@pytest.mark.parametrize("some", [b"<html><body>Not found</body></html>", bytes(4000), b"word"])
+def test_no_picture_is_taken_for_one_without_a_mark(some: bytes) -> None:
+    with pytest.raises(ImageProblemError, match="not an image"):
+        decode_image(some)
 
 
 def test_cmyk_jpeg_becomes_rgb() -> None:

@@ -190,3 +190,14 @@ def test_find_lmdbs_says_what_is_missing(tmp_path) -> None:
         find_lmdbs(tmp_path / "nowhere")
     with pytest.raises(DataError, match="clipocr data import"):
         find_lmdbs(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_keys_that_are_numbered_in_another_way_are_refused(tmp_path, kind: str) -> None:
+    other = f"{kind}-1".encode()
+    path = raw_lmdb(tmp_path / "other", {b"num-samples": b"1", other: b"x"})
+    with pytest.raises(DataError, match=rf"keys such as '{kind}-1'; expected 9 digits, such as"):
+        len(WordLmdb(path))
+    # Keys of another kind beside the right ones are nobody's business.
+    items = {**raw_items(two_words(tmp_path / "raw")), other: b"x", b"image-size-1": b"x"}
+    assert len(WordLmdb(raw_lmdb(tmp_path / "more", items))) == 2

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from oracle import Oracle, painted, write_painted
 
+from clipocr.precompute.data.import_words import import_words
+from clipocr.precompute.data.options import ImportOptions
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import DataError
@@ -99,3 +101,40 @@ def test_what_is_no_test_set_is_named(files: dict[str, str], message: str, tmp_p
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         open_all(tmp_path)
+
+
+def test_what_is_no_test_set_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_painted(tmp_path / "SVT", ["a", "b"])
+    write_painted(tmp_path / "japanese", ["東京"])
+    for name, text in (("gt.txt", "see labels.json\n"), ("more/labels.txt", "These are notes.")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert [test_set.name for test_set in open_all(tmp_path)] == ["SVT"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said] == ["Left out"] * 3
+    for what in ("gt.txt names no file", "labels.txt names no file", "japanese: no label is left"):
+        assert sum(what in line for line in said) == 1
+
+
+def test_a_damaged_lmdb_is_not_left_out(tmp_path: Path) -> None:
+    write_painted(tmp_path / "A", ["a"])
+    write_painted(tmp_path / "B", ["b"] * 200)
+    os.truncate(tmp_path / "B" / "data.mdb", 8192)
+    with pytest.raises(DataError, match=r"B.* truncated"):
+        open_all(tmp_path)
+
+
+def test_a_folder_and_the_lmdb_made_of_it_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "mine", "words/0.png\tone\nwords/1.png\ttwo\n", 2)
+    write_painted(tmp_path / "other", ["one", "two"][::-1])
+    assert len(open_all(tmp_path)) == 2
+    assert capsys.readouterr().err == ""
+    options = ImportOptions()
+    import_words(tmp_path / "mine", tmp_path / "copy.lmdb", options, on_problem=pytest.fail)
+    assert len(open_all(tmp_path)) == 3
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'mine'} and {tmp_path / 'copy.lmdb'} hold the same words" in said

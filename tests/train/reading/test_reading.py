@@ -135,7 +135,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
     assert found("a/**/*.webp") == ["a/b/3.webp"]
     assert found("[x].png") == ["[x].png"]  # a file's name before a pattern
     assert found("a/*.gif") == ["a/*.gif: no file has such a name"]
-    assert found("empty")[0].startswith("empty: no picture in this folder (.bmp .gif")
+    assert found("empty")[0].startswith("empty: no picture in this folder (.avif .bmp .gif")
     assert found("words.lmdb") == [
         "words.lmdb: an LMDB; read it with: clipocr eval RUN --data words.lmdb"
     ]
