@@ -1,6 +1,15 @@
-"""Run the command line with ``python -m clipocr``."""
+"""The program ``clipocr``, also as ``python -m clipocr``."""
 
-from .cli import main
+from .shared import interrupts
+
+
+def main() -> None:
+    """Run the command line; a signal ends it in one line, whenever it comes."""
+    interrupts.install()
+    from .cli import main as commands
+
+    commands()
+
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ was written, where and how much.
 from __future__ import annotations
 
 import errno
+import signal
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from .precompute.commands.data import data
 from .precompute.commands.inspect import align_command, show_command
 from .precompute.commands.upkeep import copy_command, info_command, verify_command
 from .shared.errors import ClipocrError
+from .shared.interrupts import ending, working
 from .train.commands.evaluation import eval_command, latency
 from .train.commands.hub import pull, push
 from .train.commands.student import export, read
@@ -37,7 +39,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with working():
+                return super().invoke(ctx)
         except ClipocrError as e:
             raise click.ClickException(str(e)) from e
         except OSError as e:
@@ -47,9 +50,10 @@ class _Commands(click.Group):
                 place = f"{name}: " if name else ""
                 raise click.ClickException(f"{place}{e.strerror}") from e
             raise
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as e:
+            line, code = ending(getattr(e, "signal_number", signal.SIGINT))
+            click.echo(line, err=True)
+            ctx.exit(code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

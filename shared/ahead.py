@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -11,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 from .errors import DataError
+from .interrupts import kept_from_workers
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -29,11 +30,12 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
     Raises:
         DataError: a worker died.
     """
+    with kept_from_workers():
+        # Here, or the first worker would start the process that cleans up after workers.
+        resource_tracker.ensure_running()
     executor = ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+        num_processes, mp_context=_WorkerContext(), initializer=_end_with_parent
     )
-    with _ignoring_interrupts():
-        executor.submit(int)  # Starts every worker; they inherit that ctrl-C is ignored.
     is_sound = False
     try:
         yield executor
@@ -48,16 +50,18 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
         executor.shutdown(wait=is_sound, cancel_futures=True)
 
 
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread may decide on signals.
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+class _Worker(SpawnProcess):
+    """A process that ctrl-C does not reach, not even while it starts."""
+
+    def start(self) -> None:
+        with kept_from_workers():
+            super().start()
+
+
+class _WorkerContext(SpawnContext):
+    """What starts a worker when it is needed, from whatever thread needs it."""
+
+    Process = _Worker  # type: ignore[assignment]
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from samples import register_tiny_clip
 
-from clipocr.cli import main
+from clipocr.__main__ import main
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

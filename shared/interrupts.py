@@ -1,0 +1,175 @@
+"""The signals that end a command, and how it ends: by one line and 128 plus the signal's number.
+
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and a scheduler's warning (SIGUSR1) raise `Interrupted`
+while a command works, so that it cleans up. At any other moment they end the process at once: while
+modules are imported, because an exception there is taken for a missing module or is lost, and
+before and after the work, because there is nothing to clean up. This module imports nothing heavy,
+because it is at work before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+STOP_SIGNALS: tuple[int, ...] = tuple(
+    # Windows has the first two only.
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+_NOT_FOR_WORKERS = frozenset(STOP_SIGNALS) - {signal.SIGTERM}
+"""SIGTERM is how an executor ends its workers."""
+
+_Handler = Callable[[int, FrameType | None], object]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ends the command; `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def ending(signal_number: int) -> tuple[str, int]:
+    """Return what a command that a signal ends says, and its exit code."""
+    if signal_number == signal.SIGINT:
+        return "Interrupted.", 128 + signal_number
+    return f"Stopped by {signal.Signals(signal_number).name}.", 128 + signal_number
+
+
+class _Command:
+    """The command of this process."""
+
+    is_working = False
+    caught: int | None = None
+    """The signal that has been raised; whatever the command does with it, it ends by it."""
+
+
+def install() -> None:
+    """Handle the signals for the rest of the process; for a program, not for a library."""
+    for number in _ours():
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _lost
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Let signals raise `Interrupted` while the block runs, if they are handled at all.
+
+    Raises:
+        Interrupted: a signal came, whatever the block made of it: code that is interrupted may
+            raise another error, or swallow this one.
+    """
+    _Command.is_working, _Command.caught = True, None
+    try:
+        yield
+    finally:
+        _Command.is_working = False
+        if _Command.caught is not None:
+            raise Interrupted(_Command.caught) from None
+
+
+@contextmanager
+def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
+    """Handle the signals otherwise while the block runs; yield the handlers before, by number."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}  # Only the main thread may decide on signals, and they go there anyway.
+        return
+    previous = {number: signal.signal(number, handler) for number in _ours()}
+    try:
+        yield previous
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def kept_from_workers() -> Iterator[None]:
+    """Let processes that the block starts never see the signals but SIGTERM.
+
+    A terminal and a scheduler send them to every process. Blocked, because what is blocked is so
+    from a new process's first moment on, and in whatever thread starts it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # Windows.
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def say_at_once(text: str) -> None:
+    """Write a line to stderr from a signal's handler, where its buffer may be in use."""
+    if not _leave_dead_terminal():
+        with suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())
+
+
+def _ours() -> list[int]:
+    """Return the signals that may be handled: not what is ignored, as by nohup, or is not Python's.
+
+    The latter as by `faulthandler.register`.
+    """
+    return [n for n in STOP_SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _leave_dead_terminal()
+    is_second = _Command.caught is not None
+    if not _Command.is_working or _imports(frame) or (is_second and number == signal.SIGINT):
+        _end_at_once(number)
+    # A second SIGTERM is no hurry: under Slurm and torchrun the scheduler and the agent send one.
+    if not is_second:
+        _Command.caught = number
+        raise Interrupted(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _lost(unraisable: Any) -> None:
+    """End by a signal that nobody can catch, because it was raised in a finalizer."""
+    if isinstance(unraisable.exc_value, Interrupted):
+        _end_at_once(unraisable.exc_value.signal_number)
+    sys.__unraisablehook__(unraisable)
+
+
+def _end_at_once(number: int) -> NoReturn:
+    line, code = ending(number)
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+    os._exit(code)
+
+
+def _leave_dead_terminal() -> bool:
+    """Stop writing to a terminal that was closed: every write there fails; return whether it was.
+
+    What is written from then on goes nowhere.
+    """
+    was_closed = False
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
+            if is_device and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+                was_closed = True
+    return was_closed

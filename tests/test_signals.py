@@ -1,0 +1,40 @@
+"""Signals reach every process of a command, as a terminal or a scheduler sends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samples import TINY_CLI, WORDS, write_words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_build_with_workers_ends_in_one_line(number: int, tmp_path: Path) -> None:
+    write_words(tmp_path / "data", WORDS * 8)
+    command = [
+        *(sys.executable, str(TINY_CLI), "cache", "build", "--data", str(tmp_path / "data")),
+        *("--out", str(tmp_path / "cache"), "--teacher", "ViT-tiny-test/random:0"),
+        *("--image-taps", "1,2,3", "--text-taps", "1,2,3", "--unit-rows", "8"),
+        *("--chunk-rows", "8", "--device", "cpu", "--workers", "3"),
+    ]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as build:
+        assert build.stderr is not None
+        seen = ""
+        # The bar begins when the workers are being started.
+        while "image features" not in seen:
+            character = build.stderr.read(1)
+            assert character, seen
+            seen += character
+        os.killpg(build.pid, number)
+        errors = build.stderr.read()
+    assert build.returncode == 128 + number
+    lines = [line for line in errors.splitlines() if line.strip() and "image" not in line]
+    assert lines == ["Interrupted." if number == signal.SIGINT else "Stopped by SIGUSR1."]
+    assert not list((tmp_path / "cache" / ".tmp").glob("*"))
