@@ -61,7 +61,7 @@ class _Worker(SpawnProcess):
 class _WorkerContext(SpawnContext):
     """What starts a worker when it is needed, from whatever thread needs it."""
 
-    Process = _Worker  # type: ignore[assignment]
+    Process = _Worker
 
 
 def _end_with_parent() -> None:

@@ -105,8 +105,8 @@ def _train_command(method: type[Method]) -> click.Command:
 
 _HELP = """Train a recogniser from a cache. CLIP is not loaded, not even imported.
 
-Ctrl-C and SIGTERM write a checkpoint first; --resume goes on as if nothing had happened. Several
-GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint first; --resume goes on as if nothing had
+happened. Several GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
 
 \b
 Example:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ...shared.device import choose_device
 from ...shared.errors import UsageError
+from ...shared.interrupts import handling, say_at_once
 from ...shared.processes import Process
 
 _Thing = TypeVar("_Thing")
@@ -94,7 +95,7 @@ class Processes(Process):
 
 
 class StopRequestedError(Exception):
-    """SIGINT or SIGTERM arrived, and the run has been saved; `signal_number` says which."""
+    """A signal arrived, and the run has been saved; `signal_number` says which."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -102,28 +103,23 @@ class StopRequestedError(Exception):
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them.
+def stop_signals(acknowledgement: str) -> Iterator[list[int]]:
+    """Collect the `STOP_SIGNALS` in a list instead of dying of them.
 
-    A second ctrl-C does kill. A second SIGTERM does not: under Slurm and torchrun both the
-    scheduler and the agent send one.
+    The first one is acknowledged on stderr at once, because stopping may take a while; an empty
+    acknowledgement says nothing. A second ctrl-C does kill. A second SIGTERM does not: under Slurm
+    and torchrun both the scheduler and the agent send one.
     """
     stop: list[int] = []
 
     def request(signal_number: int, _: FrameType | None) -> None:
+        if not stop and acknowledgement:
+            say_at_once(f"{signal.Signals(signal_number).name}: {acknowledgement}")
         stop.append(signal_number)
-        if signal_number == signal.SIGINT:
+        if signal_number == signal.SIGINT and signal_number in previous:
             signal.signal(signal_number, previous[signal_number])
 
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number in previous:
-            signal.signal(number, request)
-    except ValueError:
-        previous = {}  # Not the main thread: signals go elsewhere anyway.
-    try:
+    previous: dict[int, Any] = {}
+    with handling(request) as handlers:
+        previous |= handlers
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -329,11 +329,12 @@ class _Run:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
-        with self._logbook() as logbook, stop_signals() as stop:
+        said = "stopping after this step or batch ..." if self.processes.is_first else ""
+        with self._logbook() as logbook, stop_signals(said) as stop:
             while True:
                 # Also after a resume: the signal may have come with an epoch's last step.
                 if len(self.history) < self.step // steps_per_epoch:
-                    self._end_epoch(logbook)
+                    self._end_epoch(logbook, stop)
                 if self.step >= num_steps:
                     break
                 epoch, first_step = divmod(self.step, steps_per_epoch)
@@ -432,7 +433,7 @@ class _Run:
             f"{kept}"
         )
 
-    def _end_epoch(self, logbook: Logbook) -> None:
+    def _end_epoch(self, logbook: Logbook, stop: list[int]) -> None:
         if self.validation is not None:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
@@ -440,16 +441,16 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            entry |= self._validate(self.validation)
+            entry |= self._validate(self.validation, stop)
             logbook.write(self.step, {name: entry[name] for name in ("val/accuracy", "val/1-NED")})
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
         self.save()
         self._write_record()
 
-    def _validate(self, validation: Validation) -> dict[str, float]:
+    def _validate(self, validation: Validation, stop: list[int]) -> dict[str, float]:
         """Read the validation sets; keep the recogniser if it is the best so far."""
-        figures = validation.figures(self._recogniser_for("--val-data"))
+        figures = validation.figures(self._recogniser_for("--val-data"), stop)
         if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
             self.best_accuracy = figures.accuracy
             if self.processes.is_first:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.metrics import Figures, WordCounts
 from ..evaluation.options import EvalOptions
 from ..evaluation.test_sets import open_test_sets
 from ..models.recogniser import Recogniser
-from ..reading.readers import Reader
+from ..reading.readers import Reader, Text
 from .config import TrainConfig, TrainPlace
-from .processes import Processes
+from .processes import Processes, StopRequestedError
 
 
 class Validation:
@@ -32,11 +36,36 @@ class Validation:
         """
         return {test_set.name: len(test_set.pictures) for test_set in self._sets}
 
-    def figures(self, recogniser: Recogniser) -> Figures:
-        """Read every set. All processes must call this."""
+    def figures(self, recogniser: Recogniser, stop: Sequence[int] = ()) -> Figures:
+        """Read every set. All processes must call this.
+
+        Raises:
+            StopRequestedError: a signal is in `stop` of some process. Reading ends with the batch
+                in which it came, and the run is as it was before.
+        """
         rank, world_size = self._processes.rank, self._processes.world_size
-        reader = Reader(
-            recogniser.eval(), batch_size=EvalOptions.batch_size, precision=self._precision
-        )
-        counts = evaluate_sets(reader, [s.share(rank, world_size) for s in self._sets]).counts
-        return sum(self._processes.gather(counts), WordCounts()).figures
+        reader = _StoppableReader(recogniser.eval(), self._precision, stop)
+        try:
+            counts = evaluate_sets(reader, [s.share(rank, world_size) for s in self._sets]).counts
+            parts = self._processes.gather((counts, 0))
+        except StopRequestedError as e:
+            # The others have to know; they are reading, or wait for this process's counts.
+            parts = self._processes.gather((WordCounts(), e.signal_number))
+        if stopped_by := max(signal_number for _, signal_number in parts):
+            self._processes.wait()  # torchrun ends every process as soon as one of them is gone.
+            raise StopRequestedError(stopped_by)
+        return sum((counts for counts, _ in parts), WordCounts()).figures
+
+
+class _StoppableReader(Reader):
+    """A reader that reads no further batch after a signal."""
+
+    def __init__(self, recogniser: Recogniser, precision: str, stop: Sequence[int]) -> None:
+        super().__init__(recogniser, batch_size=EvalOptions.batch_size, precision=precision)
+        self._stop = stop
+
+    def read_views(self, views: torch.Tensor) -> list[Text]:
+        """Read a batch of views, unless a signal has come."""
+        if self._stop:
+            raise StopRequestedError(self._stop[0])
+        return super().read_views(views)

@@ -32,6 +32,7 @@ from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
+from clipocr.train.reading.readers import Reader
 from clipocr.train.report.curves import draw_curves, read_panels
 
 CONFIG = TrainConfig(
@@ -114,8 +115,14 @@ def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [0, 6, 9])
+@pytest.mark.parametrize(
+    ("step", "signal_number"),
+    [
+        *((step, number) for number in (signal.SIGTERM, signal.SIGINT) for step in (0, 6, 9)),
+        (6, signal.SIGHUP),
+        (6, signal.SIGUSR1),
+    ],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
     place: TrainPlace,
     tmp_path: Path,
@@ -272,6 +279,38 @@ def test_an_epoch_survives_a_validation_that_fails(
     summary = train(CONFIG, place, resume=True)
     assert summary.best_accuracy is not None
     assert len(json.loads((place.out / "run.json").read_text())["history"]) == 3
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_validation_after_its_batch(
+    place: TrainPlace,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    signal_number: signal.Signals,
+) -> None:
+    place = replace(place, val_data=(data_root,))
+    train(CONFIG, replace(place, out=tmp_path / "whole"))
+    read_batch, num_read = Reader.read_views, 0
+
+    def read_views(self: Reader, views: torch.Tensor) -> object:
+        nonlocal num_read
+        num_read += 1
+        os.kill(os.getpid(), signal_number)
+        # Said by the handler, not when the batch is through.
+        assert f"{signal_number.name}: stopping" in capfd.readouterr().err
+        return read_batch(self, views)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "read_views", read_views)
+        with pytest.raises(StopRequestedError, match=signal_number.name):
+            train(CONFIG, place)
+    assert num_read == 1  # Of two sets.
+    assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5
+    assert not (place.out / "best.pt").exists()
+    train(CONFIG, place, resume=True)
+    assert_equal_runs(place.out, tmp_path / "whole")
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
