@@ -29,7 +29,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -155,7 +155,9 @@ def teacher_rate(bench: Bench, unit_idx: int) -> float:
 
 
 def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
-    maker = ViewMaker(bench.sources, augment, bench.cache.spec.seed)
+    maker = ViewMaker(
+        bench.sources, replace(bench.cache.spec.view, augment=augment), bench.cache.spec.seed
+    )
     rows = bench.cache.rows(unit_idx)
     source, lmdb_index = rows["source"], rows["lmdb_index"]
     sources = [s.name for s in bench.cache.spec.sources]

@@ -18,8 +18,27 @@ IMAGE_HEIGHT_PX = 32
 IMAGE_WIDTH_PX = 128
 VIEW_SHAPE = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3)
 
+TALL = ("stretch", "rotate")
+"""What may become of a tall picture; the first is the default, and a record that says neither means
+it, because records were written before there was a choice."""
+
+TALL_RATIO = 1.5
+"""Height over width from which a picture is tall. PaddleOCR turns pictures from the same one."""
+
 STUDENT_MEAN = (0.5, 0.5, 0.5)
 STUDENT_STD = (0.5, 0.5, 0.5)
+
+
+def is_turned(width_px: int, height_px: int, tall: str) -> bool:
+    """Whether a picture of that size is turned by 90 degrees before it becomes a view.
+
+    Args:
+        width_px: Of the picture as it was decoded.
+        height_px: Likewise.
+        tall: One of `TALL`.
+    """
+    assert tall in TALL, tall
+    return tall == "rotate" and height_px >= TALL_RATIO * width_px
 
 
 def normalize(

@@ -154,7 +154,7 @@ def _spec(config: BuildConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
     codecs = config.codecs
     spec = CacheSpec(
         teacher=teacher.spec,
-        view=ViewSpec(augment=config.augment),
+        view=ViewSpec(augment=config.augment, tall=config.tall),
         labels=config.labels,
         images=tuple(
             ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
@@ -190,7 +190,7 @@ def _wanted_so_far(config: BuildConfig, sources: Mapping[str, Path], have: Cache
             activation=config.activation or have.teacher.activation,
             precision=config.precision or have.teacher.precision,
         ),
-        view=ViewSpec(augment=config.augment),
+        view=ViewSpec(augment=config.augment, tall=config.tall),
         labels=config.labels,
         images=tuple(
             replace(any_image, name=name, codec=codec) for name, codec in config.codecs.items()
@@ -211,8 +211,8 @@ def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
     options = zip(_options_of(have), _options_of(want), strict=True)
     differing = [text for (text, value), (_, wanted) in options if value != wanted]
     require_equal(
-        as_json(have),
-        as_json(want),
+        as_json(have, complete=True),
+        as_json(want, complete=True),
         f"{out} holds another cache",
         f"Go on with that one by: clipocr cache build --out {out} "
         f"{' '.join(differing) or '(with the clipocr that began it)'} ...; or build this one into "
@@ -235,6 +235,7 @@ def _options_of(spec: CacheSpec) -> list[tuple[str, object]]:
         (f"--image-taps {image_taps}", image_taps),
         (f"--text-taps {text_taps}", text_taps),
         (f"--augment {spec.view.augment}", spec.view.augment),
+        (f"--tall {spec.view.tall}", spec.view.tall),
         (f"--max-label-length {labels.max_label_length}", labels.max_label_length),
         (unicode, unicode),
         (f"--codec {spec.codec}", spec.codec),

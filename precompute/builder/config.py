@@ -9,6 +9,7 @@ from ...shared.cache.codecs.codec import Codec, codec_per_array
 from ...shared.cache.names import TOKENIZERS, block_names
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
+from ...shared.geometry import TALL, TALL_RATIO
 from ...shared.options import FOLDER, NEW_CACHE, Options, device_option, num_cores, option
 from ...shared.processes import Process
 
@@ -44,6 +45,12 @@ class SourceOptions(Options):
         "clean",
         choices=AUGMENTATIONS,
         help="What happens to a picture before it is stretched; randaugment is PARSeq's recipe.",
+    )
+    tall: str = option(
+        TALL[0],
+        choices=TALL,
+        help=f"What becomes of a picture at least {TALL_RATIO} times as high as wide; rotate turns "
+        "it by 90 degrees counter-clockwise first, and so do all students of the cache.",
     )
     unit_rows: int = option(
         16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."

@@ -51,7 +51,7 @@ class UnitBuilder:
         self._cache = cache
         self._spec = cache.spec
         self._teacher = teacher
-        self._views = ViewMaker(sources, cache.spec.view.augment, cache.spec.seed)
+        self._views = ViewMaker(sources, cache.spec.view, cache.spec.seed)
         self._num_workers = num_workers
 
     def build(self, units: Sequence[tuple[int, int]]) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ...shared.cache.codecs.codecs import Pixels
-from ...shared.data.images import ImageProblemError, decode_image, stretch
+from ...shared.cache.spec import ViewSpec
+from ...shared.data.images import ImageProblemError, decode_image, stretch, upright
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.geometry import VIEW_SHAPE
 from .augment import augment, view_draws
@@ -48,9 +49,10 @@ class ChunkRows:
 class ViewMaker:
     """Makes chunks of views from the sources; travels to worker processes."""
 
-    def __init__(self, sources: Sequence[Path], augment: str, cache_seed: int) -> None:
+    def __init__(self, sources: Sequence[Path], view: ViewSpec, cache_seed: int) -> None:
         self._sources = [WordLmdb(path) for path in sources]
-        self._is_augmented = augment == "randaugment"
+        self._is_augmented = view.augment == "randaugment"
+        self._tall = view.tall
         self._cache_seed = cache_seed
 
     def __call__(self, rows: ChunkRows) -> ViewChunk:
@@ -61,7 +63,7 @@ class ViewMaker:
         for idx, (source_idx, lmdb_index, sample_hash) in enumerate(keys):
             encoded = self._sources[source_idx].image(lmdb_index)
             try:
-                image = decode_image(encoded or b"")
+                image = upright(decode_image(encoded or b""), self._tall)
             except ImageProblemError as e:
                 bad[idx] = str(e)
                 continue

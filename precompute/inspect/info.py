@@ -45,7 +45,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
             (f"image {a.name}", f"{a.num_tokens} tokens of {a.width}, codec {a.codec}")
             for a in spec.images
         ),
-        ("views", f"{cache.num_views}, {spec.view.augment}"),
+        ("views", f"{cache.num_views}, {spec.view}"),
         ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
         ("seed", str(spec.seed)),
         *(

@@ -47,7 +47,7 @@ class SampleViews:
 
 def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
     """Make the views of the first rows, up to two chunks, while the budget lasts."""
-    maker = ViewMaker(scan.paths, augment, spec.seed)
+    maker = ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed)
     made: list[Pixels] = []
     bad: Counter[str] = Counter()
     started = time.perf_counter()

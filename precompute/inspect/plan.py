@@ -314,7 +314,7 @@ def _with_codecs(spec: CacheSpec, codecs: Mapping[str, Codec]) -> CacheSpec:
 def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
     return CacheSpec(
         teacher=teacher.spec,
-        view=ViewSpec(),
+        view=ViewSpec(tall=config.tall),
         labels=config.labels,
         images=tuple(
             ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=CODEC_EXAMPLES[0])

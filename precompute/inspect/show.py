@@ -103,7 +103,7 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
         warning="RANDOM weights: these colours say nothing of CLIP" if teacher.is_random else "",
         lines=(
             f"{len(rows)} of {spec.num_rows:,} rows, {num_views} of "
-            f"{counted(cache.num_views, 'view')} ({spec.view.augment}, "
+            f"{counted(cache.num_views, 'view')} ({spec.view}, "
             f"{spec.view.height_px}x{spec.view.width_px})",
             f"colours: first three principal components of the patch tokens of {array}, "
             f"{100 * explained:.0f} % of their variance",

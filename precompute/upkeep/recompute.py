@@ -85,7 +85,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     sources = _same_sources(cache, config.data)
     batches = _draw(cache, config.recompute or 0, config.seed)
     teacher = load_same_teacher(config.cache, cache.spec, config.teacher, device)
-    maker = ViewMaker(sources, cache.spec.view.augment, cache.spec.seed)
+    maker = ViewMaker(sources, cache.spec.view, cache.spec.seed)
     arrays = {array: ArrayReport() for array in cache.spec.image_names}
     differing: list[str] = []
     means: dict[str, torch.Tensor] = {}

@@ -17,15 +17,39 @@ def canonical_json(data: object) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def as_json(value: Any) -> Any:
-    """Return the JSON form of a value; what can be parsed, such as a codec, is its text."""
+def later_field(default: Any) -> Any:
+    """Declare a field that was added after records were written, whose default they all mean.
+
+    The default is not recorded, because digests are taken of records, and those of what was
+    written before must stay. Another value is, and a program that does not know it refuses it.
+    """
+    return dataclasses.field(default=default, metadata={_IS_LATER: True})
+
+
+_IS_LATER = "is_later"
+
+
+def as_json(value: Any, *, complete: bool = False) -> Any:
+    """Return the JSON form of a value; what can be parsed, such as a codec, is its text.
+
+    Args:
+        value: A dataclass, mapping, tuple or plain value.
+        complete: Whether a `later_field` is there even if it has its default: to compare and to
+            show, not to record.
+    """
     if hasattr(value, "parse"):
         return str(value)
     if dataclasses.is_dataclass(value):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: as_json(getattr(value, f.name), complete=complete)
+            for f in dataclasses.fields(value)
+            if complete or _IS_LATER not in f.metadata or getattr(value, f.name) != f.default
+        }
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    return tuple(map(as_json, value)) if isinstance(value, tuple) else value
+        return {str(key): as_json(item, complete=complete) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(as_json(item, complete=complete) for item in value)
+    return value
 
 
 def from_json(kind: Any, data: Any) -> Any:
@@ -77,7 +101,7 @@ def decode_record(stored: bytes, where: str) -> dict[str, Any]:
 
 
 def require_equal(have: Mapping[str, Any], want: Mapping[str, Any], what: str, remedy: str) -> None:
-    """Compare two specs, as `as_json` gives them, field by field."""
+    """Compare two specs, as `as_json` gives them complete, field by field."""
     differences = list(_differences(have, want, ""))
     if differences:
         listed = "; ".join(f"{path} is {a!r}, wanted {b!r}" for path, a, b in differences)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..charset import LabelRules
+from ..geometry import TALL
 from . import names
 from .codecs.codec import Codec, join_codecs
 from .codecs.codecs import feature_codec, pixel_layout
 from .codecs.klt import num_table_rows
-from .json_record import as_json, canonical_json
+from .json_record import as_json, canonical_json, later_field
 from .shards import ArrayLayout
 from .storage import FileRecord
 
@@ -65,6 +66,17 @@ class ViewSpec:
     height_px: int = 32
     width_px: int = 128
     resize: str = "pillow-bicubic"
+    tall: str = later_field(TALL[0])
+    """What becomes of a picture at least 1.5 times as high as wide: ``stretch``, nothing else than
+    of any other; ``rotate``, it is turned by 90 degrees counter-clockwise before anything else."""
+
+    def __post_init__(self) -> None:
+        if self.tall not in TALL:
+            raise ValueError(f"tall is {self.tall!r}, expected one of {', '.join(TALL)}")
+
+    def __str__(self) -> str:
+        """Return what decides the pictures, as `cache info` shows it."""
+        return self.augment if self.tall == TALL[0] else f"{self.augment}, tall pictures turned"
 
 
 @dataclass(frozen=True, kw_only=True)

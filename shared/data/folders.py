@@ -31,8 +31,9 @@ def folders_below(root: Path) -> Iterator[tuple[Path, frozenset[str]]]:
         subfolders.sort()
         for name in files:
             path = os.path.join(folder, name)
-            is_picture = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            if os.path.islink(path) and not os.path.exists(path) and not is_picture:
+            # An editor's lock is a hidden link to nothing.
+            may_miss = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or name.startswith(".")
+            if os.path.islink(path) and not os.path.exists(path) and not may_miss:
                 raise DataError(
                     f"{path} is a link to {os.readlink(path)}, which is not there; mount it, or "
                     "remove the link"

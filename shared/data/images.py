@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import DataError
-from ..geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ..geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, is_turned
 
 MAX_IMAGE_PIXELS = 1 << 25
 """A word crop above 32 megapixels is a mistake or an attack; it is refused before decoding."""
@@ -89,8 +89,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Up to 255 grey values are taken as they are, as Pillow and the official codes do. They clip what
     is above to white; here as many of the lowest bits are dropped as the largest value has beyond
-    eight, whatever the file's type has room for: 12 bits in a file of 16 use 12. Floats up to 1 are
-    shares of white.
+    eight, whatever the file's type has room for: 12 bits in a file of 16 use 12. Floats below 2
+    are shares of white.
 
     Raises:
         ImageProblemError: grey values are negative, or not finite.
@@ -108,12 +108,32 @@ def _grey_of_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if not np.isfinite(grey).all() or grey.min() < 0:
         raise ImageProblemError("grey values are negative or not finite")
     largest = grey.max()
-    if values.dtype.kind == "f" and largest <= 1:
-        scaled = (255 * grey).round()
+    if values.dtype.kind == "f" and largest < 2:  # A filter may go a little beyond 1.
+        scaled = (255 * grey.clip(max=1)).round()
     else:
         scaled = np.floor(grey / 2 ** max(0, int(largest).bit_length() - 8))
     of_8_bits: npt.NDArray[np.uint8] = scaled.astype(np.uint8)
     return of_8_bits
+
+
+def upright(image: Image.Image, tall: str) -> Image.Image:
+    """Return a tall picture turned by 90 degrees counter-clockwise if `tall` is ``rotate``.
+
+    Any other picture, and every picture if `tall` is ``stretch``, is returned as it is.
+    """
+    if is_turned(image.width, image.height, tall):
+        return image.transpose(Image.Transpose.ROTATE_90)
+    return image
+
+
+def make_view(image: Image.Image, tall: str) -> npt.NDArray[np.uint8]:
+    """Make the view that a student reads, not augmented. Shape: (32, 128, 3).
+
+    Args:
+        image: RGB, of any size.
+        tall: What becomes of a tall one: the `tall` of the student.
+    """
+    return stretch(upright(image, tall))
 
 
 def stretch(image: Image.Image) -> npt.NDArray[np.uint8]:

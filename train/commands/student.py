@@ -72,7 +72,9 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
                 click.echo(_formatted(options.format, name, word))
             else:
                 say(f"{name}: {word.problem}")
-            if word.size_px is not None and looks_like_a_page(*word.size_px):
+            if word.size_px is not None and looks_like_a_page(
+                *word.size_px, reader.recogniser.tall
+            ):
                 on_page(
                     f"{name}: too large or too tall for one word. clipocr reads cropped words, not "
                     "pages; cut the words out with a text detector first"

@@ -39,7 +39,7 @@ _SHARED_OF_RECORD = (
     *("versions", "processes", "units", "num_views", "num_parameters", "steps"),
     *("history", "best_accuracy"),
 )
-_SHARED_OF_CACHE = ("id", "teacher", "teacher_is_random", "sources")
+_SHARED_OF_CACHE = ("id", "teacher", "teacher_is_random", "tall", "sources")
 
 
 def push(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import CheckpointError
+from ...shared.geometry import TALL
 from ..models.recogniser import Recogniser
 
 MODEL_NAME = "model.safetensors"
@@ -47,6 +48,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         return {
             **{name: json.loads(metadata[name]) for name in _JSON},
             "method": metadata["method"],
+            "tall": json.loads(metadata["preprocessing"]).get("tall", TALL[0]),
             "recogniser": weights,
             "teacher": None if teacher == "null" else teacher,
             "training": None,

@@ -20,7 +20,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from ...shared.data.images import ImageProblemError, decode_image, stretch
+from ...shared.data.images import ImageProblemError, decode_image, make_view
 from ...shared.errors import DataError
 from ...shared.terminal import counted
 from ..reading.readers import Reader, Text
@@ -64,7 +64,7 @@ def measure_latency(
     views, times = [], []
     for encoded in pictures:
         start = perf_counter()
-        views.append(stretch(decode_image(encoded)))
+        views.append(make_view(decode_image(encoded), reader.recogniser.tall))
         times.append(perf_counter() - start)
     preprocessing_ms = 1000 * median(times)
     rows, counts = [], []

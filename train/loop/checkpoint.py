@@ -2,6 +2,7 @@
 
     method, settings            the method's name, and the values of its settings
     charset, max_label_length   what the recogniser's tokenizer is made of
+    tall                        what it makes of tall pictures; those without are older: stretch
     recogniser                  its weights; None of a method that has none
     teacher                     name of the CLIP behind the cache
     training                    step, the trainee's other weights, optimizer, ...; only in last.pt
@@ -22,6 +23,7 @@ import torch
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.errors import CheckpointError, UsageError
+from ...shared.geometry import TALL
 from ..deploy.safetensors_file import MODEL_NAME, read_safetensors
 from ..methods import find_method
 from ..methods.base import Method
@@ -62,12 +64,18 @@ def save_checkpoint(
         "settings": method.to_values(),
         "charset": asdict(tokenizer.charset),
         "max_label_length": tokenizer.max_label_length,
+        "tall": tall_of(recogniser),
         "recogniser": None if recogniser is None else recogniser.state_dict(),
         "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save(checkpoint, file)
+
+
+def tall_of(recogniser: Recogniser | None) -> str:
+    """Return what a checkpoint records of tall pictures; the default of what reads none."""
+    return TALL[0] if recogniser is None else recogniser.tall
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
@@ -153,6 +161,9 @@ def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
         if recogniser is None:
             raise TypeError(f"method {method.name} has no recogniser")
         recogniser.load_state_dict(checkpoint["recogniser"])
+        recogniser.tall = checkpoint.get("tall", TALL[0])
+        if recogniser.tall not in TALL:
+            raise TypeError(f"tall is {recogniser.tall!r}, expected one of {', '.join(TALL)}")
     except (TypeError, RuntimeError) as e:
         # PyTorch names every parameter that is missing, unexpected or of another shape.
         raise CheckpointError(

@@ -48,6 +48,7 @@ def write_record(
             "id": cache.manifest.cache_id,
             "teacher": spec.teacher.name,
             "teacher_is_random": spec.teacher.is_random,
+            "tall": spec.view.tall,
             "sources": [source.name for source in spec.sources],
         },
         "validation": [str(root) for root in place.val_data],

@@ -27,6 +27,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
 from ...shared.errors import CacheError, UsageError
+from ...shared.geometry import TALL
 from ...shared.hashing import mix
 from ..data.batch import Batch
 from ..data.preflight import Preflight
@@ -39,6 +40,7 @@ from .checkpoint import (
     load_checkpoint,
     load_recogniser,
     save_checkpoint,
+    tall_of,
 )
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Logbook, Meter
@@ -158,6 +160,8 @@ class _Run:
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
+        if self.trainee.recogniser is not None:
+            self.trainee.recogniser.tall = self.cache.spec.view.tall
         self.optimizer = Optimizer(self.trainee, config, device)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
@@ -200,7 +204,14 @@ class _Run:
         """Take up the recogniser of another run, as far as it fits."""
         path = find_checkpoint(init)
         recogniser = self._recogniser_for("--init")
-        new = recogniser.take_from(load_recogniser(path, torch.device("cpu")))
+        other = load_recogniser(path, torch.device("cpu"))
+        if other.tall != recogniser.tall:
+            raise UsageError(
+                f"--init {path} was trained with tall pictures as --tall {other.tall}, "
+                f"{self.cache.storage} was built with --tall {recogniser.tall}; begin with another "
+                f"student, or build a cache with: clipocr cache build --tall {other.tall} ..."
+            )
+        new = recogniser.take_from(other)
         self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
         if self.processes.is_first:
             but = f"; anew: {new}" if new else ""
@@ -292,11 +303,13 @@ class _Run:
             had={
                 "config": training["config"],
                 "cache": training["cache_id"],
+                "tall": checkpoint.get("tall", TALL[0]),
                 "validation samples": training["validation"],
             },
             wanted={
                 "config": self.config.to_values(),
                 "cache": self.cache.manifest.cache_id,
+                "tall": tall_of(self.trainee.recogniser),
                 "validation samples": self._num_samples(),
             },
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UsageError
+from ...shared.geometry import TALL
 from .tokenizer import LabelTokenizer
 
 _MOST_LISTED = 40
@@ -40,6 +41,10 @@ class Recogniser(nn.Module):
 
     tokenizer: LabelTokenizer
     """Charset and longest label, which are fixed when a recogniser is made."""
+
+    tall: str = TALL[0]
+    """What becomes of a tall picture before it is a view, as in the cache it learned from: the run
+    sets it, checkpoints and exports keep it, and whatever makes views for it follows it."""
 
     token_axes: Mapping[str, int] = {}
     """Parameters that have an entry for each token, or for each class: the axis, by name."""

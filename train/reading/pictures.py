@@ -14,6 +14,7 @@ from PIL import Image
 from ...shared.data.folders import files_below
 from ...shared.data.images import IMAGE_SUFFIXES, ImageProblemError, decode_image, to_rgb
 from ...shared.errors import DataError
+from ...shared.geometry import is_turned
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A picture of one word: a path, an encoded image, a Pillow image, or pixels.
@@ -49,8 +50,16 @@ def load_picture(source: ImageSource) -> Image.Image:
         raise ImageProblemError(e.strerror or "cannot be read") from e
 
 
-def looks_like_a_page(width_px: int, height_px: int) -> bool:
-    """Whether a picture is too large, or too tall, to be the crop of one horizontal word."""
+def looks_like_a_page(width_px: int, height_px: int, tall: str) -> bool:
+    """Whether a picture is too large, or too tall, to be the crop of one word.
+
+    Args:
+        width_px: Of the picture as it was decoded.
+        height_px: Likewise.
+        tall: What the reader makes of tall pictures; one that it turns is judged as turned.
+    """
+    if is_turned(width_px, height_px, tall):
+        width_px, height_px = height_px, width_px
     return width_px * height_px > _PAGE_PIXELS or height_px > max(2 * width_px, 100)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ...shared.ahead import map_ahead
 from ...shared.charset import Charset
-from ...shared.data.images import ImageProblemError, stretch
+from ...shared.data.images import ImageProblemError, make_view
 from ...shared.device import allow_fast_products, autocast, choose_device
 from ...shared.errors import UsageError
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
@@ -146,7 +146,7 @@ class Reader(WordReader):
             str(checkpoint or type(recogniser).__name__),
             batch_size,
             lambda views: self.read_views(torch.from_numpy(np.stack(views))),
-            prepare=stretch,
+            prepare=lambda picture: make_view(picture, recogniser.tall),
             unread=("", ()),
         )
         self.recogniser = recogniser

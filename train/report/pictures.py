@@ -16,7 +16,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from ...shared.data.images import decode_image, stretch
+from ...shared.data.images import decode_image, make_view
 from ...shared.geometry import (
     IMAGE_HEIGHT_PX,
     IMAGE_WIDTH_PX,
@@ -63,7 +63,7 @@ def attention_pictures(
     Returns:
         A picture for each; None of a recogniser that cannot say.
     """
-    view = stretch(decode_image(encoded))
+    view = make_view(decode_image(encoded), recogniser.tall)
     device = next(recogniser.parameters()).device
     images = normalize(torch.tensor(view[None], device=device), STUDENT_MEAN, STUDENT_STD)
     # A text without EOS may have one character more than a label.

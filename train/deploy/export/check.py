@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ....shared.data.images import stretch
+from ....shared.data.images import make_view
 from ....shared.data.word_lmdb import WordLmdb
 from ....shared.errors import DataError, ExportError
 from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
@@ -46,8 +46,12 @@ class Agreement(NamedTuple):
     """Of any class probability, up to each word's EOS."""
 
 
-def given_views(root: Path) -> npt.NDArray[np.uint8]:
+def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
     """Return views of the first pictures of an LMDB, a folder or a file.
+
+    Args:
+        root: Of the pictures.
+        tall: What becomes of tall ones.
 
     Raises:
         DataError: it holds none that can be decoded.
@@ -63,7 +67,7 @@ def given_views(root: Path) -> npt.NDArray[np.uint8]:
         # A broken picture says nothing of the export.
         with suppress(DataError):
             if not isinstance(source, DataError):
-                views.append(stretch(load_picture(source)))
+                views.append(make_view(load_picture(source), tall))
     if not views:
         raise DataError(f"{root} holds no picture that can be decoded; expected cropped words")
     return np.stack(views)
@@ -86,7 +90,7 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
         ground = rng.integers(128, 256, (bottom - top + 8, right - left + 8, 3), np.uint8)
         image = Image.fromarray(ground)
         ImageDraw.Draw(image).text((4 - left, 4 - top), word, font=font, fill=(20, 20, 90))
-        views.append(stretch(image))
+        views.append(make_view(image, recogniser.tall))
     return np.stack(views)
 
 

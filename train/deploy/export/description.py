@@ -10,7 +10,14 @@ from typing import Any
 
 from .... import __version__
 from ....shared.cache.spec import TeacherSpec
-from ....shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
+from ....shared.geometry import (
+    IMAGE_HEIGHT_PX,
+    IMAGE_WIDTH_PX,
+    STUDENT_MEAN,
+    STUDENT_STD,
+    TALL,
+    TALL_RATIO,
+)
 from ...models.recogniser import Recogniser
 
 INPUT_NAME = "images"
@@ -37,6 +44,7 @@ def describe(
         "classes": "class 0 ends the word (EOS), class i is charset.characters[i - 1]",
         "preprocessing": {
             "picture": "one cropped word",
+            **_describe_tall(recogniser.tall),
             "color": "RGB",
             "height_px": IMAGE_HEIGHT_PX,
             "width_px": IMAGE_WIDTH_PX,
@@ -46,6 +54,18 @@ def describe(
             "std": list(STUDENT_STD),
             "normalization": "(value / 255 - mean) / std",
         },
+    }
+
+
+def _describe_tall(tall: str) -> dict[str, Any]:
+    """Return what is to be done to a tall picture before its resize; nothing if it is stretched."""
+    if tall == TALL[0]:
+        return {}
+    return {
+        "tall": tall,
+        "tall_ratio": TALL_RATIO,
+        "tall_turn": "before the resize, a picture whose height / width is at least tall_ratio is "
+        "turned by 90 degrees counter-clockwise (numpy.rot90)",
     }
 
 

@@ -38,7 +38,7 @@ def export(
     if file_format == "onnx":
         require_onnx()
     recogniser, description = load_described(run_or_checkpoint)
-    views = drawn_views(recogniser) if pictures is None else given_views(pictures)
+    views = drawn_views(recogniser) if pictures is None else given_views(pictures, recogniser.tall)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         if file_format == "onnx":
