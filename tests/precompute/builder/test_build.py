@@ -291,6 +291,7 @@ def test_processes_share_the_work_and_make_the_same_bytes(
         ({"codec": "int8"}, r"images\[block2\].codec is 'fp16', wanted 'int8'", "--codec fp16"),
         ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'",
          "--augment clean"),
+        ({"tall": "rotate"}, "view.tall is 'stretch', wanted 'rotate'", "--tall stretch"),
     ],
 )  # fmt: skip
 def test_another_request_is_refused_by_field_with_the_command_that_goes_on(

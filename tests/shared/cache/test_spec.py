@@ -14,6 +14,7 @@ from clipocr.shared.cache.json_record import as_json, from_json, require_equal
 from clipocr.shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec, ViewSpec
 from clipocr.shared.charset import LabelRules
 from clipocr.shared.errors import CacheMismatchError
+from clipocr.shared.geometry import TALL
 
 SPEC = CacheSpec(
     teacher=TeacherSpec(
@@ -49,6 +50,8 @@ def other(value: Any) -> Any:
         return value[:-1]
     if isinstance(value, Codec):
         return Codec.parse("int4")
+    if value in TALL:
+        return TALL[1]
     return value + 1 if isinstance(value, int) else value + "-other"
 
 
@@ -78,15 +81,16 @@ def test_no_field_is_forgotten() -> None:
     assert {"teacher.weights_sha256", "view.resize", "labels.keep_unicode"} <= names
     assert {"sources[ST].digest", "seed", "format_version", "teacher.positions"} <= names
     assert {"images[block3].codec", "images[final].width", "text_taps"} <= names
-    assert len(CHANGES) == 6 + 4 + 2 + 2 * 4 + 2 * 3 + 6
+    assert len(CHANGES) == 6 + 5 + 2 + 2 * 4 + 2 * 3 + 6
 
 
 @pytest.mark.parametrize(("path", "have", "wanted", "spec"), CHANGES, ids=[c[0] for c in CHANGES])
 def test_a_difference_is_named_with_both_values(
     path: str, have: Any, wanted: Any, spec: CacheSpec
 ) -> None:
+    specs = [as_json(each, complete=True) for each in (SPEC, spec)]
     with pytest.raises(CacheMismatchError) as caught:
-        require_equal(as_json(SPEC), as_json(spec), "out.cache holds another cache", "Pass --out")
+        require_equal(*specs, "out.cache holds another cache", "Pass --out")
     expected = f"out.cache holds another cache: {path} is {have!r}, wanted {wanted!r}. Pass --out"
     assert str(caught.value) == expected
 

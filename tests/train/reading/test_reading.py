@@ -116,7 +116,7 @@ def test_three_lines_of_python(run_path: Path) -> None:
     ],
 )
 def test_what_looks_like_a_page(width_px: int, height_px: int, is_page: bool) -> None:
-    assert looks_like_a_page(width_px, height_px) is is_page
+    assert looks_like_a_page(width_px, height_px, "stretch") is is_page
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
