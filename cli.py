@@ -18,7 +18,7 @@ from .precompute.commands.cache import cache
 from .precompute.commands.data import data
 from .precompute.commands.inspect import align_command, show_command
 from .precompute.commands.upkeep import copy_command, info_command, verify_command
-from .shared.errors import ClipocrError
+from .shared.errors import ClipocrError, explained_memory
 from .shared.interrupts import ending, working
 from .train.commands.evaluation import eval_command, latency
 from .train.commands.hub import pull, push
@@ -34,12 +34,18 @@ _OUTSIDE_TROUBLE = frozenset(
 )
 
 
+_LESS_MEMORY = (
+    "end other programs, or pass less at once where the command has it: --batch-size, "
+    "--chunk-rows, --workers, --jobs"
+)
+
+
 class _Commands(click.Group):
     """The one place that decides which failures print a line and which keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with working():
+            with working(), explained_memory(_LESS_MEMORY):
                 return super().invoke(ctx)
         except ClipocrError as e:
             raise click.ClickException(str(e)) from e

@@ -7,6 +7,7 @@
     ├── CheckpointError         a student checkpoint that cannot be loaded (RuntimeError)
     ├── TrainingError           a run that cannot go on (RuntimeError)
     ├── ExportError             an exported student that is not the student (RuntimeError)
+    ├── OutOfMemoryError        memory, of a GPU or of the machine, that is not enough (MemoryError)
     ├── HubError                a model hub that does not answer, or refuses to (ConnectionError)
     └── CacheError
         ├── CacheMissingError   no cache, or not yet built far enough (FileNotFoundError)
@@ -17,6 +18,9 @@
 Messages name the thing, its value, what was expected and the command that helps. `cli.py` prints
 them as one line and exits with 1; anything else is a bug and keeps its traceback.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MEND = (
     "Find and take back what is damaged with: clipocr cache verify CACHE --repair; then run the "
@@ -53,6 +57,10 @@ class ExportError(ClipocrError, RuntimeError):
     """An exported student that does not read as the student does."""
 
 
+class OutOfMemoryError(ClipocrError, MemoryError):
+    """The memory of a GPU or of the machine is not enough for what was asked."""
+
+
 class HubError(ClipocrError, ConnectionError):
     """A hub of models does not answer, refuses to, or does not have what was asked for."""
 
@@ -75,3 +83,33 @@ class CacheCorruptError(CacheError, OSError):
 
 class CacheUnavailableError(CacheError, ConnectionError):
     """Where the cache is stored does not answer, or refuses to."""
+
+
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""How PyTorch says so where it has no type for it."""
+
+
+@contextmanager
+def explained_memory(advice: str) -> Iterator[None]:
+    """Raise `OutOfMemoryError` with an advice where memory runs out in the block.
+
+    Args:
+        advice: What takes less of it, as an order: ``pass a smaller --batch-size``. It may be
+            longer than one sentence.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, ClipocrError):
+            raise
+        # By name, because what only catches it must not import torch.
+        is_of_gpu = type(e).__name__ == "OutOfMemoryError"
+        said = " ".join(str(e).split())
+        if not (isinstance(e, MemoryError) or is_of_gpu or any(t in said for t in _OUT_OF_MEMORY)):
+            raise
+        # What stands before is of PyTorch's source, and what follows of its allocator.
+        reason = ". ".join((said.partition("] err == 0. ")[2] or said).split(". ")[:2])
+        raise OutOfMemoryError(f"memory ran out ({reason or type(e).__name__}): {advice}") from e

@@ -8,6 +8,7 @@ import sys
 import click
 import numpy as np
 import pytest
+import torch
 from commands import invoke
 from PIL import Image
 
@@ -229,6 +230,20 @@ def test_mistakes_are_one_error(words_file, monkeypatch, args, exit_code, messag
         (DataError("no good"), 1, "Error: no good\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "Error: /x: No space left"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (MemoryError(), 1, "Error: memory ran out (MemoryError): end other programs, or pass less"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 25362432 bytes. Error code 12"
+            ),
+            1,
+            "Error: memory ran out (DefaultCPUAllocator: can't allocate memory: you tried to",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. If reserved but"),
+            1,
+            "Error: memory ran out (CUDA out of memory. Tried to allocate 2 GiB): end other",
+        ),
     ],
 )
 def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, exit_code, stderr):
@@ -242,7 +257,9 @@ def test_expected_failures_print_one_line(folder, tmp_path, monkeypatch, error, 
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EBADF, "bug")])
+@pytest.mark.parametrize(
+    "error", [KeyError("bug"), OSError(errno.EBADF, "bug"), RuntimeError("bug")]
+)
 def test_bugs_keep_their_traceback(folder, tmp_path, monkeypatch, error) -> None:
     def fail(*_args, **_options):
         raise error

@@ -28,7 +28,7 @@ from ..evaluation.results import write_json
 from ..evaluation.test_sets import TestSet, open_test_sets
 from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
-from ..loop.record import RUN_NAME, read_record, require_same_run
+from ..loop.record import RUN_NAME, has_saved, read_record, require_same_run
 from ..loop.run import check_cache, open_cache, train
 from ..reading.readers import load_reader
 from ..report.curves import draw_curves
@@ -105,7 +105,7 @@ def ablate(
 
 
 def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
-    has_begun = (place.out / RUN_NAME).exists()
+    has_begun = (place.out / RUN_NAME).exists() and has_saved(place.out)
     if has_begun:
         record = read_record(place.out)
         require_same_run(

@@ -12,7 +12,8 @@ from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache
 from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
-from .checkpoint import LAST_NAME
+from ..deploy.safetensors_file import MODEL_NAME
+from .checkpoint import BEST_NAME, LAST_NAME
 from .config import TrainConfig, TrainPlace
 
 if TYPE_CHECKING:
@@ -65,11 +66,15 @@ def write_record(
 def holds_run(out: Path, *, resume: bool) -> bool:
     """Return whether a folder holds the run to go on with.
 
+    One that failed before it saved anything is none, unless it is to be resumed.
+
     Raises:
-        CheckpointError: it holds none, and one is to be resumed.
+        CheckpointError: it holds none, and one is to be resumed; or its record is damaged.
         UsageError: it holds one, and none is to be resumed, or it is a cache.
     """
     has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
+    if has_begun and not resume and not has_saved(out):
+        return False
     if (out / MANIFEST_NAME).exists():
         raise UsageError(f"{out} is a feature cache; choose another --out for the run")
     if has_begun and not resume:
@@ -79,6 +84,16 @@ def holds_run(out: Path, *, resume: bool) -> bool:
     if resume and not has_begun:
         raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
     return has_begun
+
+
+def has_saved(out: Path) -> bool:
+    """Return whether a folder with the record of a run holds anything that the run has made.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    names = (BEST_NAME, LAST_NAME, MODEL_NAME)
+    return any((out / name).exists() for name in names) or bool(read_record(out)["history"])
 
 
 def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
-from ...shared.errors import CacheError, UsageError
+from ...shared.errors import CacheError, UsageError, explained_memory
 from ...shared.geometry import TALL
 from ...shared.hashing import mix
 from ..data.batch import Batch
@@ -94,6 +94,7 @@ def train(
         CacheError: the cache is missing, damaged, or not the one this run needs.
         UsageError: the run folder is in use by another run, or an option is not possible here.
         TrainingError: too many steps in a row were not finite.
+        OutOfMemoryError: a step takes more memory than there is.
         StopRequestedError: a signal ended the run; last.pt holds it.
     """
     if resume and init is not None:
@@ -105,7 +106,7 @@ def train(
     preflight = check_cache(config, open_cache(place))
     if processes.is_first:
         tqdm.write(f"Training on {device} in {precision} ({reason}).", file=sys.stderr)
-    with processes.joined(device):
+    with processes.joined(device), explained_memory(_less_memory(place)):
         run = _Run(config, place, preflight, processes, device, resume=resume, init=init)
         try:
             return run.train()
@@ -115,6 +116,14 @@ def train(
             if run.step and processes.world_size == 1:
                 run.save()
             raise
+
+
+def _less_memory(place: TrainPlace) -> str:
+    return (
+        "pass a smaller --batch-size, a larger --accumulate (which cuts each batch into that many "
+        "parts), or --recipe small-gpu. Begin again with the same --out if it holds no checkpoint "
+        f"yet, else with another one, by --init {place.out} from its weights"
+    )
 
 
 def open_cache(place: TrainPlace) -> FeatureCache:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...shared.errors import explained_memory
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.metrics import Figures, WordCounts
 from ..evaluation.options import EvalOptions
@@ -68,4 +69,9 @@ class _StoppableReader(Reader):
         """Read a batch of views, unless a signal has come."""
         if self._stop:
             raise StopRequestedError(self._stop[0])
-        return super().read_views(views)
+        with explained_memory(
+            f"validation reads {self.batch_size} pictures at once; leave --val-data out, and "
+            "measure the run with: clipocr eval RUN --data ROOT --batch-size N. --resume needs the "
+            "same --val-data"
+        ):
+            return super().read_views(views)

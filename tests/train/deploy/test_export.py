@@ -172,14 +172,16 @@ def test_pictures_of_one_s_own(run_path: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for word in ("alpha", "x"):
         (folder / f"{word}.png").write_bytes(draw_word(word))
-    np.testing.assert_array_equal(given_views(tmp_path / "lmdb"), given_views(folder))
+    np.testing.assert_array_equal(
+        given_views(tmp_path / "lmdb", "stretch"), given_views(folder, "stretch")
+    )
     out = tmp_path / "model.safetensors"
     result = export_command(run_path, "--format", "safetensors", "--out", out,
                             "--check-images", tmp_path / "lmdb")  # fmt: skip
     assert "agrees with PyTorch on 2 given pictures" in result.stdout
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no picture"):
-        given_views(tmp_path / "empty")
+        given_views(tmp_path / "empty", "stretch")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,13 @@ from small_student import SMALL_METHOD
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.shared.charset import Charset
-from clipocr.shared.errors import CacheMismatchError, DataError, TrainingError, UsageError
+from clipocr.shared.errors import (
+    CacheMismatchError,
+    DataError,
+    OutOfMemoryError,
+    TrainingError,
+    UsageError,
+)
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop import optimizer as optimizer_module
@@ -279,6 +285,29 @@ def test_an_epoch_survives_a_validation_that_fails(
     summary = train(CONFIG, place, resume=True)
     assert summary.best_accuracy is not None
     assert len(json.loads((place.out / "run.json").read_text())["history"]) == 3
+
+
+def test_a_run_that_memory_is_not_enough_for_says_what_takes_less_and_begins_anew(
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 0, run_out)
+        said = (
+            r"CUDA out of memory\. Tried to allocate 2\.00 GiB\): "
+            ".*--batch-size, .*--accumulate .*--recipe small-gpu"
+        )
+        with pytest.raises(OutOfMemoryError, match=said):
+            train(replace(CONFIG, batch_size=72), place)
+    assert (place.out / "run.json").exists()
+    train(replace(CONFIG, epochs=1), place)
+    assert len(json.loads((place.out / "run.json").read_text())["commands"]) == 1
+    # What has a checkpoint is not taken.
+    (place.out / "last.pt").rename(place.out / "best.pt")
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(replace(CONFIG, epochs=1), place)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
