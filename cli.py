@@ -26,10 +26,17 @@ from .train.commands.student import export, read
 from .train.commands.train import ablate, train
 
 _OUTSIDE_TROUBLE = frozenset(
-    # The disk is full, or the path is not one we may write.
     (
+        # The disk is full, or the path is not one we may write.
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EISDIR),
         *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+        *(errno.ELOOP, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EXDEV, errno.ENXIO),
+        # A disk elsewhere went away, or cannot do what was asked.
+        *(errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO, errno.ENOTSUP),
+        *(errno.EINVAL, errno.ENOSYS, errno.ENOLCK),
+        # A limit of the machine, or of the user.
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
     )
 )
 

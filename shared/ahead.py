@@ -14,7 +14,7 @@ from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
-from .errors import DataError
+from .errors import DataError, UsageError
 from .interrupts import kept_from_workers
 
 _Item = TypeVar("_Item")
@@ -29,13 +29,21 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
 
     Raises:
         DataError: a worker died.
+        UsageError: workers cannot be started here.
     """
-    with kept_from_workers():
-        # Here, or the first worker would start the process that cleans up after workers.
-        resource_tracker.ensure_running()
-    executor = ProcessPoolExecutor(
-        num_processes, mp_context=_WorkerContext(), initializer=_end_with_parent
-    )
+    try:
+        with kept_from_workers():
+            # Here, or the first worker would start the process that cleans up after workers.
+            resource_tracker.ensure_running()
+        executor = ProcessPoolExecutor(
+            num_processes, mp_context=_WorkerContext(), initializer=_end_with_parent
+        )
+    except OSError as e:
+        # Their locks are files there; the error names none.
+        raise UsageError(
+            f"worker processes cannot be started: /dev/shm: {e.strerror}; let it be written, or do "
+            "without them by --jobs 1 (of cache build: --workers 0)"
+        ) from e
     is_sound = False
     try:
         yield executor

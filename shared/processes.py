@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from .errors import UsageError
@@ -19,10 +19,21 @@ class Process:
     """How many there are."""
     local_rank: int = 0
     """Its number among those of this machine, and so which of the machine's GPUs is its own."""
+    variables: tuple[str, ...] = field(default=(), compare=False)
+    """The environment's variables that say so; none if the process is alone."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank is {self.rank} of {self.world_size} processes")
+
+    def describe_share(self, work: str) -> str:
+        """Say which share of some work this process takes, why, and how to take all of it."""
+        said = " and ".join(f"{name}={os.environ.get(name, '')}" for name in self.variables)
+        unset = " ".join(f"-u {name}" for name in self.variables)
+        return (
+            f"This process takes share {self.rank + 1} of {self.world_size} of {work}, because of "
+            f"{said}; to take all of it, run the command by: env {unset}"
+        )
 
     def takes(self, number: int) -> bool:
         """Return whether a numbered piece of the work is this process's."""
@@ -30,7 +41,16 @@ class Process:
 
     @classmethod
     def of_torchrun(cls) -> Self:
-        """Return which process this is as torchrun says, else a process that is alone."""
+        """Return which process this is as torchrun says, else a process that is alone.
+
+        Raises:
+            UsageError: the launcher's variables contradict each other, or are no numbers.
+        """
+        if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+            raise UsageError(
+                f"RANK is {os.environ['RANK']!r}, but WORLD_SIZE is not set; torchrun sets both. "
+                "Start the command by torchrun, or unset RANK to run it alone"
+            )
         return cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK") or cls()
 
     @classmethod
@@ -38,27 +58,49 @@ class Process:
         """Return which process this is as torchrun, a Slurm array or srun says.
 
         Only for work whose parts need not know of one another: tasks of an array may run at
-        different times.
+        different times. A job script has ``SLURM_PROCID`` and ``SLURM_NTASKS`` as well, but runs
+        once, so that a process is one of several only in a step, as srun starts it.
+
+        Raises:
+            UsageError: as of `of_torchrun`.
         """
-        env = os.environ
-        if torchrun := cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        torchrun = cls.of_torchrun()
+        if torchrun.variables:
             return torchrun
-        if "SLURM_ARRAY_TASK_ID" in env and "SLURM_ARRAY_TASK_COUNT" in env:
-            first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-            step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+        rank, count = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"
+        if rank in os.environ and count in os.environ:
+            first = _number("SLURM_ARRAY_TASK_MIN", 0)
+            step = _number("SLURM_ARRAY_TASK_STEP", 1)
             return cls(
-                rank=(int(env["SLURM_ARRAY_TASK_ID"]) - first) // step,
-                world_size=int(env["SLURM_ARRAY_TASK_COUNT"]),
+                rank=(_number(rank) - first) // step,
+                world_size=_number(count),
+                variables=(rank, count),
             )
-        return cls._of("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") or cls()
+        return cls._of("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID") or cls()
 
     @classmethod
     def _of(cls, rank: str, world_size: str, local_rank: str) -> Self | None:
-        env = os.environ
-        if rank not in env or world_size not in env:
+        if rank not in os.environ or world_size not in os.environ:
             return None
         return cls(
-            rank=int(env[rank]),
-            world_size=int(env[world_size]),
-            local_rank=int(env.get(local_rank, "0")),
+            rank=_number(rank),
+            world_size=_number(world_size),
+            local_rank=_number(local_rank, 0),
+            variables=(rank, world_size),
         )
+
+
+def _number(variable: str, default: int | None = None) -> int:
+    """Return the value of a launcher's variable.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    value = os.environ.get(variable, "" if default is None else str(default))
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(
+            f"{variable} is {value!r}, expected a whole number; a launcher such as torchrun or "
+            f"srun sets it. Start the command by one, or unset {variable} to run it alone"
+        ) from None

@@ -10,7 +10,8 @@ command again finishes what is missing. Shapes: N rows, B rows of a chunk.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, ViewSpec
 from ...shared.cache.storage import LocalStorage
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device
+from ...shared.errors import DataError
 from ..teacher.clip import Teacher, load_teacher
 from .calibrate import CodecSample
 from .config import BuildConfig, default_precision
@@ -74,6 +76,8 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         manifest, num_rows_built, image_seconds = _make_missing(config, storage, sources, manifest)
     # Read anew: another process may have built other units of this cache.
     missing = _missing(config, storage, manifest)
+    if not missing:
+        _require_good_rows(storage, manifest, config.data)
     if missing:
         committed = read_committed(storage, manifest, through_seal=False)
     else:
@@ -84,6 +88,21 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         num_bad_rows=sum(len(committed.units[0, u].bad_rows) for u in committed.units_of(0)),
         is_complete=not missing.units,
         image_seconds=image_seconds,
+    )
+
+
+def _require_good_rows(storage: LocalStorage, manifest: Manifest, roots: Sequence[Path]) -> None:
+    """Refuse to seal a cache of which no picture could be decoded."""
+    committed = read_committed(storage, manifest, through_seal=False)
+    bad = [committed.units[0, u].bad_rows for u in committed.units_of(0)]
+    if sum(map(len, bad)) < manifest.spec.num_rows:
+        return
+    reasons = Counter(reason for of_unit in bad for reason in of_unit.values())
+    listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
+    raise DataError(
+        f"none of the {manifest.spec.num_rows:,} pictures in {', '.join(map(str, roots))} can be "
+        f"decoded ({listed}); look at them with: clipocr data check. {storage} is of no use and "
+        "may be removed"
     )
 
 

@@ -49,6 +49,8 @@ def build_command(given: Mapping[str, Any]) -> None:
       clipocr cache build --data data/train/synth --out mjst.cache --teacher ViT-B-16/openai
     """
     config = BuildConfig.from_values(given, process=Process.of_torchrun_or_slurm())
+    if config.process.world_size > 1:
+        click.echo(f"{config.process.describe_share('the units')} ...", err=True)
     from ..builder.build import build_cache
 
     summary = build_cache(config)

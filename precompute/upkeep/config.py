@@ -70,7 +70,7 @@ class CopyConfig(Options):
         1.0,
         above=0,
         maximum=1,
-        help="Share of the units to copy; the same ones that train --fraction takes.",
+        help="Share of the rows to copy, in whole units, from the first on.",
     )
     views: int | None = option(
         None, minimum=1, default_text="all of them", help="Views to copy, from the first on."

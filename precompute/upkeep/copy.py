@@ -29,7 +29,7 @@ from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest, Record, TextRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
-from ...shared.errors import CacheCorruptError, CacheMismatchError
+from ...shared.errors import CacheCorruptError, CacheMismatchError, UsageError
 from .config import CopyConfig
 
 _BLOCK_BYTES = 1 << 23
@@ -112,7 +112,7 @@ def _manifest(source: FeatureCache, config: CopyConfig) -> Manifest:
 
 def _records(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> list[Record]:
     """Return the records of the copy: text tables, then units, view by view."""
-    units, held = source.first_units(config.fraction), source.num_views
+    units, held = _whole_units(source, config.fraction), source.num_views
     if config.views is not None and config.views > held:
         raise CacheMismatchError(
             f"{source.storage} has {held} views, not {config.views}; pass --views {held}"
@@ -123,6 +123,27 @@ def _records(source: FeatureCache, config: CopyConfig, manifest: Manifest) -> li
         for record in source.committed
         if isinstance(record, TextRecord) or (record.view_idx, record.unit_idx) in chosen
     ]
+
+
+def _whole_units(source: FeatureCache, fraction: float) -> list[int]:
+    """Return the first units whose share of the rows is nearest to `fraction`.
+
+    Raises:
+        UsageError: even that is a quarter more or less than asked, because only whole units can be
+            copied.
+    """
+    units = list(source.first_rows(1))
+    sizes = np.cumsum([source.spec.unit_size(unit_idx) for unit_idx in units])
+    shares = sizes / sizes[-1]
+    nearest = int(np.abs(shares - fraction).argmin())
+    if abs(shares[nearest] - fraction) > fraction / 4:
+        raise UsageError(
+            f"--fraction {fraction:g} cannot be copied: only whole units can, and the nearest "
+            f"share is {shares[nearest]:.3g} ({nearest + 1} of {len(units)} units of "
+            f"{source.spec.unit_rows:,} rows). Pass that, or take rows by: clipocr train "
+            f"--fraction {fraction:g}"
+        )
+    return units[: nearest + 1]
 
 
 def _cut(record: Record, manifest: Manifest) -> Record:

@@ -25,7 +25,7 @@ from .records import (
 from .remote import open_storage
 from .shards import Array, ArrayLayout, ArrayReader
 from .spec import FORMAT_VERSION, CacheSpec
-from .storage import FileRecord, LocalStorage, ReadStorage
+from .storage import FileRecord, LocalStorage, ReadStorage, require_fast_checksums
 from .strings import decode_strings
 from .text_spec import TextSpec, TextTable
 
@@ -45,6 +45,7 @@ class FeatureCache:
         cls, place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
     ) -> FeatureCache:
         """Open the cache in a folder or at an address, sealed or half built; see `open_storage`."""
+        require_fast_checksums()
         storage = open_storage(place, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = read_manifest(storage)
         if manifest is None:
@@ -84,17 +85,29 @@ class FeatureCache:
         """Return the committed units of a view, in order."""
         return self.committed.units_of(view_idx)
 
-    def first_units(self, fraction: float) -> list[int]:
-        """Return the first `fraction` of the committed units of view 0, at least one.
+    def first_rows(self, fraction: float) -> dict[int, int]:
+        """Return the first `fraction` of the rows in committed units of view 0, at least one.
 
-        Rows were permuted at build, so any units are a fair sample.
+        Rows were permuted at build, so any of them are a fair sample.
+
+        Returns:
+            By unit, how many of its rows, from the first on.
+
+        Raises:
+            CacheMissingError: no unit is committed yet.
         """
-        units = self.units()
-        if not units:
+        sizes = {unit_idx: self.spec.unit_size(unit_idx) for unit_idx in self.units()}
+        if not sizes:
             raise CacheMissingError(
                 f"{self.storage} has no finished unit yet; run its cache build command again"
             )
-        return units[: max(1, round(fraction * len(units)))]
+        num_left, taken = max(1, round(fraction * sum(sizes.values()))), {}
+        for unit_idx, num_rows in sizes.items():
+            taken[unit_idx] = min(num_rows, num_left)
+            num_left -= taken[unit_idx]
+            if not num_left:
+                break
+        return taken
 
     def num_views_of(self, units: Iterable[int]) -> int:
         """Return how many views have all of some units, counted from view 0 without a gap."""

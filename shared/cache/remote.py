@@ -85,9 +85,20 @@ def open_storage(
 
 
 def default_cache_dir() -> Path:
-    """Return the user's folder for what can be fetched again."""
+    """Return the user's folder for what can be fetched again.
+
+    Raises:
+        UsageError: the user has none.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "clipocr"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "clipocr"
+    except RuntimeError as e:
+        raise UsageError(
+            "there is no folder to keep what is read, because neither XDG_CACHE_HOME nor HOME is "
+            f"set and the system knows no home of user {os.getuid()}; pass one as --cache-dir, or "
+            "--cache-bytes 0 to keep nothing"
+        ) from e
 
 
 class RemoteStorage(ReadStorage):

@@ -162,6 +162,11 @@ class CacheSpec:
         start = unit_idx * self.unit_rows
         return start, min(start + self.unit_rows, self.num_rows)
 
+    def unit_size(self, unit_idx: int) -> int:
+        """Return how many rows a unit has."""
+        start, stop = self.unit_range(unit_idx)
+        return stop - start
+
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
         """Return the arrays of one view by name: the pixels, then the image arrays."""
         rows = {

@@ -27,7 +27,7 @@ import google_crc32c
 import numpy as np
 
 from ..atomic import make_folder, rename, sync
-from ..errors import MEND, CacheCorruptError, CacheMissingError
+from ..errors import MEND, CacheCorruptError, CacheMissingError, UsageError
 from .memory import Bytes
 
 _TMP = ".tmp"
@@ -99,6 +99,7 @@ class PendingFile:
     """A file being written under a temporary name; `publish` makes it appear."""
 
     def __init__(self, root: Path, name: str) -> None:
+        require_fast_checksums()
         self.name = name
         self._final = root / name
         self._partial = root / _TMP / _temporary_name()
@@ -268,6 +269,19 @@ def _is_alive(pid: int) -> bool:
     except OSError as e:
         return not isinstance(e, ProcessLookupError)
     return True
+
+
+def require_fast_checksums() -> None:
+    """Refuse the checksum of google-crc32c in pure Python: 2 MB/s, for gigabytes.
+
+    Raises:
+        UsageError: it is installed without its C part.
+    """
+    if google_crc32c.implementation != "c":
+        raise UsageError(
+            "google-crc32c is installed without its C part and would check 2 MB/s; install a wheel "
+            "of it: pip install --force-reinstall --only-binary :all: google-crc32c"
+        )
 
 
 def hash_file(path: Path) -> str:

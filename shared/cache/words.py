@@ -73,7 +73,7 @@ class WordReader:
             CacheMissingError: no unit is finished.
         """
         rng = np.random.default_rng(seed)
-        for unit_idx in rng.permutation(self.cache.first_units(1)).tolist():
+        for unit_idx in rng.permutation(list(self.cache.first_rows(1))).tolist():
             start, stop = self.cache.spec.unit_range(unit_idx)
             for at in rng.permutation(stop - start).tolist():
                 yield self.row(start + at)

@@ -322,12 +322,3 @@ def test_an_lmdb_of_nothing_usable_is_refused(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "data" / "set", {b"num-samples": b"0"})
     with pytest.raises(DataError, match="no usable sample"):
         build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
-
-
-def test_all_images_bad_is_a_cache_without_a_usable_row(tmp_path: Path) -> None:
-    items = {b"num-samples": b"2"}
-    for idx in (1, 2):
-        items |= {image_key(idx): b"junk", label_key(idx): b"word"}
-    write_lmdb(tmp_path / "data" / "set", items)
-    summary = build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
-    assert (summary.is_complete, summary.num_bad_rows) == (True, 2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -7,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clipocr.shared.ahead import iterate_ahead, map_ahead, take_idle_time_only
+from clipocr.shared.ahead import (
+    iterate_ahead,
+    map_ahead,
+    map_on_processes,
+    take_idle_time_only,
+)
+from clipocr.shared.errors import UsageError
 
 
 def priority() -> int:
@@ -48,3 +55,15 @@ def test_iterate_ahead_passes_on_what_went_wrong() -> None:
     assert next(ahead) == 1
     with pytest.raises(LookupError, match="gone"):
         next(ahead)
+
+
+def test_a_machine_without_shared_memory_is_told_to_do_without_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    with pytest.raises(UsageError, match=r"/dev/shm: Read-only file system; .* --jobs 1"):
+        list(map_on_processes(str, range(9), 2))
+    assert list(map_on_processes(str, range(2), 1)) == ["0", "1"]

@@ -23,7 +23,13 @@ from clipocr.shared.processes import Process
             },
             (2, 4, 0),
         ),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, (3, 4, 1)),
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"},
+            (3, 4, 1),
+        ),
+        # A job script outside of srun runs once, whatever the job's number of tasks.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": ""}, (0, 1, 0)),
     ],
 )
 def test_which_process_this_is(
@@ -46,3 +52,31 @@ def test_each_piece_of_work_is_one_processs() -> None:
     assert [[p.takes(i) for p in processes].count(True) for i in range(7)] == [1] * 7
     with pytest.raises(UsageError, match="rank is 3 of 3 processes"):
         Process(rank=3, world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "1"}, "RANK is '1', but WORLD_SIZE is not set"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is '', expected a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is ''"),
+        ({"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "2"}, "TASK_ID is 'x'"),
+    ],
+)
+def test_half_a_launcher_is_refused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        Process.of_torchrun_or_slurm()
+
+
+def test_a_share_says_why_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Process.of_torchrun().describe_share("the units") == (
+        "This process takes share 2 of 4 of the units, because of RANK=1 and WORLD_SIZE=4; to take "
+        "all of it, run the command by: env -u RANK -u WORLD_SIZE"
+    )

@@ -28,7 +28,7 @@ def loader_of(
     max_label_length: int = 25,
     fraction: float = 1.0,
     views: int | None = None,
-    units: list[int] | None = None,
+    units: dict[int, int] | None = None,
     **changes: object,
 ) -> CacheLoader:
     """Return a loader of batches of 12 from every unit and view; `changes` are its settings."""

@@ -172,7 +172,7 @@ class CachedWords(Sequence[CachedWord]):
                 left out.
             tokenizer: How the teacher read the labels, ``char`` or ``word``.
             max_label_length: Words with longer labels are left out.
-            fraction: Share of the cache's units to read.
+            fraction: Share of the cache's rows to read.
             views: K; epoch e reads view e mod K. None: all the cache has.
             device: Where batches go: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             rank: Which of several processes this is.

@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -111,7 +111,7 @@ class CacheLoader:
         batch_size: int,
         seed: int,
         device: torch.device,
-        units: Sequence[int],
+        units: Mapping[int, int],
         num_views: int,
         rank: int = 0,
         world_size: int = 1,
@@ -126,7 +126,8 @@ class CacheLoader:
             batch_size: B, of all processes together.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
-            units: Committed units to draw from; of an epoch over labels the units whose labels.
+            units: Committed units to draw from, and how many of its rows, from the first on; an
+                epoch over labels draws from their labels.
             num_views: K; epoch e reads view e mod K.
             rank: Which process this is; it serves the lanes that leave `rank` modulo `world_size`.
             world_size: Number of processes that share each batch.
@@ -163,9 +164,11 @@ class CacheLoader:
         self.num_rows = int(self._chunk_sizes.sum())
         """Rows, or labels, that an epoch draws from."""
         if not self.num_rows:
+            num_bad = sum(len(cache.unit(0, unit_idx).bad_rows) for unit_idx in units)
             raise UsageError(
-                f"{cache.storage}: no row has a label of at most {max_label_length} characters of "
-                f"charset {labels.charset_name}"
+                f"{cache.storage}: no row can be used; {num_bad:,} have a picture that cannot be "
+                f"decoded, and of the others none has a label of at most {max_label_length} "
+                f"characters of charset {labels.charset_name}"
             )
 
     @property
@@ -187,12 +190,13 @@ class CacheLoader:
         for _, batch in zip(range(first_batch, self.batches_per_epoch), gathered, strict=False):
             yield batch
 
-    def _chunks_of_rows(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
+    def _chunks_of_rows(self, units: Mapping[int, int], max_label_length: int) -> list[_Chunk]:
         chunk_rows = self._cache.spec.chunk_rows
         chunks = []
-        for unit_idx in units:
+        for unit_idx, num_rows in units.items():
             first_row, _ = self._cache.spec.unit_range(unit_idx)
             ids = self._usable_labels(unit_idx, max_label_length)
+            ids[num_rows:] = -1
             for view_idx in range(len(self._readers)):
                 for bad_row in self._cache.unit(view_idx, unit_idx).bad_rows:
                     ids[bad_row - first_row] = -1
@@ -208,8 +212,8 @@ class CacheLoader:
                 )
         return chunks
 
-    def _chunks_of_labels(self, units: Sequence[int], max_label_length: int) -> list[_Chunk]:
-        used = [self._usable_labels(unit_idx, max_label_length) for unit_idx in units]
+    def _chunks_of_labels(self, units: Mapping[int, int], max_label_length: int) -> list[_Chunk]:
+        used = [self._usable_labels(u, max_label_length)[:num] for u, num in units.items()]
         ids = np.unique(np.concatenate(used))
         ids = ids[ids >= 0]
         size = self._cache.spec.chunk_rows

@@ -26,8 +26,8 @@ class Preflight:
     max_label_length: int
     text: TextSpec | None
     """The text table; None: the needs are labels only."""
-    units: list[int]
-    """Units to draw rows from."""
+    units: dict[int, int]
+    """Units to draw rows from, and how many of each, from the first on."""
     num_views: int
     """K; epoch e reads view e mod K."""
 
@@ -49,7 +49,7 @@ class Preflight:
             needs: Of a method.
             charset: Characters that labels are written in.
             max_label_length: Of the longest label that is learned.
-            fraction: Share of the units to draw from.
+            fraction: Share of the rows to draw from.
             views: How many views to use; None: all that those units have.
 
         Raises:
@@ -61,7 +61,7 @@ class Preflight:
             text = cache.require_text(
                 charset, max_label_length, needs.text.tokenizer, needs.text.arrays
             )
-        units = cache.first_units(fraction)
+        units = cache.first_rows(fraction)
         held = cache.num_views_of(units)
         if views is not None and views > held:
             raise CacheMismatchError(
@@ -76,6 +76,17 @@ class Preflight:
             text=text,
             units=units,
             num_views=held if views is None else views,
+        )
+
+    def describe_unfinished(self) -> str:
+        """Say that the cache is not finished, and how far it is; nothing if it is."""
+        spec = self.cache.spec
+        num_built = sum(map(spec.unit_size, self.cache.units()))
+        if num_built == spec.num_rows:
+            return ""
+        return (
+            f"{num_built:,} of {spec.num_rows:,} rows: {self.cache.storage} is not finished. Run "
+            "its cache build command again, or go on if other processes are building the rest"
         )
 
     @property

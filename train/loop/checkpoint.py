@@ -33,7 +33,7 @@ from ..models.tokenizer import LabelTokenizer
 BEST_NAME = "best.pt"
 LAST_NAME = "last.pt"
 
-_FORMAT = "clipocr-checkpoint-2"
+_FORMAT = "clipocr-checkpoint-3"
 _KEYS = {
     *("method", "settings", "charset", "max_label_length", "recogniser", "teacher", "training"),
 }

@@ -5,6 +5,7 @@ In a process that is alone every method of `Processes` does nothing, so the loop
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ class Processes(Process):
         if self.world_size == 1:
             yield
             return
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"RANK is {self.rank} and WORLD_SIZE {self.world_size}, but "
+                f"{' and '.join(missing)} not set: the processes cannot find each other. Start "
+                "the command by torchrun "
+                "--nproc-per-node N -m clipocr train ..., or run it alone by: env -u RANK -u "
+                "WORLD_SIZE"
+            )
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -106,6 +106,8 @@ def train(
     preflight = check_cache(config, open_cache(place))
     if processes.is_first:
         tqdm.write(f"Training on {device} in {precision} ({reason}).", file=sys.stderr)
+        if unfinished := preflight.describe_unfinished():
+            tqdm.write(f"Note: {unfinished}.", file=sys.stderr)
     with processes.joined(device), explained_memory(_less_memory(place)):
         run = _Run(config, place, preflight, processes, device, resume=resume, init=init)
         try:
@@ -272,7 +274,7 @@ class _Run:
             {
                 "config": self.config.to_values(),
                 "cache_id": self.cache.manifest.cache_id,
-                "units": list(self.units),
+                "units": self.units,
                 "num_views": self.num_views,
                 "validation": self._num_samples(),
                 "step": self.step,
@@ -303,7 +305,7 @@ class _Run:
     def _num_samples(self) -> dict[str, int]:
         return {} if self.validation is None else self.validation.num_samples
 
-    def _restore(self, path: Path) -> tuple[list[int], int]:
+    def _restore(self, path: Path) -> tuple[dict[int, int], int]:
         """Take up the state of a checkpoint; return its units, and how many of their views."""
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
@@ -507,7 +509,7 @@ class _Run:
             num_processes=self.processes.world_size,
             commands=self.commands,
             init=self.begun_with,
-            units=list(self.units),
+            units=self.units,
             num_views=self.num_views,
             num_parameters=sum(p.numel() for p in kept.parameters()),
             steps=self.step,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from commands import invoke
 from PIL import Image
 from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
@@ -382,3 +383,41 @@ def test_a_folder_with_other_things_is_refused(data_root: Path, tmp_path: Path) 
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"not a cache and holds thesis\.tex"):
         build_cache(tiny_build(data_root, tmp_path))
+
+
+def test_a_build_of_which_no_picture_can_be_decoded_fails_with_the_reasons(tmp_path: Path) -> None:
+    words = WORDS[:4]
+    images = {1: b"", 2: b"no image", 3: b"no image", 4: b"no image"}
+    write_words(tmp_path / "data" / "A", words, images)
+    config = tiny_build(tmp_path / "data", tmp_path / "cache")
+    for _ in range(2):  # The same command again says the same.
+        with pytest.raises(
+            DataError, match=r"none of the 4 pictures .* \(not an image: 3, empty image: 1\)"
+        ):
+            build_cache(config)
+    assert not (tmp_path / "cache" / "sealed.json").exists()
+
+
+def test_a_share_and_a_cache_that_is_not_finished_are_said(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    out = tmp_path / "cache"
+    command = (
+        *("cache", "build", "--data", data_root, "--out", out, "--teacher", TINY_TEACHER),
+        *("--image-taps", "1,2,3", "--text-taps", "1,2,3", "--unit-rows", 32, "--chunk-rows", 8),
+    )
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "takes share 1 of 3 of the units, because of RANK=0 and WORLD_SIZE=3" in result.stderr
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    run = ("train", "--cache", out, "--out", tmp_path / "run", "--student", "tiny", "--epochs", 1)
+    taps = ("--image-taps", "1,2,3", "--text-taps", "1,2,3", "--batch-size", 8)
+    result = invoke(*run, *taps)
+    assert result.exit_code == 0, result.stderr
+    assert f"Note: 32 of 73 rows: {out} is not finished" in result.stderr
+    assert invoke(*command).exit_code == 0
+    result = invoke(*run[:4], tmp_path / "whole", *run[5:], *taps)
+    assert "not finished" not in result.stderr

@@ -144,10 +144,8 @@ def test_a_damaged_file_in_the_copy_is_replaced(cache_path: Path, tmp_path: Path
     assert files_of(tmp_path / "copy") == files_of(cache_path)
 
 
-def test_a_share_of_the_units_is_the_share_that_training_takes(
-    cache_path: Path, data_root: Path, tmp_path: Path
-) -> None:
-    part = copy(cache_path, tmp_path / "part", fraction=0.7)
+def test_a_share_is_of_whole_units(cache_path: Path, data_root: Path, tmp_path: Path) -> None:
+    part = copy(cache_path, tmp_path / "part", fraction=0.9)
     source = FeatureCache.open(cache_path)
     assert part.units() == FeatureCache.open(tmp_path / "part").units() == [0, 1]
     assert part.is_sealed
@@ -159,8 +157,8 @@ def test_a_share_of_the_units_is_the_share_that_training_takes(
             np.testing.assert_array_equal(*rows)
     train_on(tmp_path / "part", tmp_path / "run", (1, 2, 3))
     # More can be copied, and the rest can be built.
-    assert copy(cache_path, tmp_path / "part", fraction=0.3).units() == [0, 1]
-    assert copy(cache_path, tmp_path / "more", fraction=0.3).units() == [0]
+    assert copy(cache_path, tmp_path / "part", fraction=0.4).units() == [0, 1]
+    assert copy(cache_path, tmp_path / "more", fraction=0.4).units() == [0]
     copy(cache_path, tmp_path / "more")
     assert files_of(tmp_path / "more") == files_of(cache_path)
     build_cache(tiny_build(data_root, tmp_path / "part"))
@@ -185,7 +183,7 @@ def test_some_taps_make_the_cache_that_would_have_been_built(
 
 
 def test_fewer_views(two_views: Path, data_root: Path, tmp_path: Path) -> None:
-    part = copy(two_views, tmp_path / "part", views=1, fraction=0.3, image_taps=(2,))
+    part = copy(two_views, tmp_path / "part", views=1, fraction=0.4, image_taps=(2,))
     assert part.num_views == 1
     assert part.units() == [0]
     image_names = [name for name in files_of(tmp_path / "part") if name.startswith("image/")]
@@ -206,6 +204,7 @@ def test_what_cannot_be_copied_is_refused(
     for changes, error, said in (
         ({"image_taps": (3, 9)}, CacheMismatchError, r"holds image taps \(1, 2, 3\), not 9; pass"),
         ({"views": 2}, CacheMismatchError, "has 1 views, not 2; pass --views 1"),
+        ({"fraction": 0.1}, UsageError, r"nearest share is 0\.438 \(1 of 3 units of 32 rows\)"),
         ({"fraction": 0.0}, UsageError, r"fraction is 0\.0, expected a number above 0 to 1"),
         ({"views": 0}, UsageError, "views is 0, expected a whole number from 1"),
     ):
@@ -230,7 +229,7 @@ def test_the_command(cache_path: Path, tmp_path: Path) -> None:
         return result.exit_code, result.stdout, result.stderr
 
     out = tmp_path / "part"
-    code, said, _ = invoke(cache_path, out, "--fraction", 0.7, "--views", 1, "--image-taps", "1,3")
+    code, said, _ = invoke(cache_path, out, "--fraction", 0.9, "--views", 1, "--image-taps", "1,3")
     assert code == 0
     assert said.startswith(f"Wrote {out}: 2 units of 3 in 1 view, ")
     assert said.endswith(" copied, 0 bytes were there already.\n")

@@ -437,3 +437,12 @@ def test_a_small_folder_stays_small_and_harms_nothing(
         sizes = [path.stat().st_size for path in (tmp_path / "ranges").glob("*.range")]
         assert 0 < sum(sizes) <= bound
     assert proxy.requests
+
+
+def test_a_user_without_a_home_is_told_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a container whose user has a number and no name.
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    with pytest.raises(UsageError, match=r"no home of user \d+; pass one as --cache-dir"):
+        open_storage("memory://cache", max_cache_bytes=1)

@@ -159,14 +159,22 @@ def test_long_labels_are_left_out(cache: FeatureCache) -> None:
     labels = {label for batch in rows.epoch(0) for label in batch.labels}
     assert labels <= {"echo", "golf", "kilo", "lima", "mike", "papa", "xray", "zulu", "one",
                       "two", "333"}  # fmt: skip
-    with pytest.raises(UsageError, match="no row has a label of at most 2 characters"):
+    with pytest.raises(UsageError, match=r"1 have .* none has a label of at most 2 characters"):
         loader(cache, max_label_length=2)
 
 
-def test_a_fraction_reads_that_share_of_units(cache: FeatureCache) -> None:
-    assert cache.first_units(0.3) == cache.first_units(0.001) == [0]
-    assert cache.first_units(0.7) == [0, 1]
-    assert loader(cache, units=[0]).num_rows in (31, 32)
+def test_a_fraction_reads_that_share_of_rows(cache: FeatureCache) -> None:
+    # 73 rows in units of 32, 32 and 9.
+    assert cache.first_rows(0.001) == {0: 1}
+    assert cache.first_rows(0.3) == {0: 22}
+    assert cache.first_rows(0.7) == {0: 32, 1: 19}
+    assert cache.first_rows(1.0) == {0: 32, 1: 32, 2: 9}
+    some, whole = loader(cache, fraction=0.3), loader(cache)
+    assert some.num_rows in (21, 22)  # One of the 73 is bad.
+    labels = {label for batch in some.epoch(0) for label in batch.labels}
+    assert len(labels) < len({label for batch in whole.epoch(0) for label in batch.labels})
+    rows = cache.rows(0)["label"][:22]
+    assert labels <= {cache.labels()[i].lower() for i in rows}
 
 
 def test_fewer_rows_than_a_batch_make_one_batch(cache: FeatureCache) -> None:
@@ -215,7 +223,7 @@ def test_an_epoch_over_labels_is_of_the_units_that_count(cache: FeatureCache) ->
         cache.text_table("char-36").strings[i]
         for i in cache.text_table("char-36").of_label[cache.rows(2)["label"]]
     }
-    batches = loader(cache, LABELS, units=[2]).epoch(0)
+    batches = loader(cache, LABELS, units={2: 9}).epoch(0)
     assert {label for batch in batches for label in batch.labels} == of_unit
 
 
