@@ -75,7 +75,7 @@ class _Step:
     parts: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     """(chunk, which of its usable rows), in the order of the batch's rows."""
     num_positions: int = 0
-    """L: characters of the longest label of the global batch, and EOS."""
+    """L: characters of the longest label, of this process or of the global batch, and EOS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +156,7 @@ class CacheLoader:
         self._codecs = {name: cache.codec(name) for name in needs.images}
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
+        self._pads_together = needs.pads_together
         self._lengths = np.fromiter(map(len, labels.strings), np.int64, len(labels.strings))
         of_rows = needs.epoch == "rows"
         usable = self._chunks_of_rows if of_rows else self._chunks_of_labels
@@ -241,10 +242,11 @@ class CacheLoader:
             chunks, rows = order.locate(places)
             step, longest, left = _Step(), 0, set()
             for lane, chunk, part in _runs(lanes_of(places), chunks, rows):
-                # The longest of all processes, so that the loss is the same for any number of them.
-                label_ids = self._chunks[chunk].label_ids[part]
-                longest = max(longest, int(self._lengths[label_ids].max()))
-                if lane % self._world_size != self._rank:
+                is_own = lane % self._world_size == self._rank
+                if is_own or self._pads_together:
+                    label_ids = self._chunks[chunk].label_ids[part]
+                    longest = max(longest, int(self._lengths[label_ids].max()))
+                if not is_own:
                     continue
                 step.parts.append((chunk, part))
                 if chunk_of_lane.get(lane) == chunk:

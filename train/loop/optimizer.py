@@ -69,10 +69,13 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
     """Return AdamW's groups: decay for the weights of layers, none for biases, norms, embeddings.
 
     As PARSeq's ``no_weight_decay`` has it. timm's ``param_groups_weight_decay`` would decay every
-    parameter of two dimensions and more, and so the embeddings and positions too.
+    parameter of two dimensions and more, and so the embeddings and positions too. A module with a
+    matrix of its own names it in ``decayed``.
     """
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     decayed = {id(part.weight) for part in module.modules() if isinstance(part, layers)}
+    for part in module.modules():
+        decayed |= {id(getattr(part, name)) for name in getattr(part, "decayed", ())}
     return [
         {
             "params": [p for p in module.parameters() if (id(p) in decayed) == is_decayed],

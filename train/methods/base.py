@@ -41,6 +41,8 @@ class Needs:
     """Whether the views themselves are read."""
     text: TextNeeds | None = None
     """None: labels only, which every cache has."""
+    pads_together: bool = False
+    """Whether all processes pad labels to the longest of the whole batch; else each to its own."""
     epoch: Literal["rows", "labels"] = "rows"
     """What an epoch goes through once: the pictures, or the unique labels of those pictures."""
 

@@ -79,7 +79,21 @@ class Decoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, tokenizer.max_label_length + 1, size.width))
         self.dropout = nn.Dropout(size.dropout)
         self.apply(initialize)
+        self._begin_alike()
         nn.init.trunc_normal_(self.positions, std=0.02)
+
+    @torch.no_grad()
+    def _begin_alike(self) -> None:
+        """Let all layers begin with the same query, key and value projections.
+
+        The official layers are clones of one, and the official initialiser passes these over.
+        """
+        first, *others = self._layers()
+        for layer in others:
+            for name in ("content_attention", "image_attention"):
+                ours, theirs = getattr(layer, name), getattr(first, name)
+                ours.query.weight.copy_(theirs.query.weight)
+                ours.key_value.weight.copy_(theirs.key_value.weight)
 
     def forward(
         self, memory_BSD: Tensor, token_ids_BL: Tensor

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,10 @@ def test_resuming_at_any_batch_sees_the_rest(cache: FeatureCache, first_batch: i
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 12])
 def test_processes_share_the_batches_of_one(cache: FeatureCache, world_size: int) -> None:
-    whole = list(loader(cache, batch_size=20).epoch(2))
+    needs = replace(NEEDS, pads_together=True)
+    whole = list(loader(cache, needs, batch_size=20).epoch(2))
     parts = [
-        list(loader(cache, batch_size=20, rank=rank, world_size=world_size).epoch(2))
+        list(loader(cache, needs, batch_size=20, rank=rank, world_size=world_size).epoch(2))
         for rank in range(world_size)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -228,8 +230,9 @@ def test_an_epoch_over_labels_is_of_the_units_that_count(cache: FeatureCache) ->
 
 
 def test_processes_share_an_epoch_over_labels(cache: FeatureCache) -> None:
-    whole = list(loader(cache, LABELS).epoch(0))
-    parts = [list(loader(cache, LABELS, rank=r, world_size=2).epoch(0)) for r in range(2)]
+    needs = replace(LABELS, pads_together=True)
+    whole = list(loader(cache, needs).epoch(0))
+    parts = [list(loader(cache, needs, rank=r, world_size=2).epoch(0)) for r in range(2)]
     for batch, *shares in zip(whole, *parts, strict=True):
         assert sorted(label for share in shares for label in share.labels) == sorted(batch.labels)
         assert {share.num_positions for share in shares} == {batch.num_positions}
@@ -302,3 +305,21 @@ def test_batches_that_are_let_go_leave_their_memory_to_later_ones(cache: Feature
     places = {batch.text["eot"].data_ptr() for epoch in range(3) for batch in rows.epoch(epoch)}
     # One with the caller, one being put together, those that wait between, one of the last epoch.
     assert len(places) <= 6
+
+
+def test_each_process_pads_to_its_own_longest_label_unless_all_do(cache: FeatureCache) -> None:
+    text = TextNeeds(tokenizer="char", arrays=("block1",))
+    for pads_together in (False, True):
+        needs = Needs(text=text, pads_together=pads_together)
+        whole = list(loader(cache, needs).epoch(0))
+        parts = [list(loader(cache, needs, rank=r, world_size=2).epoch(0)) for r in range(2)]
+        differ = 0
+        for batch, *shares in zip(whole, *parts, strict=True):
+            longest = max(map(len, batch.labels))
+            assert batch.text["block1"].shape[1] == longest + 1
+            for share in shares:
+                own = max(map(len, share.labels), default=0)
+                differ += own != longest
+                wanted = longest if pads_together else own
+                assert share.text["block1"].shape[1] == wanted + 1
+        assert differ

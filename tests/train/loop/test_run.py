@@ -35,6 +35,7 @@ from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
+from clipocr.train.methods.clip_ocr.alignment import ImageAlignment
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
@@ -357,6 +358,13 @@ def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
         "encoder.model.pos_embed",
     } <= spared_names
     assert "decoder.head.weight" in {names[id(p)] for p in decayed["params"]}
+    head = ImageAlignment(student_tokens=3, student_width=4, teacher_tokens=2, teacher_width=5)
+    decayed, _ = parameter_groups(head, 0.1)
+    # P, and the linear layer.
+    assert {id(p) for p in decayed["params"]} == {
+        id(head.mixing_TS),
+        id(head.align.project.weight),
+    }
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,6 +32,9 @@ class ImageAlignment(nn.Module):
     P mixes the student's tokens into the teacher's: learned, unconstrained, shared by all samples,
     and starting as the plain average.
     """
+
+    decayed = ("mixing_TS",)
+    """For `parameter_groups`: officially, timm's rule decays it."""
 
     def __init__(
         self, *, student_tokens: int, student_width: int, teacher_tokens: int, teacher_width: int
@@ -70,11 +74,14 @@ class TokenAlignment(nn.Module):
 class GlobalAlignment(nn.Module):
     """GAM, Eq. 2, for the class token, or what stands for it: (g(f_cls W_1) W_2, F_cls).
 
-    As in the official code, a LayerNorm stands before the activation g and none on the target.
+    As in the official code, a LayerNorm stands before the activation g and none on the target: LCL
+    and cosine divide by the length themselves. For a loss that does not, `normalizes` adds the norm
+    of Eq. 2 on both sides, without parameters.
     """
 
-    def __init__(self, *, student_width: int, teacher_width: int) -> None:
+    def __init__(self, *, student_width: int, teacher_width: int, normalizes: bool = False) -> None:
         super().__init__()
+        self.normalizes = normalizes
         self.project = nn.Sequential(
             nn.Linear(student_width, student_width),
             nn.LayerNorm(student_width),
@@ -84,4 +91,7 @@ class GlobalAlignment(nn.Module):
 
     def forward(self, student_BD: Tensor, teacher_BE: Tensor) -> AlignedPair:
         """Shape: (B, D) and (B, E) -> (B, 1, E) twice."""
-        return AlignedPair(self.project(student_BD[:, None]), teacher_BE[:, None])
+        pair = self.project(student_BD[:, None]), teacher_BE[:, None]
+        if self.normalizes:
+            return AlignedPair(*(F.layer_norm(x, x.shape[-1:]) for x in pair))
+        return AlignedPair(*pair)

@@ -45,7 +45,7 @@ class AlignmentLoss(LossSettings):
         student_BTD: Tensor,
         teacher_BTD: Tensor,
         keep_BT: Tensor | None = None,
-        batch_sizes: Sequence[int] | None = None,
+        row_counts: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the loss; 0 if no row counts. Unless ``gather`` is none, all processes must call.
 
@@ -54,8 +54,8 @@ class AlignmentLoss(LossSettings):
             teacher_BTD: The teacher's, row by row. Shape: (B, T, D).
             keep_BT: Which rows count, for example all but padding; None for all, as in the
                 official code. Shape: (B, T).
-            batch_sizes: B of every process, see `batch_sizes`; T is the same everywhere. None: all
-                ask one another, as they do for the rows that `keep_BT` leaves.
+            row_counts: B x T of every process, see `row_counts`. None: all ask one another, as they
+                do for the rows that `keep_BT` leaves.
 
         Returns:
             A float32 scalar.
@@ -66,17 +66,18 @@ class AlignmentLoss(LossSettings):
             if self.kind == "lcl" and self.scope == "sample" and student_BTD.shape[1] > 1:
                 return self._lcl_within_samples(student_BTD, teacher_BTD, keep_BT)
             rows = student_BTD.flatten(end_dim=1), teacher_BTD.flatten(end_dim=1)
-            counts = None
             if keep_BT is not None:
                 kept_N = keep_BT.flatten().nonzero().squeeze(1)
-                rows = rows[0][kept_N], rows[1][kept_N]
-            elif batch_sizes is not None:
-                counts = [size * student_BTD.shape[1] for size in batch_sizes]
+                rows, counts = (rows[0][kept_N], rows[1][kept_N]), None
+            else:
+                counts = row_counts
             total = self._sum_over_rows(*rows, counts)
             return global_mean(total, len(rows[0]), self.gather)
 
-    def batch_sizes(self, num_own: int, device: torch.device) -> list[int] | None:
-        """Return B of every process, once for all terms of a step; None where nobody will ask.
+    def row_counts(self, num_own: int, device: torch.device) -> list[int] | None:
+        """Return every process's number of rows, for all terms of a step that have as many.
+
+        None where nobody will ask.
 
         Every process must call this. On a GPU it waits for the device.
         """

@@ -84,7 +84,11 @@ class ClipOcrHeads(nn.Module):
                 )
             )
         self.word_head = (
-            GlobalAlignment(student_width=stage_shapes[-1][1], teacher_width=shapes.text[EOT][0])
+            GlobalAlignment(
+                student_width=stage_shapes[-1][1],
+                teacher_width=shapes.text[EOT][0],
+                normalizes=method.loss.kind in ("l1", "kl"),
+            )
             if method.word
             else None
         )
@@ -125,14 +129,21 @@ class ClipOcrHeads(nn.Module):
         terms = {"recognition": recognition_loss(output.logits, targets_BL, gather=loss.gather)}
         # PAD and BOS are no classes of the student; see `tokenizer`.
         keep_BL = targets_BL < output.logits.shape[-1] if self.method.mask_pads else None
-        batch_sizes = loss.batch_sizes(len(batch.labels), output.logits.device)
+        device, batch_size = output.logits.device, len(batch.labels)
+        sizes = loss.row_counts(batch_size, device)
+        # Each process may have padded to a length of its own.
+        text_counts = loss.row_counts(targets_BL.numel(), device) if self.text_heads else None
         # float32, because encoder stages 1 to 3 are raw residual streams, whose largest values half
         # precision may not hold. The heads cost about a hundredth of the student.
         with torch.autocast(output.logits.device.type, enabled=False):
             for name, head, student, teacher in self._matches(output, batch):
                 pair: AlignedPair = head(student.float(), teacher.detach().float())
-                keep = keep_BL if name.startswith("text") else None
-                terms[name] = loss(*pair, keep, batch_sizes)
+                if name.startswith("text"):
+                    terms[name] = loss(*pair, keep_BL, text_counts)
+                else:
+                    num_tokens = pair.teacher_BTE.shape[1]
+                    counts = None if sizes is None else [num_tokens * size for size in sizes]
+                    terms[name] = loss(*pair, None, counts)
         return terms
 
     def _matches(

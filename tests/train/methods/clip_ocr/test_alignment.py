@@ -79,3 +79,13 @@ def test_sizes_are_those_of_the_official_heads():
     assert 3 * num_parameters(image) == 902_835
     assert 3 * num_parameters(TokenAlignment(student_width=384, teacher_width=512)) == 597_504
     assert num_parameters(GlobalAlignment(student_width=384, teacher_width=512)) == 345_728
+
+
+def test_losses_without_a_norm_of_their_own_get_that_of_eq_2() -> None:
+    plain = GlobalAlignment(student_width=4, teacher_width=6)
+    norm = GlobalAlignment(student_width=4, teacher_width=6, normalizes=True)
+    norm.load_state_dict(plain.state_dict())
+    student, teacher = torch.randn(3, 4), 7 * torch.randn(3, 6) + 2
+    for raw, normalised in zip(plain(student, teacher), norm(student, teacher), strict=True):
+        mean, deviation = raw.mean(-1, keepdim=True), raw.std(-1, correction=0, keepdim=True)
+        torch.testing.assert_close(normalised, (raw - mean) / deviation, rtol=1e-3, atol=1e-4)

@@ -384,8 +384,8 @@ def losses_of_a_process(rank: int) -> dict[tuple[str, ...], tuple[Tensor, ...]]:
     for layout, gather in itertools.product(LAYOUTS, ("inter", "all")):
         student, teacher, _ = pair_of(layout, rank)
         loss = AlignmentLoss(gather=gather)
-        sizes = loss.batch_sizes(len(student), student.device)
-        assert sizes == list(LAYOUTS[layout])
+        sizes = loss.row_counts(student.shape[0] * student.shape[1], student.device)
+        assert sizes == [num * student.shape[1] for num in LAYOUTS[layout]]
         found["sizes", layout, gather] = (
             *(loss(student, teacher, None, known).detach() for known in (sizes, None)),
         )
@@ -437,14 +437,14 @@ def test_gather_all_is_the_loss_of_one_process(layout, kind, scope, two_processe
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("gather", ["inter", "all"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_batch_sizes_spare_the_question_and_change_nothing(layout, gather, rank, two_processes):
+def test_row_counts_spare_the_question_and_change_nothing(layout, gather, rank, two_processes):
     told, asked = two_processes[rank]["sizes", layout, gather]
     assert torch.equal(told, asked)
 
 
-def test_no_one_is_asked_for_batch_sizes_that_no_loss_uses():
+def test_no_one_is_asked_for_row_counts_that_no_loss_uses():
     # Alone, there is no process group that could answer.
-    assert AlignmentLoss().batch_sizes(3, torch.device("cpu")) is None
+    assert AlignmentLoss().row_counts(3, torch.device("cpu")) is None
 
 
 def test_recognition_of_all_is_the_loss_of_one_process(two_processes):
