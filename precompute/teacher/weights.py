@@ -26,6 +26,7 @@ import torch
 from open_clip.transformer import QuickGELU
 
 from ...shared.errors import TeacherError, UsageError
+from ...shared.foreign_file import why_unreadable
 
 _HUB_TIMEOUT_S = 5.0
 
@@ -181,7 +182,8 @@ def _model_from_file(model_name: str, path: str, activation: str) -> torch.nn.Mo
             state.pop(key, None)
         model.load_state_dict(state)
     except Exception as e:
-        raise TeacherError(f"{path} does not hold weights of {model_name}: {e}") from e
+        reason = why_unreadable(Path(path), e)
+        raise TeacherError(f"{path} does not hold weights of {model_name}: {reason}") from e
     return model
 
 

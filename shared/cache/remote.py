@@ -34,6 +34,18 @@ from .storage import LocalStorage, RangeCheck, ReadStorage
 _Result = TypeVar("_Result")
 
 _MAX_PAUSE_S = 8.0
+_WITHOUT_CREDENTIALS = frozenset(
+    [
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "ProfileNotFound",
+        "TokenRetrievalError",
+        "SSOTokenLoadError",
+        "NoAuthTokenError",
+    ]
+)
+"""What botocore raises, by name: only S3 needs it installed."""
 _S3_EXTRA_PROTOCOLS = frozenset(("s3", "s3a", "http", "https"))
 
 
@@ -213,6 +225,18 @@ class RemoteStorage(ReadStorage):
                 failure = e.__cause__ if self._is_http and e.__cause__ else e
             response = getattr(failure, "response", None)
             status = getattr(failure, "status", 0) or getattr(response, "status_code", 0)
+            if type(failure).__name__ in _WITHOUT_CREDENTIALS:
+                raise CacheUnavailableError(
+                    f"{self} cannot be read: {_reason(failure)}. Set the credentials by "
+                    "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public "
+                    "bucket set FSSPEC_S3_ANON=true"
+                ) from failure
+            if "bucket does not exist" in str(failure):
+                raise CacheUnavailableError(
+                    f"{self} cannot be read: there is no bucket "
+                    f"{self._root.partition('/')[0]!r}. Check its name, and AWS_ENDPOINT_URL if "
+                    "it is not at Amazon's"
+                ) from failure
             if status == 404 or isinstance(failure, FileNotFoundError | NotADirectoryError):
                 raise CacheMissingError(f"{self}/{name} is missing")
             if isinstance(failure, PermissionError) or status in (401, 403):

@@ -46,6 +46,11 @@ def as_text(name: str | os.PathLike[str]) -> str:
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path, made absolute, has only names that are UTF-8."""
+    return as_text(path.absolute()) == str(path.absolute())
+
+
 def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
     """Return the files at or below `root` that end in one of `suffixes`, in path order.
 

@@ -125,7 +125,11 @@ class WordLmdb:
             try:
                 # No lock file: sources may be on a read-only file system, and nobody writes them.
                 env = lmdb.open(
-                    str(self.path), readonly=True, lock=False, readahead=False, meminit=False
+                    os.fsencode(self.path),
+                    readonly=True,
+                    lock=False,
+                    readahead=False,
+                    meminit=False,
                 )
             except lmdb.Error as e:
                 raise DataError(f"{self.path} cannot be opened as an LMDB: {e}") from e
@@ -244,7 +248,7 @@ class WordLmdbWriter:
         self._final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir()
-        self._env = lmdb.open(str(self._partial), map_size=_FIRST_MAP_BYTES)
+        self._env = lmdb.open(os.fsencode(self._partial), map_size=_FIRST_MAP_BYTES)
         return self
 
     def add(self, encoded_image: bytes, label: str) -> None:

@@ -57,7 +57,7 @@ class Forked:
         return done
 
     def _read(self, stream: str) -> str:
-        return (Path(self._folder.name) / stream).read_text(encoding="utf-8", errors="replace")
+        return os.fsdecode((Path(self._folder.name) / stream).read_bytes())
 
 
 def forked(*args: object, **variables: str) -> Finished:
@@ -84,7 +84,7 @@ def _run(args: list[str], folder: Path, variables: Mapping[str, str]) -> NoRetur
     import torch
     from samples import register_tiny_clip
 
-    from clipocr.cli import main
+    from clipocr.__main__ import main
 
     torch.set_num_threads(1)
     register_tiny_clip(folder)

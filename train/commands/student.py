@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
     with listed_problems() as on_page:
         for word in reader.read_all(pictures()):
             is_stream = isinstance(word.image, bytes)
-            name = _STDIN if is_stream else click.format_filename(word.image)
+            name = _STDIN if is_stream else os.fspath(word.image)
             if word.problem is None:
                 click.echo(_formatted(options.format, name, word))
             else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import CheckpointError
+from ...shared.foreign_file import describe_foreign
 from ...shared.geometry import TALL
 from ..models.recogniser import Recogniser
 
@@ -42,7 +43,9 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+        foreign = describe_foreign(path)
+        reason = f"it is {foreign}" if foreign else str(e)
+        raise CheckpointError(f"{path} cannot be read as safetensors: {reason}") from e
     try:
         teacher = metadata["teacher"]
         return {

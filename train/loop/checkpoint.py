@@ -23,6 +23,7 @@ import torch
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.errors import CheckpointError, UsageError
+from ...shared.foreign_file import why_unreadable
 from ...shared.geometry import TALL
 from ..deploy.safetensors_file import MODEL_NAME, read_safetensors
 from ..methods import find_method
@@ -112,7 +113,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         # torch.load raises whatever its unpickler or zip reader met.
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(e)}") from e
+        reason = why_unreadable(path, e)
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from e
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} is not a clipocr checkpoint; expected a best.pt or last.pt of clipocr train"
@@ -172,7 +174,3 @@ def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
             "clipocr. Charset and label length of a recogniser are fixed when it is trained"
         ) from e
     return recogniser.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [error.__class__.__name__])[0]

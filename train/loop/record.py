@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...shared.atomic import replacing
 from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache
+from ...shared.data.folders import is_text
 from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
 from ..deploy.safetensors_file import MODEL_NAME
@@ -72,6 +73,11 @@ def holds_run(out: Path, *, resume: bool) -> bool:
         CheckpointError: it holds none, and one is to be resumed; or its record is damaged.
         UsageError: it holds one, and none is to be resumed, or it is a cache.
     """
+    if not is_text(out):
+        raise UsageError(
+            f"{out} has bytes in its name that are not UTF-8, and TensorBoard's log cannot be "
+            "written there; choose another --out"
+        )
     has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
     if has_begun and not resume and not has_saved(out):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...shared.data.folders import files_below
+from ...shared.data.folders import as_text, files_below
 from ...shared.data.images import IMAGE_SUFFIXES, ImageProblemError, decode_image, to_rgb
 from ...shared.errors import DataError
 from ...shared.geometry import is_turned
@@ -94,16 +95,21 @@ def find_pictures(names: Sequence[str]) -> Iterator[Path | DataError]:
 def pictures_of_stream(data: bytes) -> Iterator[Path | bytes | DataError]:
     """Yield what came from standard input: one encoded image as it is, or a list of pictures.
 
-    A list is UTF-8, one file, folder or pattern a line; empty lines mean nothing.
+    A list has one file, folder or pattern a line; empty lines mean nothing.
     """
     try:
         decode_image(data)
     except ImageProblemError as e:
-        try:
-            lines = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            yield DataError(f"standard input: {e}, and no list of files in UTF-8 either")
+        # The bytes of a name need not be UTF-8, but then they have to lead to something.
+        text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+        names = [line for line in text.splitlines() if line]
+        if all(_is_utf8(name) or os.path.lexists(name) for name in names):
+            yield from find_pictures(names)
         else:
-            yield from find_pictures([line for line in lines.splitlines() if line])
+            yield DataError(f"standard input: {e}, and no list of files either")
     else:
         yield data
+
+
+def _is_utf8(name: str) -> bool:
+    return "\0" not in name and as_text(name) == name

@@ -74,7 +74,8 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / PAGE_NAME) as partial_path:
-        partial_path.write_text(html, encoding="utf-8")
+        # A file's name may be bytes that are no text.
+        partial_path.write_text(html, encoding="utf-8", errors="backslashreplace")
     return folder / PAGE_NAME
 
 

@@ -349,7 +349,7 @@ def test_a_refusal_is_final(kind: str, address: str, proxy: FaultyProxy) -> None
     ("place", "error", "said"),
     [
         (f"s3://{BUCKET}/none", CacheMissingError, "none is not a feature cache"),
-        ("s3://no-such-bucket/none", CacheMissingError, "is not a feature cache"),
+        ("s3://no-such-bucket/none", CacheUnavailableError, "there is no bucket 'no-such-bucket'"),
         ("abc://x/y", UsageError, "Protocol not known: abc; expected a folder, or an address"),
     ],
 )
@@ -446,3 +446,24 @@ def test_a_user_without_a_home_is_told_of_the_option(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     with pytest.raises(UsageError, match=r"no home of user \d+; pass one as --cache-dir"):
         open_storage("memory://cache", max_cache_bytes=1)
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: int, proxy: FaultyProxy) -> None:
+    assert s3
+    assert proxy.endpoint
+    result = invoke("cache", "info", "s3://no-such-bucket/words.cache")
+    assert result.exit_code == 1
+    assert "there is no bucket 'no-such-bucket'. Check its name, and AWS_ENDPOINT" in result.stderr
+
+
+def test_no_credentials_are_said_at_once(
+    place: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(CacheUnavailableError, match=r"credentials.*AWS_PROFILE.*FSSPEC_S3_ANON"):
+        RemoteStorage(place, patience=HASTY).read("one")
+    assert proxy.requests == []

@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_student import SMALL_STUDENT
 
+from clipocr.precompute.teacher.weights import load_weights
 from clipocr.shared.charset import Charset
-from clipocr.shared.errors import CheckpointError
+from clipocr.shared.errors import CheckpointError, TeacherError
 from clipocr.train.loop.checkpoint import (
     find_checkpoint,
     load_checkpoint,
@@ -120,3 +121,24 @@ def test_what_cannot_be_rebuilt_is_named(
     torch.save(content | {part: value}, path)
     with pytest.raises(CheckpointError, match=said):
         load_recogniser(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "it is a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["best.pt", "model.safetensors"])
+def test_what_stands_in_a_checkpoint_s_place_is_named(
+    content: bytes, said: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as failed:
+        load_checkpoint(tmp_path / name)
+    assert "weights_only" not in str(failed.value)
+    with pytest.raises(TeacherError, match=said) as failed:
+        load_weights(f"ViT-B-32/{tmp_path / name}", "gelu")
+    assert "weights_only" not in str(failed.value)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ....shared.atomic import replacing
+from ....shared.data.folders import is_text
+from ....shared.errors import UsageError
 from ...loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
 from ...models.recogniser import Recogniser
 from ..safetensors_file import read_safetensors, write_safetensors
@@ -31,10 +33,15 @@ def export(
         CheckpointError: there is no recogniser.
         DataError: no picture can be decoded.
         ExportError: the exported one reads differently.
-        UsageError: what writes the format is not installed.
+        UsageError: what writes the format is not installed, or cannot write that name.
     """
     from .onnx_format import open_onnx, require_onnx, write_onnx
 
+    if not is_text(out):
+        raise UsageError(
+            f"{out} has bytes in its name that are not UTF-8, which neither ONNX Runtime nor "
+            "safetensors can open; choose another --out"
+        )
     if file_format == "onnx":
         require_onnx()
     recogniser, description = load_described(run_or_checkpoint)
