@@ -148,6 +148,8 @@ def _lost(unraisable: Any) -> None:
     """End by a signal that nobody can catch, because it was raised in a finalizer."""
     if isinstance(unraisable.exc_value, Interrupted):
         _end_at_once(unraisable.exc_value.signal_number)
+    if _Command.caught is not None:
+        return  # Of what was interrupted while it was made, such as a bar.
     sys.__unraisablehook__(unraisable)
 
 

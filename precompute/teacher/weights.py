@@ -175,7 +175,8 @@ def _model_from_file(model_name: str, path: str, activation: str) -> torch.nn.Mo
             return model
         with warnings.catch_warnings():
             # PyTorch deprecated the format for new models; OpenAI's files keep it.
-            warnings.simplefilter("ignore", FutureWarning)
+            for category in (DeprecationWarning, FutureWarning):  # The first in torch 2.10.
+                warnings.simplefilter("ignore", category)
             archive: Any = torch.jit.load(path, map_location="cpu")
         state = archive.state_dict()
         for key in ("input_resolution", "context_length", "vocab_size"):

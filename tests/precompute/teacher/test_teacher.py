@@ -185,7 +185,7 @@ def test_a_file_must_say_its_activation(teacher: Teacher, tmp_path: Path) -> Non
     assert load(f"ViT-tiny-test/{path}", activation="quickgelu").spec.activation == "quickgelu"
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
 def test_openais_torchscript_archive(teacher: Teacher, tmp_path: Path) -> None:
     class Archive(torch.nn.Module):
         """Holds CLIP's parameters by their names, as OpenAI's published archive does."""
