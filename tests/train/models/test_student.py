@@ -303,7 +303,7 @@ def test_half_precision_reads_as_float32_does(device, dtype):
     assert decoded.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
     # bfloat16 is off by 3 % here, float16 by 0.2 %.
-    assert (output.logits.float() - exact).std() < 0.06 * exact.std()
+    assert (output.logits.float() - exact).std() < 0.08 * exact.std()
 
 
 def test_attention_weights_are_those_of_torch() -> None:
