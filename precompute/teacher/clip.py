@@ -144,8 +144,9 @@ class Teacher:
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
-        # Unless told not to, cuDNN computes the patch embedding in TF32 even under fp32.
-        exact = torch.backends.cudnn.flags(allow_tf32=False)
+        # Unless told not to, cuDNN computes the patch embedding in TF32 even under fp32. `enabled`
+        # is said, because the context manager's default switches cuDNN off.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with exact, autocast(self.device, self.spec.precision):
             yield
 

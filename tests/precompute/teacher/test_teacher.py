@@ -127,6 +127,20 @@ def test_half_precision_stays_close(teacher: Teacher) -> None:
         torch.testing.assert_close(exact[tap], rounded[tap], rtol=0.05, atol=0.05)
 
 
+def test_cudnn_stays_on_and_rounds_to_no_tf32(teacher: Teacher) -> None:
+    """Without cuDNN a GPU runs the patch embedding once for every picture of a batch."""
+    seen = []
+
+    def look(*_: object) -> None:
+        flags = torch.backends.cudnn
+        seen.append((flags.enabled, flags.allow_tf32, flags.deterministic))
+
+    handle = teacher._model.visual.conv1.register_forward_pre_hook(look)
+    teacher.image_features(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
+    handle.remove()
+    assert seen == [(True, False, True)]
+
+
 def test_random_weights_are_their_seed_and_nothing_else() -> None:
     before = torch.get_rng_state()
     digests = [load(f"ViT-tiny-test/random:{seed}").spec.weights_sha256 for seed in (7, 7, 8)]

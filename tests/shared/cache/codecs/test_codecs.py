@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from host_waits import HostWaits
 
 from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import (
@@ -29,6 +30,30 @@ def test_pixels_come_back_exactly(views: np.ndarray) -> None:
     stored = filter_pixels(views)
     assert stored.shape == (len(views), 3, 32, 128)
     np.testing.assert_array_equal(unfilter_pixels(torch.from_numpy(stored)).numpy(), views)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
+def test_decoding_makes_no_host_wait_for_a_gpu(name: str) -> None:
+    """From the second batch on: the first may bring a table to the device."""
+    codec = feature_codec(Codec.parse(name))
+    stored = codec.encode(torch.randn(2, 3, 8))
+    pixels = torch.from_numpy(filter_pixels(np.zeros((1, 32, 128, 3), np.uint8)))
+    codec.decode(stored)
+    with HostWaits() as waits:
+        codec.decode(stored)
+        unfilter_pixels(pixels)
+    assert waits.found == []
+
+
+def test_a_wait_is_found() -> None:
+    """Of every kind that the tests look for."""
+    x = torch.arange(6.0).view(2, 3)
+    with HostWaits() as waits:
+        x[:, [0, 2]]
+        float(x.sum())
+        x.nonzero()
+        x[x > 2]
+    assert len(waits.found) == 4
 
 
 def test_a_grey_gradient_is_nearly_all_zeros() -> None:
