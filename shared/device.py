@@ -16,14 +16,19 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def choose_device(name: str, process: Process = _ALONE) -> torch.device:
     """Return the device of that name; ``auto`` is CUDA if there is one, else the CPU.
 
+    A GPU becomes the current one of this process, and attention there leaves cuDNN out.
+
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        process: Of several processes each takes the GPU of its own, unless `name` numbers one.
+        process: Of several processes each takes the GPU of its own, unless `name` numbers one. A
+            process that sees one GPU takes that, because a launcher such as Slurm's
+            ``--gpus-per-task=1`` shows each process its own and nothing else.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and process.world_size > 1:
-        name = f"cuda:{process.local_rank}"
+    if name == "cuda":
+        has_own = process.world_size > 1 and torch.cuda.device_count() > 1
+        name = f"cuda:{process.local_rank if has_own else 0}"
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdigit())):
         raise UsageError(f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N")
@@ -32,7 +37,13 @@ def choose_device(name: str, process: Process = _ALONE) -> torch.device:
         raise UsageError(
             f"device {name!r}: this machine has {num_devices} CUDA devices; pass --device auto"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        # PyTorch prefers cuDNN on a Hopper, which plans anew for every shape (a decoding step, a
+        # longest label), and whose choice would decide the last bits of a cache.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[str, str]:

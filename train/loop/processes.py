@@ -65,8 +65,6 @@ class Processes(Process):
                 "--nproc-per-node N -m clipocr train ..., or run it alone by: env -u RANK -u "
                 "WORLD_SIZE"
             )
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_TIMEOUT)
         try:
