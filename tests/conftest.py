@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from clipocr.shared.cache.reader import FeatureCache
 
 # Two threads of two cores fight each other for tensors this small.
 torch.set_num_threads(1)
+# Under nohup it would be ignored, and the processes that tests start would ignore it too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
