@@ -5,8 +5,9 @@
 DATA is a folder of word LMDBs. One round takes one unit through
 
     teacher         the forward over views that are tensors already, in the builder's own batches
-    views           LMDB, decoding, stretching, by one core; and once more with RandAugment
-    encode, write   the codec over features that are there, filters, checksums, files, fsync
+    views           LMDB, decoding, stretching, compressing the pixels, by one core; and once more
+                    with RandAugment
+    encode, write   the codec over features that are there, checksums, files, fsync
     builder         all of it: what `cache build` does, published unit by unit
 
 Every builder's round stands between two of the teacher's and is compared with their mean, so that
@@ -29,6 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -42,13 +44,14 @@ from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import BuildConfig
 from clipocr.precompute.builder.scan import sample_hashes
 from clipocr.precompute.builder.units import UnitBuilder, _PendingUnit
-from clipocr.precompute.builder.views import ChunkRows, ViewChunk, ViewMaker
+from clipocr.precompute.builder.views import ChunkRows, StoredViewMaker, ViewChunk, ViewMaker
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache import names
 from clipocr.shared.cache.codecs.codec import Codec
-from clipocr.shared.cache.codecs.codecs import Pixels, unfilter_pixels
+from clipocr.shared.cache.codecs.codecs import Pixels, filter_pixels, unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.records import Committed
+from clipocr.shared.cache.shards import encode_chunk
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
 
@@ -155,17 +158,19 @@ def teacher_rate(bench: Bench, unit_idx: int) -> float:
 
 
 def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
-    maker = ViewMaker(
-        bench.sources, replace(bench.cache.spec.view, augment=augment), bench.cache.spec.seed
+    spec = bench.cache.spec
+    maker = StoredViewMaker(
+        ViewMaker(bench.sources, replace(spec.view, augment=augment), spec.seed),
+        replace(spec, chunk_rows=spec.unit_rows).image_layouts(0)[names.PIXELS],
     )
     rows = bench.cache.rows(unit_idx)
     source, lmdb_index = rows["source"], rows["lmdb_index"]
-    sources = [s.name for s in bench.cache.spec.sources]
+    sources = [s.name for s in spec.sources]
     chunk = ChunkRows(
         view_idx=0,
         sources=source.tolist(),
         lmdb_indexes=lmdb_index.tolist(),
-        hashes=sample_hashes(bench.cache.spec.seed, sources, source, lmdb_index).tolist(),
+        hashes=sample_hashes(spec.seed, sources, source, lmdb_index).tolist(),
     )
     # Of this thread alone: what others leave of a core is no property of the decoder.
     started = time.thread_time()
@@ -179,13 +184,17 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
     views, chunk_rows = bench.views[start:stop], cache.spec.chunk_rows
     # What features say is nothing to a writer: the first chunk's stand for all.
     features = bench.teacher.image_features(bench.unit_views(unit_idx)[:chunk_rows])
-    started = time.perf_counter()
-    unit = _PendingUnit(cache, 0, unit_idx)
-    for chunk in views.split(chunk_rows):
-        made = ViewChunk(views=chunk.numpy(), bad={})
-        own = {tap: f[: len(chunk)] for tap, f in features.items()}
-        unit.append(made, unit.encode(made, own))
-    unit.publish()
+    layout = cache.spec.image_layouts(0)[names.PIXELS]
+    chunks = [chunk.numpy() for chunk in views.split(chunk_rows)]
+    pixels = [encode_chunk(layout, filter_pixels(chunk)) for chunk in chunks]
+    with ThreadPoolExecutor(1 + len(features)) as pool:
+        started = time.perf_counter()
+        unit = _PendingUnit(cache, 0, unit_idx)
+        for chunk, payload in zip(chunks, pixels, strict=True):
+            made = ViewChunk(views=chunk, bad={})
+            own = {tap: f[: len(chunk)] for tap, f in features.items()}
+            unit.append(made, {names.PIXELS: payload, **unit.encode(made, own)}, pool)
+        unit.publish(pool)
     return len(views) / (time.perf_counter() - started)
 
 

@@ -151,8 +151,10 @@ def test_a_build_killed_at_any_operation_resumes_to_the_same_bytes(
         out = tmp_path / f"killed-{point}"
         run = builder.build(out, kind="kill", at=point)
         assert run.exit_code == -9
-        assert run.operations == operations[: point + 1]
-        struck[run.operations[-1].split()[0]] += 1
+        # Arrays are written at once, so operations come in another order each time, and another
+        # thread may have begun one before the process was gone.
+        assert len(run.operations) >= point + 1
+        struck[run.operations[point].split()[0]] += 1
         num_units[check_nothing_partial(out, reference)] += 1
         resumed = builder.build(out)
         assert resumed.exit_code == 0, resumed.stderr

@@ -7,8 +7,8 @@ rows of a chunk, T image tokens, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from ...shared.ahead import map_ahead, process_pool, take_idle_time_only
 from ...shared.cache import names
-from ...shared.cache.codecs.codecs import filter_pixels, measure_fidelity
+from ...shared.cache.codecs.codecs import measure_fidelity
+from ...shared.cache.memory import Bytes
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.records import UnitRecord
-from ...shared.cache.shards import GROUP_METADATA, Array, ArrayWriter, write_metadata
+from ...shared.cache.shards import GROUP_METADATA, ArrayWriter, encode_chunk, write_metadata
 from ..teacher.clip import Teacher
 from .scan import hash_keys, rows_of_views
-from .views import ChunkRows, ViewChunk, ViewMaker
+from .views import ChunkRows, StoredViewMaker, ViewChunk, ViewMaker
 
 _CHUNKS_AHEAD = 4
 """Chunks of views in the making, and chunks of features on their way to disk."""
@@ -51,7 +52,10 @@ class UnitBuilder:
         self._cache = cache
         self._spec = cache.spec
         self._teacher = teacher
-        self._views = ViewMaker(sources, cache.spec.view, cache.spec.seed)
+        self._views = StoredViewMaker(
+            ViewMaker(sources, cache.spec.view, cache.spec.seed),
+            cache.spec.image_layouts(0)[names.PIXELS],
+        )
         self._num_workers = num_workers
 
     def build(self, units: Sequence[tuple[int, int]]) -> int:
@@ -75,20 +79,20 @@ class UnitBuilder:
             ) as progress,
             decode_pool as decoders,
             ExitStack() as at_end,
-            ThreadPoolExecutor(1, initializer=on_start) as writer,
+            _UnitWriter(1 + len(self._spec.images), on_start) as writer,
         ):
             chunks, to_make = itertools.tee(self._chunks(units, progress))
             depth = max(_CHUNKS_AHEAD, 2 * num_workers)
             views = map_ahead(decoders, self._views, (chunk.rows for chunk in to_make), depth)
             encoded = self._encoded(chunks, views, at_end)
             num_built = 0
-            for num_written in map_ahead(writer, _write, encoded, _CHUNKS_AHEAD):
+            for num_written in writer.write(encoded):
                 num_built += num_written
                 progress.update(num_written)
         return num_built
 
     def _encoded(
-        self, chunks: Iterator[_Chunk], views: Iterator[ViewChunk], at_end: ExitStack
+        self, chunks: Iterator[_Chunk], views: Iterator[tuple[ViewChunk, Bytes]], at_end: ExitStack
     ) -> Iterator[_EncodedChunk]:
         """Yield chunks on their way to disk.
 
@@ -97,12 +101,13 @@ class UnitBuilder:
         """
         unit: _PendingUnit | None = None
         # `views` first in the zip: reading it advances the generator of chunks, `depth` ahead.
-        for made, chunk in zip(views, chunks, strict=False):
+        for (made, pixels), chunk in zip(views, chunks, strict=False):
             if unit is None:
                 unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
                 at_end.callback(unit.discard)
             features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
-            yield _EncodedChunk(unit, made, unit.encode(made, features), chunk.is_last)
+            encoded = {names.PIXELS: pixels, **unit.encode(made, features)}
+            yield _EncodedChunk(unit, made, encoded, chunk.is_last)
             if chunk.is_last:
                 unit = None
 
@@ -129,16 +134,47 @@ class UnitBuilder:
 class _EncodedChunk(NamedTuple):
     unit: _PendingUnit
     made: ViewChunk
-    encoded: Mapping[str, Array]
+    payloads: Mapping[str, Bytes]
+    """Of each array."""
     is_last: bool
 
 
-def _write(chunk: _EncodedChunk) -> int:
-    """Write a chunk, and publish its unit after the last; return how many rows it has."""
-    chunk.unit.append(chunk.made, chunk.encoded)
-    if chunk.is_last:
-        chunk.unit.publish()
-    return len(chunk.made.views)
+class _UnitWriter:
+    """Writes all arrays of a chunk at once, and publishes a unit while the next is written."""
+
+    def __init__(self, num_arrays: int, on_start: Callable[[], None] | None) -> None:
+        self._chunks = ThreadPoolExecutor(1, initializer=on_start)
+        # Half of them write while the others publish.
+        self._arrays = ThreadPoolExecutor(2 * num_arrays, initializer=on_start)
+        self._publisher = ThreadPoolExecutor(1, initializer=on_start)
+        self._published: Future[None] | None = None
+
+    def write(self, chunks: Iterator[_EncodedChunk]) -> Iterator[int]:
+        """Write chunks, some of which wait for it, and yield how many rows each has.
+
+        When it ends, every unit is published.
+        """
+        yield from map_ahead(self._chunks, self._write, chunks, _CHUNKS_AHEAD)
+        self._wait()
+
+    def _write(self, chunk: _EncodedChunk) -> int:
+        chunk.unit.append(chunk.made, chunk.payloads, self._arrays)
+        if chunk.is_last:
+            # One at a time: a unit's files are written faster than a disk takes them.
+            self._wait()
+            self._published = self._publisher.submit(chunk.unit.publish, self._arrays)
+        return len(chunk.made.views)
+
+    def _wait(self) -> None:
+        if self._published is not None:
+            self._published.result()
+
+    def __enter__(self) -> _UnitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._chunks, self._publisher, self._arrays):
+            pool.shutdown()
 
 
 class _PendingUnit:
@@ -156,32 +192,33 @@ class _PendingUnit:
         self._bad: dict[int, str] = {}
         self._fidelity: dict[str, Mapping[str, float]] = {}
 
-    def encode(self, made: ViewChunk, features: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-        """Return the stored form of a chunk's features by array; of bad images it is zeros."""
+    def encode(self, made: ViewChunk, features: Mapping[str, torch.Tensor]) -> dict[str, Bytes]:
+        """Return the payload of each array's chunk of features; of bad images it is zeros."""
         bad = list(made.bad)
         good = [idx for idx in range(len(made.views)) if idx not in made.bad][:_FIDELITY_ROWS]
-        encoded = {}
+        payloads = {}
         for array, of_array in features.items():
             codec = self._cache.codec(array)
-            of_array[bad] = 0
+            if bad:
+                of_array[bad] = 0
             stored = codec.encode(of_array)
             if array not in self._fidelity and good:
                 target = codec.target(of_array[good])
                 self._fidelity[array] = measure_fidelity(target, codec.decode(stored[good]))
-            stored[bad] = 0
-            encoded[array] = stored.cpu().numpy()
-        return encoded
+            if bad:
+                stored[bad] = 0
+            payloads[array] = encode_chunk(self._layouts[array], stored.cpu().numpy())
+        return payloads
 
-    def append(self, made: ViewChunk, encoded: Mapping[str, Array]) -> None:
-        """Write one chunk. On the writer thread, in order, as is all that follows."""
+    def append(self, made: ViewChunk, payloads: Mapping[str, Bytes], pool: Executor) -> None:
+        """Write one chunk. On the writer thread, in order."""
         first_row = self._cache.spec.unit_range(self._unit_idx)[0] + self._num_rows
         self._bad |= {first_row + idx: reason for idx, reason in made.bad.items()}
-        self._writers[names.PIXELS].append(filter_pixels(made.views))
-        for array, stored in encoded.items():
-            self._writers[array].append(stored)
+        writers = [self._writers[array] for array in payloads]
+        list(pool.map(ArrayWriter.append_chunk, writers, payloads.values()))
         self._num_rows += len(made.views)
 
-    def publish(self) -> None:
+    def publish(self, pool: Executor) -> None:
         """Publish every file, and then the record that commits them."""
         start, stop = self._cache.spec.unit_range(self._unit_idx)
         if self._num_rows != stop - start:
@@ -190,8 +227,10 @@ class _PendingUnit:
         storage = self._cache.folder
         group = names.metadata_file(names.view_group(self._view_idx))
         files = {group: storage.ensure(group, GROUP_METADATA)}
-        for array, writer in self._writers.items():
-            files |= {**write_metadata(storage, self._layouts[array]), **writer.publish()}
+        for layout in self._layouts.values():
+            files |= write_metadata(storage, layout)
+        for published in pool.map(ArrayWriter.publish, self._writers.values()):
+            files |= published
         rows = self._cache.rows(self._unit_idx)
         record = UnitRecord(
             view_idx=self._view_idx,

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...shared.cache.codecs.codecs import Pixels
+from ...shared.cache.codecs.codecs import Pixels, filter_pixels
+from ...shared.cache.memory import Bytes
+from ...shared.cache.shards import ArrayLayout, encode_chunk
 from ...shared.cache.spec import ViewSpec
 from ...shared.data.images import ImageProblemError, decode_image, stretch, upright
 from ...shared.data.word_lmdb import WordLmdb
@@ -71,3 +73,19 @@ class ViewMaker:
                 image = augment(image, view_draws(self._cache_seed, sample_hash, rows.view_idx))
             views[idx] = stretch(image)
         return ViewChunk(views=views, bad=bad)
+
+
+class StoredViewMaker:
+    """Makes chunks of views and what is stored of them, so that compression is where decoding is.
+
+    Travels to worker processes.
+    """
+
+    def __init__(self, views: ViewMaker, layout: ArrayLayout) -> None:
+        """Make views by `views`, stored as the pixel array of that layout is."""
+        self._views, self._layout = views, layout
+
+    def __call__(self, rows: ChunkRows) -> tuple[ViewChunk, Bytes]:
+        """Make the views of a chunk, and the payload of their pixels."""
+        made = self._views(rows)
+        return made, encode_chunk(self._layout, filter_pixels(made.views))

@@ -161,7 +161,7 @@ class ArrayWriter:
             block = np.concatenate(self._rows) if len(self._rows) > 1 else self._rows[0]
             num_whole = len(block) - len(block) % layout.chunk_rows
             for start in range(0, num_whole, layout.chunk_rows):
-                self._write_chunk(block[start : start + layout.chunk_rows])
+                self.append_chunk(encode_chunk(layout, block[start : start + layout.chunk_rows]))
             # A copy, or the remainder would keep the whole block alive.
             self._rows = [block[num_whole:].copy()] if num_whole < len(block) else []
             self._num_rows = len(block) - num_whole
@@ -170,9 +170,7 @@ class ArrayWriter:
         """Write what remains, publish every file, and return their records by name."""
         layout = self._layout
         if self._num_rows:
-            chunk = np.zeros((layout.chunk_rows, *layout.row_shape), layout.dtype)
-            chunk[: self._num_rows] = np.concatenate(self._rows)
-            self._write_chunk(chunk)
+            self.append_chunk(encode_chunk(layout, np.concatenate(self._rows)))
             self._rows, self._num_rows = [], 0
         records = {}
         for file, entries, sums in self._shards:
@@ -187,22 +185,34 @@ class ArrayWriter:
         for file, _, _ in self._shards:
             file.discard()
 
-    def _write_chunk(self, chunk: Array) -> None:
+    def append_chunk(self, payload: Bytes) -> None:
+        """Append a whole chunk, as `encode_chunk` returns it; no row may be waiting for others."""
         layout = self._layout
         if not self._shards or len(self._shards[-1][1]) == layout.chunks_per_shard:
             shard_idx = self._shard_idx + len(self._shards)
             self._shards.append((self._storage.create(layout.shard_name(shard_idx)), [], []))
         file, entries, sums = self._shards[-1]
-        payload = np.ascontiguousarray(chunk, np.dtype(layout.dtype).newbyteorder("<"))
-        # A flat view: nothing below copies it, and hashing releases the interpreter lock.
-        encoded = np.frombuffer(
-            Zstd(_ZSTD_LEVEL).encode(payload) if layout.compressed else payload, np.uint8
-        )
-        checksum = google_crc32c.value(encoded)
-        entries.append((file.num_bytes, len(encoded) + _CRC_BYTES))
+        checksum = google_crc32c.value(payload)
+        entries.append((file.num_bytes, len(payload) + _CRC_BYTES))
         sums.append(checksum)
-        file.write(encoded.data)
+        file.write(payload.data, checksum)
         file.write(struct.pack("<I", checksum))
+
+
+def encode_chunk(layout: ArrayLayout, rows: Array) -> Bytes:
+    """Return the payload of a chunk: the rows, zeros up to a whole chunk, compressed or not.
+
+    Shape: (n, *row_shape), at most a chunk of them -> (number of bytes,).
+    """
+    if len(rows) < layout.chunk_rows:
+        whole = np.zeros((layout.chunk_rows, *layout.row_shape), layout.dtype)
+        whole[: len(rows)] = rows
+        rows = whole
+    payload: Any = np.ascontiguousarray(rows, np.dtype(layout.dtype).newbyteorder("<"))
+    if layout.compressed:
+        payload = Zstd(_ZSTD_LEVEL).encode(payload)
+    # A flat view: nothing that follows copies it, and hashing it releases the interpreter lock.
+    return np.frombuffer(payload, np.uint8)
 
 
 class ArrayReader:
@@ -327,10 +337,7 @@ def weigh_array(layout: ArrayLayout, values: Array) -> int:
     else:
         payload_bytes = 0
         for start in range(0, len(values), chunk_rows):
-            chunk = np.zeros((chunk_rows, *layout.row_shape), layout.dtype)
-            part = values[start : start + chunk_rows]
-            chunk[: len(part)] = part
-            payload_bytes += len(Zstd(_ZSTD_LEVEL).encode(chunk))
+            payload_bytes += len(encode_chunk(layout, values[start : start + chunk_rows]))
         payload_bytes = round(payload_bytes * num_rows / max(len(values), 1))
     return payload_bytes + num_chunks * _CRC_BYTES + layout.num_shards * layout.index_bytes
 

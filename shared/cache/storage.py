@@ -18,7 +18,7 @@ import shutil
 import socket
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..errors import MEND, CacheCorruptError, CacheMissingError, UsageError
 from .memory import Bytes
 
 _TMP = ".tmp"
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +106,21 @@ class PendingFile:
         make_folder(self._partial.parent)
         self._file = self._partial.open("xb")
         self._sha256 = hashlib.sha256()
-        self._crc32c = 0
+        self._parts: list[tuple[int, int]] = []
         self.num_bytes = 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+    def write(self, data: bytes | memoryview, crc32c: int | None = None) -> None:
+        """Append bytes.
+
+        Args:
+            data: The bytes.
+            crc32c: Their CRC-32C, if it is known.
+        """
         self._file.write(data)
         self._sha256.update(data)
-        self._crc32c = google_crc32c.extend(self._crc32c, np.frombuffer(data, np.uint8))
+        if crc32c is None:
+            crc32c = google_crc32c.value(np.frombuffer(data, np.uint8))
+        self._parts.append((len(data), crc32c))
         self.num_bytes += len(data)
 
     @property
@@ -126,7 +133,7 @@ class PendingFile:
         self._file.close()
         sync(self._partial)
         # CRC-32C: five times as fast as SHA-256, and enough against errors that nobody made.
-        if _crc32c_of(self._partial) != self._crc32c:
+        if not _holds(self._partial, self._parts):
             raise CacheCorruptError(
                 f"{self._final} read back differently from what was written; the disk or its "
                 "memory is failing. Run the same command again on another disk"
@@ -290,9 +297,19 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _crc32c_of(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            checksum = google_crc32c.extend(checksum, block)
-    return checksum
+def _holds(path: Path, parts: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a file is made of parts of these (size, CRC-32C), and of nothing else."""
+    block = np.empty(_BLOCK_BYTES, np.uint8)
+    with FileIO(path) as file:
+        for num_bytes, crc32c in parts:
+            checksum, left = 0, num_bytes
+            while left:
+                # Never beyond the part, and again where the kernel returned less.
+                num_read = file.readinto(block[:left].data)
+                if not num_read:
+                    return False
+                checksum = google_crc32c.extend(checksum, block[:num_read])
+                left -= num_read
+            if checksum != crc32c:
+                return False
+        return not file.read(1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import itertools
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,16 +62,17 @@ class Fault:
 
 def watch_writes(fault: Fault, log: int) -> None:
     """Count every operation, note it in the file `log`, and let `fault` strike."""
-    count = 0
+    # Arrays are written at once, so a number and its line belong to one thread at a time.
+    numbers, lock = itertools.count(), threading.Lock()
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **options: Any) -> Any:
-            nonlocal count
             if name == "mkdir" and os.path.exists(args[0]):
                 return real(*args, **options)
-            num, count = count, count + 1
             detail = Path(args[1]).name if name == "replace" else ""
-            os.write(log, f"{name} {detail}\n".encode())
+            with lock:
+                num = next(numbers)
+                os.write(log, f"{name} {detail}\n".encode())
             fault.before(num)
             return real(*args, **options)
 
@@ -77,7 +80,7 @@ def watch_writes(fault: Fault, log: int) -> None:
 
     real_write = PendingFile.write
 
-    def torn_write(file: PendingFile, data: bytes | memoryview) -> None:
+    def torn_write(file: PendingFile, data: bytes | memoryview, _: int | None = None) -> None:
         # Half of it reaches the disk, then the operation is counted, and perhaps struck.
         half = len(data) // 2
         real_write(file, data[:half])

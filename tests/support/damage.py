@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from loading import loader_of, needing
 from samples import WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import BuildConfig
+from clipocr.shared.cache.memory import Bytes
 from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.shards import ArrayWriter
 from clipocr.shared.errors import CacheError
 from clipocr.train.data.batch import Batch
 
@@ -20,6 +23,18 @@ BLOCKS = ("block1", "block2", "block3")
 Damage = dict[str, bytes | None]
 """File -> what it holds instead; None: it is gone."""
 Files = dict[str, bytes]
+
+
+def fill_disk_after(num_chunks: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full after so many chunks of pixels."""
+    allowed, real = iter(range(num_chunks)), ArrayWriter.append_chunk
+
+    def append_chunk(writer: ArrayWriter, payload: Bytes) -> None:
+        if writer._layout.name.endswith("pixels") and next(allowed, None) is None:
+            raise OSError(28, "No space left on device")
+        real(writer, payload)
+
+    patch.setattr(ArrayWriter, "append_chunk", append_chunk)
 
 
 class World:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import zarr
 from commands import invoke
+from damage import fill_disk_after
 from PIL import Image
 from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
@@ -143,28 +144,16 @@ def test_bytes_do_not_depend_on_where_it_was_interrupted(
     cache_path: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "cache"
-    real = units.filter_pixels
-
-    def failing(allowed: int) -> Callable[[np.ndarray], np.ndarray]:
-        count = iter(range(allowed))
-
-        def filter_pixels(views: np.ndarray) -> np.ndarray:
-            if next(count, None) is None:
-                raise OSError(28, "No space left on device")
-            return real(views)
-
-        return filter_pixels
-
     # Chunks until the disk is full: within the first unit, the second, and the third.
     for allowed in (1, 6, 5):
-        monkeypatch.setattr(units, "filter_pixels", failing(allowed))
-        with pytest.raises(OSError, match="No space left"):
-            build_cache(tiny_build(data_root, out))
+        with monkeypatch.context() as patch:
+            fill_disk_after(allowed, patch)
+            with pytest.raises(OSError, match="No space left"):
+                build_cache(tiny_build(data_root, out))
         committed = FeatureCache.open(out).units()
         assert not FeatureCache.open(out).is_sealed
         assert not list((out / ".tmp").iterdir())
     assert committed == [0, 1]
-    monkeypatch.setattr(units, "filter_pixels", real)
     assert build_cache(tiny_build(data_root, out)).num_rows_built == 73 - 64
     assert files_of(out) == files_of(cache_path)
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from damage import fill_disk_after
 from samples import files_of, tiny_build
 
-from clipocr.precompute.builder import build, units
+from clipocr.precompute.builder import build
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.calibrate import CodecSample
 from clipocr.precompute.builder.index import publish_table
@@ -94,18 +95,11 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
     build_cache(tiny_build(data_root, shared, codec=CODEC))
     assert files_of(shared) == files_of(klt_path)
 
-    broken, real = tmp_path / "broken.cache", units.filter_pixels
-    allowed = iter(range(6))
-
-    def failing(views: np.ndarray) -> np.ndarray:
-        if next(allowed, None) is None:
-            raise OSError(28, "No space left on device")
-        return real(views)
-
-    monkeypatch.setattr(units, "filter_pixels", failing)
-    with pytest.raises(OSError, match="No space left"):
-        build_cache(tiny_build(data_root, broken, codec=CODEC))
-    monkeypatch.setattr(units, "filter_pixels", real)
+    broken = tmp_path / "broken.cache"
+    with monkeypatch.context() as patch:
+        fill_disk_after(6, patch)
+        with pytest.raises(OSError, match="No space left"):
+            build_cache(tiny_build(data_root, broken, codec=CODEC))
     monkeypatch.setattr(build, "CodecSample", none_of_it)
     build_cache(tiny_build(data_root, broken, codec=CODEC))
     assert files_of(broken) == files_of(klt_path)
