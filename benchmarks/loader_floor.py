@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numcodecs import Zstd
 from tabulate import tabulate
 
@@ -76,7 +76,7 @@ class Passes:
     def check(self) -> None:
         for blocks in self.stored.values():
             for block in blocks:
-                google_crc32c.value(block)
+                crc32c(block)
 
     def decompress(self) -> None:
         for block in self.stored["pixels"]:

@@ -25,7 +25,7 @@ from .records import (
 from .remote import open_storage
 from .shards import Array, ArrayLayout, ArrayReader
 from .spec import FORMAT_VERSION, CacheSpec
-from .storage import FileRecord, LocalStorage, ReadStorage, require_fast_checksums
+from .storage import FileRecord, LocalStorage, ReadStorage
 from .strings import decode_strings
 from .text_spec import TextSpec, TextTable
 
@@ -45,7 +45,6 @@ class FeatureCache:
         cls, place: str | Path, *, cache_dir: Path | None = None, max_cache_bytes: int = 0
     ) -> FeatureCache:
         """Open the cache in a folder or at an address, sealed or half built; see `open_storage`."""
-        require_fast_checksums()
         storage = open_storage(place, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = read_manifest(storage)
         if manifest is None:

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 from numcodecs import Zstd
 
 from ..errors import MEND, CacheCorruptError, CacheMissingError
@@ -176,7 +176,7 @@ class ArrayWriter:
         for file, entries, sums in self._shards:
             absent = [(_ABSENT, _ABSENT)] * (layout.chunks_per_shard - len(entries))
             index = np.asarray(entries + absent, "<u8").tobytes()
-            file.write(index + struct.pack("<I", google_crc32c.value(index)))
+            file.write(index + struct.pack("<I", crc32c(index)))
             records[file.name] = file.publish("".join(f"{s:08x}" for s in sums))
         return records
 
@@ -192,7 +192,7 @@ class ArrayWriter:
             shard_idx = self._shard_idx + len(self._shards)
             self._shards.append((self._storage.create(layout.shard_name(shard_idx)), [], []))
         file, entries, sums = self._shards[-1]
-        checksum = google_crc32c.value(payload)
+        checksum = crc32c(payload.data)
         entries.append((file.num_bytes, len(payload) + _CRC_BYTES))
         sums.append(checksum)
         file.write(payload.data, checksum)
@@ -344,8 +344,7 @@ def weigh_array(layout: ArrayLayout, values: Array) -> int:
 
 def _crc32c(stored: Bytes) -> int:
     """Return the CRC-32C of all but the last four bytes, which are a checksum themselves."""
-    # A NumPy view: google_crc32c copies nothing and releases the interpreter lock.
-    checksum: int = google_crc32c.value(stored[:-_CRC_BYTES])
+    checksum: int = crc32c(stored[:-_CRC_BYTES].data)
     return checksum
 
 

@@ -15,7 +15,7 @@ import pytest
 from storage_contract import StorageContract, write_files
 
 from clipocr.shared.cache.storage import LocalStorage, hash_file, scratch_folder
-from clipocr.shared.errors import CacheCorruptError, UsageError
+from clipocr.shared.errors import CacheCorruptError
 
 
 class TestFolder(StorageContract):
@@ -104,11 +104,3 @@ def test_what_hinders_the_first_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="tables"):
         LocalStorage(tmp_path).keep_first("tables/c/0", b"data")
     assert not list((tmp_path / ".tmp").iterdir())
-
-
-def test_a_checksum_in_pure_python_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("google_crc32c.implementation", "python")
-    with pytest.raises(UsageError, match=r"would check 2 MB/s; install a wheel of it: pip"):
-        LocalStorage(tmp_path).write("a", b"a")
