@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..models.tokenizer import LabelTokenizer
+
+
+class BatchPart(NamedTuple):
+    """The size of one process's part of a batch."""
+
+    num_rows: int
+    num_positions: int
+    """L of that process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +30,7 @@ class Batch:
     labels: list[str]
     """B training labels, already adapted to the run's charset."""
     num_positions: int
-    """L: characters of the longest label of all processes' parts of the batch, and EOS."""
+    """L: characters of the longest label, of this process or of all, and EOS."""
     views: torch.Tensor | None
     """uint8 RGB; None: the method reads no pixels. Shape: (B, 32, 128, 3)."""
     images: Mapping[str, torch.Tensor]
@@ -32,6 +41,8 @@ class Batch:
     with a row per label, such as ``eot``: Shape: (B, E)."""
     device: torch.device
     """Where all of it is."""
+    parts: tuple[BatchPart, ...] = ()
+    """Of every process, by rank, so that none has to ask another; empty if this one is alone."""
 
     def normalized_views(self) -> torch.Tensor:
         """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128).

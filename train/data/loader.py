@@ -36,7 +36,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
 from ..methods.base import Needs
-from .batch import Batch
+from .batch import Batch, BatchPart
 from .labels import TrainingLabels
 from .order import NUM_LANES, EpochOrder, lanes_of
 
@@ -74,8 +74,8 @@ class _Step:
     """Chunks that no lane is in after the batch."""
     parts: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     """(chunk, which of its usable rows), in the order of the batch's rows."""
-    num_positions: int = 0
-    """L: characters of the longest label, of this process or of the global batch, and EOS."""
+    sizes: tuple[BatchPart, ...] = ()
+    """Of every process's part of the batch, by rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class EncodedBatch:
     """A batch whose image arrays and pixels are as the cache stores them."""
 
     labels: list[str]
-    num_positions: int
+    rank: int
+    parts: tuple[BatchPart, ...]
     images: _Arrays
     """Image arrays, pixels among them, by name."""
     text: _Arrays
@@ -240,13 +241,14 @@ class CacheLoader:
             # Lane by lane, so that the rows of a chunk come in runs.
             places = places[np.argsort(lanes_of(places), kind="stable")]
             chunks, rows = order.locate(places)
-            step, longest, left = _Step(), 0, set()
+            step, left = _Step(), set()
+            num_rows, longest = [0] * self._world_size, [0] * self._world_size
             for lane, chunk, part in _runs(lanes_of(places), chunks, rows):
-                is_own = lane % self._world_size == self._rank
-                if is_own or self._pads_together:
-                    label_ids = self._chunks[chunk].label_ids[part]
-                    longest = max(longest, int(self._lengths[label_ids].max()))
-                if not is_own:
+                rank = lane % self._world_size
+                label_ids = self._chunks[chunk].label_ids[part]
+                num_rows[rank] += len(part)
+                longest[rank] = max(longest[rank], int(self._lengths[label_ids].max()))
+                if rank != self._rank:
                     continue
                 step.parts.append((chunk, part))
                 if chunk_of_lane.get(lane) == chunk:
@@ -258,7 +260,11 @@ class CacheLoader:
                     step.to_open.append(chunk)
                 chunk_of_lane[lane] = chunk
                 num_lanes_in[chunk] += 1
-            step.num_positions = longest + 1
+            if self._pads_together:
+                longest = [max(longest)] * self._world_size
+            step.sizes = tuple(
+                BatchPart(rows, length + 1) for rows, length in zip(num_rows, longest, strict=True)
+            )
             step.to_close.extend(sorted(chunk for chunk in left if not num_lanes_in[chunk]))
             yield step
 
@@ -298,9 +304,10 @@ class CacheLoader:
             start = stop
         return EncodedBatch(
             labels=[self._labels.strings[i] for i in label_ids.tolist()],
-            num_positions=step.num_positions,
+            rank=self._rank,
+            parts=step.sizes,
             images=images,
-            text=self._text_of(label_ids, step.num_positions),
+            text=self._text_of(label_ids, step.sizes[self._rank].num_positions),
         )
 
     def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
@@ -342,7 +349,8 @@ class CacheLoader:
         pixels = batch.images.get(PIXELS)
         return Batch(
             labels=batch.labels,
-            num_positions=batch.num_positions,
+            num_positions=batch.parts[batch.rank].num_positions,
+            parts=batch.parts if len(batch.parts) > 1 else (),
             views=None if pixels is None else unfilter_pixels(pixels),
             images={name: codec.decode(batch.images[name]) for name, codec in self._codecs.items()},
             text=batch.text,

@@ -110,6 +110,7 @@ def test_processes_share_the_batches_of_one(cache: FeatureCache, world_size: int
         assert sorted(fingerprints(shares)) == sorted(fingerprints([batch]))
         assert {share.num_positions for share in shares} == {batch.num_positions}
         assert {share.text["block2"].shape[1] for share in shares} == {batch.num_positions}
+        assert shares[0].parts == tuple((len(s.labels), batch.num_positions) for s in shares)
     # 72 rows in batches of 20: no process has more than its share, rounded up.
     assert max(len(batch.labels) for share in parts for batch in share) <= -(-20 // world_size) + 1
 
@@ -317,7 +318,10 @@ def test_each_process_pads_to_its_own_longest_label_unless_all_do(cache: Feature
         for batch, *shares in zip(whole, *parts, strict=True):
             longest = max(map(len, batch.labels))
             assert batch.text["block1"].shape[1] == longest + 1
+            assert batch.parts == ()
+            sizes = tuple((len(s.labels), s.text["block1"].shape[1]) for s in shares)
             for share in shares:
+                assert share.parts == sizes
                 own = max(map(len, share.labels), default=0)
                 differ += own != longest
                 wanted = longest if pads_together else own

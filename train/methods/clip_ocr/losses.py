@@ -54,8 +54,8 @@ class AlignmentLoss(LossSettings):
             teacher_BTD: The teacher's, row by row. Shape: (B, T, D).
             keep_BT: Which rows count, for example all but padding; None for all, as in the
                 official code. Shape: (B, T).
-            row_counts: B x T of every process, see `row_counts`. None: all ask one another, as they
-                do for the rows that `keep_BT` leaves.
+            row_counts: B x T of every process, by rank. None: all ask one another, and wait for the
+                answer, as they do for the rows that `keep_BT` leaves.
 
         Returns:
             A float32 scalar.
@@ -73,16 +73,6 @@ class AlignmentLoss(LossSettings):
                 counts = row_counts
             total = self._sum_over_rows(*rows, counts)
             return global_mean(total, len(rows[0]), self.gather)
-
-    def row_counts(self, num_own: int, device: torch.device) -> list[int] | None:
-        """Return every process's number of rows, for all terms of a step that have as many.
-
-        None where nobody will ask.
-
-        Every process must call this. On a GPU it waits for the device.
-        """
-        asks = self.kind == "lcl" and self._needs_others()
-        return gather_counts(num_own, device) if asks else None
 
     def _needs_others(self) -> bool:
         is_wanted = self.gather == "all" or (self.gather == "inter" and self.inter_weight > 0)

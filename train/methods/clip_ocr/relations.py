@@ -248,11 +248,11 @@ class _OtherRows(torch.autograd.Function):
         ctx.counts = counts
         padded = rows_ND.new_zeros(max(1, *counts), rows_ND.shape[1])
         padded[: len(rows_ND)] = rows_ND
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
-        del parts[dist.get_rank()]
-        return torch.cat(parts)
+        gathered = padded.new_empty(len(counts) * len(padded), padded.shape[1])
+        dist.all_gather_into_tensor(gathered, padded)
+        of_rank = gathered.view(len(counts), *padded.shape)
+        own = dist.get_rank()
+        return torch.cat([of_rank[r, :count] for r, count in enumerate(counts) if r != own])
 
     @staticmethod
     @once_differentiable

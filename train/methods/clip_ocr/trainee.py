@@ -129,10 +129,8 @@ class ClipOcrHeads(nn.Module):
         terms = {"recognition": recognition_loss(output.logits, targets_BL, gather=loss.gather)}
         # PAD and BOS are no classes of the student; see `tokenizer`.
         keep_BL = targets_BL < output.logits.shape[-1] if self.method.mask_pads else None
-        device, batch_size = output.logits.device, len(batch.labels)
-        sizes = loss.row_counts(batch_size, device)
         # Each process may have padded to a length of its own.
-        text_counts = loss.row_counts(targets_BL.numel(), device) if self.text_heads else None
+        text_counts = [part.num_rows * part.num_positions for part in batch.parts] or None
         # float32, because encoder stages 1 to 3 are raw residual streams, whose largest values half
         # precision may not hold. The heads cost about a hundredth of the student.
         with torch.autocast(output.logits.device.type, enabled=False):
@@ -142,7 +140,7 @@ class ClipOcrHeads(nn.Module):
                     terms[name] = loss(*pair, keep_BL, text_counts)
                 else:
                     num_tokens = pair.teacher_BTE.shape[1]
-                    counts = None if sizes is None else [num_tokens * size for size in sizes]
+                    counts = [part.num_rows * num_tokens for part in batch.parts] or None
                     terms[name] = loss(*pair, None, counts)
         return terms
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipocr.shared.errors import UsageError
-from clipocr.train.methods.clip_ocr import relations
+from clipocr.train.methods.clip_ocr import losses, relations
 from clipocr.train.methods.clip_ocr.losses import (
     AlignmentLoss,
     global_mean,
@@ -384,11 +384,12 @@ def losses_of_a_process(rank: int) -> dict[tuple[str, ...], tuple[Tensor, ...]]:
     for layout, gather in itertools.product(LAYOUTS, ("inter", "all")):
         student, teacher, _ = pair_of(layout, rank)
         loss = AlignmentLoss(gather=gather)
-        sizes = loss.row_counts(student.shape[0] * student.shape[1], student.device)
-        assert sizes == [num * student.shape[1] for num in LAYOUTS[layout]]
-        found["sizes", layout, gather] = (
-            *(loss(student, teacher, None, known).detach() for known in (sizes, None)),
-        )
+        sizes = [num * student.shape[1] for num in LAYOUTS[layout]]
+        asked = loss(student, teacher, None, None).detach()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(losses, "gather_counts")
+            told = loss(student, teacher, None, sizes).detach()
+        found["sizes", layout, gather] = told, asked
     logits, targets = labels_of(rank)
     value = recognition_loss(logits, targets, gather="all")
     value.backward()
@@ -440,11 +441,6 @@ def test_gather_all_is_the_loss_of_one_process(layout, kind, scope, two_processe
 def test_row_counts_spare_the_question_and_change_nothing(layout, gather, rank, two_processes):
     told, asked = two_processes[rank]["sizes", layout, gather]
     assert torch.equal(told, asked)
-
-
-def test_no_one_is_asked_for_row_counts_that_no_loss_uses():
-    # Alone, there is no process group that could answer.
-    assert AlignmentLoss().row_counts(3, torch.device("cpu")) is None
 
 
 def test_recognition_of_all_is_the_loss_of_one_process(two_processes):
