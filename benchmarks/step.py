@@ -57,6 +57,7 @@ from clipocr.train.loop.processes import Processes
 from clipocr.train.loop.run import _Run, check_cache
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import SIZES, StudentConfig
+from clipocr.train.models.tokenizer import LabelTokenizer
 
 TEACHER = "ViT-B-16/random:0"
 TAPS = (3, 6, 9)
@@ -65,6 +66,7 @@ UNIT_ROWS = 64
 """Small, so that a round can be any multiple of it."""
 CHARSET = Charset.load("36")
 MAX_LABEL_LENGTH = 25
+TOKENIZER = LabelTokenizer(CHARSET, MAX_LABEL_LENGTH)
 REFERENCES = ("random targets", "online, tuned", "online, official")
 """Variants that the others are compared with."""
 WORKERS = 2
@@ -307,7 +309,7 @@ def ready_batches(variant: Variant, cache: FeatureCache) -> Epochs:
             Batch(
                 views=views,
                 labels=own,
-                num_positions=longest,
+                token_ids=TOKENIZER.encode(own).to(device),
                 images=image,
                 text={"eot": eot} | {name: f[:, :longest] for name, f in text.items()},
                 device=torch.device(device),
@@ -354,7 +356,7 @@ def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
         return Batch(
             views=views.to(device),
             labels=labels,
-            num_positions=num_positions,
+            token_ids=TOKENIZER.encode(labels).to(device),
             images=teacher.image_features(views),
             text={
                 name: torch.from_numpy(table[ids if name == "eot" else nodes]).to(device)
@@ -381,7 +383,7 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
         return Batch(
             views=views.to(device),
             labels=labels,
-            num_positions=num_positions,
+            token_ids=TOKENIZER.encode(labels).to(device),
             images=teacher.image_features(views),
             text={"eot": text["eot"]} | {name: text[name][:, 1:] for name in BLOCKS},
             device=device,

@@ -22,6 +22,9 @@ from clipocr.shared.data.images import decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.order import EpochOrder
+from clipocr.train.models.tokenizer import LabelTokenizer
+
+TOKENIZER = LabelTokenizer(Charset.load("36"), 25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class OnlineLoader:
         return Batch(
             views=views,
             labels=labels,
-            num_positions=num_positions,
+            token_ids=TOKENIZER.encode(labels),
             images=images,
             text={name: f[:, 1 : num_positions + 1].half() for name, f in text.items()}
             | {"eot": eot.half()},

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from ..models.tokenizer import LabelTokenizer
 
 
 class BatchPart(NamedTuple):
@@ -29,8 +28,9 @@ class Batch:
 
     labels: list[str]
     """B training labels, already adapted to the run's charset."""
-    num_positions: int
-    """L: characters of the longest label, of this process or of all, and EOS."""
+    token_ids: torch.Tensor
+    """The labels as BOS, characters, EOS, padding, by the `LabelTokenizer` of the run's charset.
+    Shape: (B, L + 1)."""
     views: torch.Tensor | None
     """uint8 RGB; None: the method reads no pixels. Shape: (B, 32, 128, 3)."""
     images: Mapping[str, torch.Tensor]
@@ -44,6 +44,11 @@ class Batch:
     parts: tuple[BatchPart, ...] = ()
     """Of every process, by rank, so that none has to ask another; empty if this one is alone."""
 
+    @property
+    def num_positions(self) -> int:
+        """L: characters of the longest label, of this process or of all, and EOS."""
+        return self.token_ids.shape[1] - 1
+
     def normalized_views(self) -> torch.Tensor:
         """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128).
 
@@ -52,11 +57,3 @@ class Batch:
         """
         assert self.views is not None, "a method that reads pixels says so in its needs"
         return normalize(self.views, STUDENT_MEAN, STUDENT_STD).contiguous()
-
-    def token_ids(self, tokenizer: LabelTokenizer) -> torch.Tensor:
-        """Return the labels as BOS, characters, EOS, padding. Shape: (B, L + 1)."""
-        token_ids = tokenizer.encode(self.labels, self.num_positions)
-        if self.device.type == "cuda":
-            # Pinned: a copy of pageable memory would wait for all the work that is under way.
-            return token_ids.pin_memory().to(self.device, non_blocking=True)
-        return token_ids.to(self.device)

@@ -36,6 +36,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
 from ..methods.base import Needs
+from ..models.tokenizer import LabelTokenizer
 from .batch import Batch, BatchPart
 from .labels import TrainingLabels
 from .order import NUM_LANES, EpochOrder, lanes_of
@@ -83,8 +84,10 @@ class EncodedBatch:
     """A batch whose image arrays and pixels are as the cache stores them."""
 
     labels: list[str]
-    rank: int
+    token_ids: torch.Tensor
+    """Shape: (B, L + 1)."""
     parts: tuple[BatchPart, ...]
+    """Of every process, by rank."""
     images: _Arrays
     """Image arrays, pixels among them, by name."""
     text: _Arrays
@@ -94,9 +97,17 @@ class EncodedBatch:
         """Begin to copy the arrays to a device."""
         return replace(
             self,
+            token_ids=self.token_ids.to(device, non_blocking=True),
             images={k: t.to(device, non_blocking=True) for k, t in self.images.items()},
             text={k: t.to(device, non_blocking=True) for k, t in self.text.items()},
         )
+
+    @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of its tensors."""
+        yield self.token_ids
+        yield from self.images.values()
+        yield from self.text.values()
 
 
 class CacheLoader:
@@ -108,7 +119,7 @@ class CacheLoader:
         labels: TrainingLabels,
         needs: Needs,
         *,
-        max_label_length: int,
+        tokenizer: LabelTokenizer,
         batch_size: int,
         seed: int,
         device: torch.device,
@@ -123,7 +134,7 @@ class CacheLoader:
             cache: Sealed or half built; whatever units are committed are used.
             labels: Those of its rows under the run's charset, with their text features.
             needs: What is read of it; nothing else is.
-            max_label_length: Rows with longer labels are left out.
+            tokenizer: Of the run's charset; rows with labels too long for it are left out.
             batch_size: B, of all processes together.
             seed: Decides the order.
             device: Where batches go, and where features are decoded.
@@ -144,6 +155,7 @@ class CacheLoader:
                 f"{NUM_LANES} lanes; start fewer, or raise --batch-size"
             )
         self._cache, self._labels, self._device = cache, labels, device
+        self._tokenizer = tokenizer
         self._memory = MemoryPool()
         arrays = (PIXELS, *needs.images) if needs.pixels else needs.images
         self._readers = [
@@ -161,7 +173,7 @@ class CacheLoader:
         self._lengths = np.fromiter(map(len, labels.strings), np.int64, len(labels.strings))
         of_rows = needs.epoch == "rows"
         usable = self._chunks_of_rows if of_rows else self._chunks_of_labels
-        self._chunks = usable(units, max_label_length)
+        self._chunks = usable(units, tokenizer.max_label_length)
         self._chunk_sizes = np.asarray([len(c.label_ids) for c in self._chunks], np.int64)
         self.num_rows = int(self._chunk_sizes.sum())
         """Rows, or labels, that an epoch draws from."""
@@ -169,7 +181,8 @@ class CacheLoader:
             num_bad = sum(len(cache.unit(0, unit_idx).bad_rows) for unit_idx in units)
             raise UsageError(
                 f"{cache.storage}: no row can be used; {num_bad:,} have a picture that cannot be "
-                f"decoded, and of the others none has a label of at most {max_label_length} "
+                f"decoded, and of the others none has a label of at most "
+                f"{tokenizer.max_label_length} "
                 f"characters of charset {labels.charset_name}"
             )
 
@@ -302,12 +315,15 @@ class CacheLoader:
             for name, values in opened[chunk_idx].items():
                 _gather_rows(values, where, views[name][start:stop])
             start = stop
+        labels = [self._labels.strings[i] for i in label_ids.tolist()]
+        num_positions = step.sizes[self._rank].num_positions
+        token_ids = self._tokenizer.encode(labels, num_positions)
         return EncodedBatch(
-            labels=[self._labels.strings[i] for i in label_ids.tolist()],
-            rank=self._rank,
+            labels=labels,
+            token_ids=token_ids.pin_memory() if self._device.type == "cuda" else token_ids,
             parts=step.sizes,
             images=images,
-            text=self._text_of(label_ids, step.sizes[self._rank].num_positions),
+            text=self._text_of(label_ids, num_positions),
         )
 
     def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
@@ -340,7 +356,7 @@ class CacheLoader:
         for batch, done in _one_ahead(_copy(batch, self._device, beside) for batch in batches):
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(done)
-            for tensor in (*batch.images.values(), *batch.text.values()):
+            for tensor in batch.tensors:
                 # Allocated beside: not to be used again there before the step is through with it.
                 tensor.record_stream(stream)
             yield batch
@@ -349,7 +365,7 @@ class CacheLoader:
         pixels = batch.images.get(PIXELS)
         return Batch(
             labels=batch.labels,
-            num_positions=batch.parts[batch.rank].num_positions,
+            token_ids=batch.token_ids,
             parts=batch.parts if len(batch.parts) > 1 else (),
             views=None if pixels is None else unfilter_pixels(pixels),
             images={name: codec.decode(batch.images[name]) for name, codec in self._codecs.items()},

@@ -12,6 +12,7 @@ from ...shared.cache.text_spec import TextSpec
 from ...shared.charset import Charset
 from ...shared.errors import CacheMismatchError
 from ..methods.base import Needs, Shapes
+from ..models.tokenizer import LabelTokenizer
 from .labels import TrainingLabels
 from .loader import CacheLoader
 
@@ -120,7 +121,7 @@ class Preflight:
             self.cache,
             labels,
             self.needs,
-            max_label_length=self.max_label_length,
+            tokenizer=LabelTokenizer(self.charset, self.max_label_length),
             batch_size=batch_size,
             seed=seed,
             device=device,

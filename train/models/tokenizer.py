@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -40,7 +42,9 @@ class LabelTokenizer:
         self.bos_id = self.num_classes
         self.pad_id = self.num_classes + 1
         self.num_tokens = self.num_classes + 2
-        self._character_ids = {c: i for i, c in enumerate(charset.characters, start=1)}
+        codes = _code_points(charset.characters)
+        order = np.argsort(codes)
+        self._codes, self._ids_of_codes = codes[order], order + 1
 
     def encode(self, labels: Sequence[str], num_positions: int | None = None) -> Tensor:
         """Write each label as BOS, characters, EOS, and pad. Shape: (B, L + 1).
@@ -54,10 +58,14 @@ class LabelTokenizer:
         Raises:
             DataError: a label with a character outside the charset.
         """
-        rows = [[self.bos_id, *self._ids(label), self.eos_id] for label in labels]
-        width = max(map(len, rows), default=1) if num_positions is None else num_positions + 1
-        padded = [row + [self.pad_id] * (width - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(rows), width)
+        lengths = np.fromiter(map(len, labels), np.int64, len(labels))
+        if num_positions is None:
+            num_positions = int(lengths.max(initial=0)) + 1 if labels else 0
+        rows = np.full((len(labels), num_positions + 1), self.pad_id)
+        rows[:, 0] = self.bos_id
+        rows[:, 1:][np.arange(num_positions) < lengths[:, None]] = self._ids(labels)
+        rows[np.arange(len(labels)), lengths + 1] = self.eos_id
+        return torch.from_numpy(rows)
 
     def decode(self, probabilities: Tensor) -> tuple[list[str], list[Tensor]]:
         """Take the likeliest class at each position and cut at the first EOS.
@@ -77,11 +85,21 @@ class LabelTokenizer:
             character_probabilities.append(best_L[: end + 1])
         return labels, character_probabilities
 
-    def _ids(self, label: str) -> list[int]:
-        try:
-            return [self._character_ids[c] for c in label]
-        except KeyError as e:
+    def _ids(self, labels: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the ids of all characters of some labels. Shape: (characters,)."""
+        codes = _code_points("".join(labels))
+        places = np.searchsorted(self._codes, codes)
+        is_known = self._codes.take(places, mode="clip") == codes
+        if not is_known.all():
+            unknown = chr(codes[is_known.argmin()])
+            label = next(label for label in labels if unknown in label)
             raise DataError(
-                f"label {label!r} holds {e.args[0]!r}, which charset {self.charset.name!r} "
+                f"label {label!r} holds {unknown!r}, which charset {self.charset.name!r} "
                 "cannot write; pass labels through Charset.adapt first"
-            ) from None
+            )
+        ids: npt.NDArray[np.int64] = self._ids_of_codes[places]
+        return ids
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

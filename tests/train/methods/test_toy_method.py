@@ -77,7 +77,7 @@ class ToyTrainee(Trainee):
         assert batch.images.keys() == {"block2"}
         assert batch.text.keys() == {"eot"}
         hidden_BD, logits_BLC = self.recogniser(batch.normalized_views())
-        targets_BL = batch.token_ids(self.recogniser.tokenizer)[:, 1:]
+        targets_BL = batch.token_ids[:, 1:]
         logits_BLC = logits_BLC[:, : targets_BL.shape[1]].float()
         ignored = targets_BL.where(targets_BL < logits_BLC.shape[-1], -100)
         return {
@@ -123,7 +123,7 @@ class LabelTrainee(Trainee):
         """Return the one term."""
         assert batch.views is None
         assert not batch.images
-        guessed = self.embedding(batch.token_ids(self.tokenizer))
+        guessed = self.embedding(batch.token_ids)
         return {"text": F.mse_loss(guessed.float(), batch.text["eot"].float())}
 
 

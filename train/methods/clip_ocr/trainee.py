@@ -40,9 +40,8 @@ class ClipOcrTrainee(Trainee):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return every term of Eq. 8."""
-        token_ids_BL = batch.token_ids(self.recogniser.tokenizer)
-        output = self.recogniser(batch.normalized_views(), token_ids_BL)
-        terms: dict[str, Tensor] = self.heads(output, token_ids_BL, batch)
+        output = self.recogniser(batch.normalized_views(), batch.token_ids)
+        terms: dict[str, Tensor] = self.heads(output, batch)
         return terms
 
     def compilable(self) -> Sequence[nn.Module]:
@@ -111,21 +110,18 @@ class ClipOcrHeads(nn.Module):
             *(f"text_{stage}" for stage in self.method.text_stages),
         )
 
-    def forward(
-        self, output: StudentOutput, token_ids_BL: Tensor, batch: Batch
-    ) -> dict[str, Tensor]:
+    def forward(self, output: StudentOutput, batch: Batch) -> dict[str, Tensor]:
         """Return every term of Eq. 8 by name; the loss is their plain sum.
 
         Args:
             output: Of `Student.forward` for this batch.
-            token_ids_BL: What the student was given, BOS and EOS included. Shape: (B, L + 1).
-            batch: The teacher's features.
+            batch: What the student was given, and the teacher's features.
 
         Returns:
             Float32 scalars ``recognition``, ``image_1`` to ``3``, ``word``, ``text_1`` to ``3``,
             without those of stages that are not supervised.
         """
-        loss, targets_BL = self.loss, token_ids_BL[:, 1:]
+        loss, targets_BL = self.loss, batch.token_ids[:, 1:]
         terms = {"recognition": recognition_loss(output.logits, targets_BL, gather=loss.gather)}
         # PAD and BOS are no classes of the student; see `tokenizer`.
         keep_BL = targets_BL < output.logits.shape[-1] if self.method.mask_pads else None

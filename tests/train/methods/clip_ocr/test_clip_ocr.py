@@ -54,7 +54,7 @@ def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -
     return Batch(
         views=torch.zeros(len(labels), 32, 128, 3, dtype=torch.uint8, device=device),
         labels=labels,
-        num_positions=num_positions,
+        token_ids=TOKENIZER.encode(labels).to(device),
         images={f"block{i}": features(len(labels), 5, 12, scale=i) for i in (3, 6, 9)},
         text={
             **{f"block{i}": features(len(labels), num_positions, 10, scale=i) for i in (3, 6, 9)},
@@ -64,13 +64,12 @@ def make_batch(labels: list[str], *, device: str = "cpu", dtype=torch.float32) -
     )
 
 
-def run_student(batch: Batch) -> tuple[Student, torch.Tensor, StudentOutput]:
+def run_student(batch: Batch) -> tuple[Student, StudentOutput]:
     torch.manual_seed(1)
     device = batch.device
     student = Student(MINI, TOKENIZER).to(device).eval()
-    token_ids = TOKENIZER.encode(batch.labels).to(device)
     images = torch.randn(len(batch.labels), 3, 32, 128, device=device)
-    return student, token_ids, student(images, token_ids)
+    return student, student(images, batch.token_ids)
 
 
 def test_default_heads_have_the_official_number_of_parameters():
@@ -99,8 +98,7 @@ def test_the_trainee_is_the_student_and_these_heads():
     torch.manual_seed(3)
     student = method.recogniser(TOKENIZER).eval()
     heads = make_heads(method, seed=None)
-    token_ids = TOKENIZER.encode(batch.labels)
-    expected = heads(student(batch.normalized_views(), token_ids), token_ids, batch)
+    expected = heads(student(batch.normalized_views(), batch.token_ids), batch)
     terms = trainee(batch)
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
     assert list(trainee.term_names) == list(terms)
@@ -120,10 +118,10 @@ def test_needs_are_what_the_supervised_stages_follow():
 
 def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
     batch = make_batch(["ab", "cde", ""])
-    _, token_ids, output = run_student(batch)
+    _, output = run_student(batch)
     method = make_heads()
     loss = AlignmentLoss(intra_weight=5.0, inter_weight=0.1, temperature=0.03)
-    expected = {"recognition": recognition_loss(output.logits, token_ids[:, 1:])}
+    expected = {"recognition": recognition_loss(output.logits, batch.token_ids[:, 1:])}
     for i, (image_tap, text_tap) in enumerate([(3, 9), (6, 6), (9, 3)]):
         image = method.image_heads[i](output.encoder_stages[i], batch.images[f"block{image_tap}"])
         text = method.text_heads[i](output.decoder_stages[i], batch.text[f"block{text_tap}"])
@@ -131,7 +129,7 @@ def test_terms_pair_each_stage_with_its_tap_and_text_backwards():
         expected[f"text_{i + 1}"] = loss(*text)
     word = method.word_head(output.encoder_stages[3][:, 0], batch.text["eot"])
     expected["word"] = loss(*word)
-    terms = method(output, token_ids, batch)
+    terms = method(output, batch)
     assert list(terms) == TERMS
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
 
@@ -149,8 +147,8 @@ def test_other_taps_and_weights_are_used():
         text=dict.fromkeys(("block1", "block2", "block3"), batch.text["block3"])
         | {"eot": batch.text["eot"]},
     )
-    _, token_ids, output = run_student(batch)
-    terms = make_heads(method)(output, token_ids, batch)
+    _, output = run_student(batch)
+    terms = make_heads(method)(output, batch)
     assert [name for name, term in terms.items() if term.item() != 0] == ["recognition"]
 
 
@@ -159,9 +157,9 @@ def test_gradient_reaches_student_heads_and_teacher_norms_but_no_target():
     targets = [*batch.images.values(), *batch.text.values()]
     for target in targets:
         target.requires_grad_()
-    student, token_ids, output = run_student(batch)
+    student, output = run_student(batch)
     method = make_heads()
-    sum(method(output, token_ids, batch).values()).backward()
+    sum(method(output, batch).values()).backward()
     assert all(target.grad is None for target in targets)
     for name, parameter in [*student.named_parameters(), *method.named_parameters()]:
         assert parameter.grad is not None, name
@@ -176,8 +174,8 @@ def test_gradient_reaches_student_heads_and_teacher_norms_but_no_target():
 )
 def test_awkward_batches_have_finite_losses_and_gradients(labels):
     batch = make_batch(labels)
-    student, token_ids, output = run_student(batch)
-    terms = make_heads()(output, token_ids, batch)
+    student, output = run_student(batch)
+    terms = make_heads()(output, batch)
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
@@ -189,8 +187,8 @@ def test_half_precision_targets_under_autocast(device, dtype):
     batch = make_batch(["ab", "cde"], device=device, dtype=dtype)
     method = make_heads().to(device)
     with torch.autocast(device, dtype):
-        _, token_ids, output = run_student(batch)
-        terms = method(output, token_ids, batch)
+        _, output = run_student(batch)
+        terms = method(output, batch)
     sum(terms.values()).backward()
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert all(term.isfinite() for term in terms.values())
@@ -199,11 +197,11 @@ def test_half_precision_targets_under_autocast(device, dtype):
 def test_a_residual_stream_too_large_for_half_precision_stays_finite():
     batch = make_batch(["ab", "cde"])
     with torch.autocast("cpu", torch.float16):
-        _, token_ids, output = run_student(batch)
+        _, output = run_student(batch)
         for stage in output.encoder_stages[:3]:
             assert stage.dtype == torch.float32
             stage.detach().mul_(1e7)
-        terms = make_heads()(output, token_ids, batch)
+        terms = make_heads()(output, batch)
     assert all(term.isfinite() for term in terms.values())
 
 
@@ -226,7 +224,7 @@ def test_settings_survive_json():
 )
 def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
     batch = make_batch(["ab", "cde"])
-    _, token_ids, output = run_student(batch)
+    _, output = run_student(batch)
     whole, method = make_heads(), make_heads(ClipOcr(**stages))
     assert list(method.term_names) == terms
     needs = method.method.needs()
@@ -243,23 +241,23 @@ def test_stages_that_are_left_out_have_no_heads_and_need_no_taps(stages, terms):
         own[place].load_state_dict(theirs[stage - 1].state_dict())
     if method.word_head is not None:
         method.word_head.load_state_dict(whole.word_head.state_dict())
-    expected = whole(output, token_ids, batch)
-    found = method(output, token_ids, needed)
+    expected = whole(output, batch)
+    found = method(output, needed)
     assert {k: v.item() for k, v in found.items()} == {k: expected[k].item() for k in terms}
 
 
 def test_masked_pads_are_out_of_the_text_terms_only():
     batch = make_batch(["ab", "cdefgh"])
-    _, token_ids, output = run_student(batch)
-    official = make_heads()(output, token_ids, batch)
-    masked = make_heads(ClipOcr(mask_pads=True))(output, token_ids, batch)
+    _, output = run_student(batch)
+    official = make_heads()(output, batch)
+    masked = make_heads(ClipOcr(mask_pads=True))(output, batch)
     for name, term in official.items():
         assert (masked[name].item() != term.item()) == name.startswith("text")
     # Positions after EOS could be anything now: "ab" has three positions that count, of seven.
     for name, features in batch.text.items():
         if name != "eot":
             features[0, 3:] = 1e3
-    again = make_heads(ClipOcr(mask_pads=True))(output, token_ids, batch)
+    again = make_heads(ClipOcr(mask_pads=True))(output, batch)
     assert {k: v.item() for k, v in again.items()} == {k: v.item() for k, v in masked.items()}
 
 
