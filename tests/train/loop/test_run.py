@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from host_waits import HostWaits
 from PIL import Image
 from samples import WORDS, tiny_build, write_words
 from small_student import SMALL_METHOD
@@ -34,7 +35,7 @@ from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.processes import StopRequestedError
-from clipocr.train.loop.run import train
+from clipocr.train.loop.run import _Run, train
 from clipocr.train.methods.clip_ocr.alignment import ImageAlignment
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
@@ -90,6 +91,33 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[]
         return real(at, *rest)
 
     monkeypatch.setattr(optimizer_module, "one_cycle", schedule)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16", "accumulate": 2},
+        {"method": replace(SMALL_METHOD, loss=LossSettings(kind="kl"))},
+    ],
+    ids=["default", "bf16 in two parts", "kl"],
+)
+def test_no_step_makes_the_host_wait_for_a_gpu(
+    changes: dict[str, object], place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second step on, the batch's decoding and the optimizer included."""
+    real, found = _Run._take_step, {}
+
+    def watched(run: _Run, *args: object) -> None:
+        step = run.step
+        with HostWaits() as waits:
+            real(run, *args)
+        found[step] = waits.found
+
+    monkeypatch.setattr(_Run, "_take_step", watched)
+    train(replace(CONFIG, epochs=1, **changes), place)
+    del found[0]
+    assert found == {step: [] for step in range(1, 5)}
 
 
 def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root: Path) -> None:
