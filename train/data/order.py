@@ -7,6 +7,9 @@ and training takes one row from each lane in turn:
     lanes    |--- lane 0 ---|--- lane 1 ---|--- lane 2 ---|  ...
     order    lane 0's first row, lane 1's first row, ..., lane 63's, lane 0's second row, ...
 
+A lane begins within its part of the stream, lane i with i / 64 of a chunk behind it, and wraps
+around: if all began with a new chunk, all would go on to the next one in the same batch.
+
 So a batch mixes rows of as many chunks as there are lanes, while only one chunk per lane has to be
 in memory; and a process that serves every W-th lane reads every W-th part of the cache, yet any
 number of processes train on the same global batches. Where a row stands is arithmetic: nothing is
@@ -42,7 +45,7 @@ class EpochOrder:
             chunk_sizes: Usable rows of each chunk. Shape: (C,).
         """
         self._key = (seed, 1, epoch)
-        self._sizes = chunk_sizes
+        self._sizes, self._size = chunk_sizes, int(chunk_sizes.max())
         self._chunks = np.argsort(mix(seed, 0, epoch, np.arange(len(chunk_sizes))), kind="stable")
         self._stops = np.cumsum(chunk_sizes[self._chunks])
         self.num_rows = int(self._stops[-1])
@@ -53,7 +56,9 @@ class EpochOrder:
         """Return the chunk, and the usable row in it, at each place. Shape: (P,) -> (P,) twice."""
         lanes = lanes_of(places)
         short, num_longer = divmod(self.num_rows, NUM_LANES)
-        stream = lanes * short + np.minimum(lanes, num_longer) + places // NUM_LANES
+        starts = lanes * short + np.minimum(lanes, num_longer)
+        turns = places // NUM_LANES + (lanes * self._size // NUM_LANES - starts) % self._size
+        stream = starts + turns % (short + (lanes < num_longer))
         positions = np.searchsorted(self._stops, stream, side="right")
         chunks = self._chunks[positions]
         ranks = stream - (self._stops[positions] - self._sizes[chunks])
