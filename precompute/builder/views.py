@@ -22,7 +22,7 @@ from ...shared.cache.spec import ViewSpec
 from ...shared.data.images import ImageProblemError, decode_image, stretch, upright
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.geometry import VIEW_SHAPE
-from .augment import augment, view_draws
+from .augment import Draws, augment, view_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ class ViewMaker:
         """Make the views of a chunk."""
         views = np.zeros((len(rows.sources), *VIEW_SHAPE), np.uint8)
         bad: dict[int, str] = {}
-        keys = zip(rows.sources, rows.lmdb_indexes, rows.hashes, strict=True)
-        for idx, (source_idx, lmdb_index, sample_hash) in enumerate(keys):
+        keys = view_keys(self._cache_seed, rows.hashes, rows.view_idx)
+        places = zip(rows.sources, rows.lmdb_indexes, keys, strict=True)
+        for idx, (source_idx, lmdb_index, key) in enumerate(places):
             encoded = self._sources[source_idx].image(lmdb_index)
             try:
                 image = upright(decode_image(encoded or b""), self._tall)
@@ -70,7 +71,7 @@ class ViewMaker:
                 bad[idx] = str(e)
                 continue
             if self._is_augmented:
-                image = augment(image, view_draws(self._cache_seed, sample_hash, rows.view_idx))
+                image = augment(image, Draws(key))
             views[idx] = stretch(image)
         return ViewChunk(views=views, bad=bad)
 

@@ -19,6 +19,7 @@ from clipocr.precompute.builder.augment import (
     augment,
     draw_operations,
     view_draws,
+    view_keys,
 )
 from clipocr.shared.hashing import mix
 
@@ -75,6 +76,86 @@ def test_auto_contrast_and_equalize_are_pillows() -> None:
     assert same(module.auto_contrast(image, Scripted()), ImageOps.autocontrast(image))
     assert same(module.equalize(image, Scripted()), ImageOps.equalize(image))
     assert values(module.auto_contrast(row(100, 110, 120), Scripted())) == [0, 127, 255]
+
+
+def varied_images() -> dict[str, Image.Image]:
+    rng = np.random.default_rng(0)
+
+    def of(pixels) -> Image.Image:
+        return Image.fromarray(np.asarray(pixels).astype(np.uint8))
+
+    values = np.arange(256).repeat(3).reshape(16, 16, 3)
+    return {
+        "noise": of(rng.integers(0, 256, (31, 118, 3))),
+        "grey": of(rng.integers(90, 160, (31, 118, 1)).repeat(3, axis=2)),
+        "each value": of(values),
+        "each value in another channel": of(values * [1, 0, 0] + [0, 9, 255]),
+        "ramps": of(values // [1, 2, 5] + [0, 30, 200]),
+        "two values": of(rng.integers(0, 2, (31, 118, 3)) * [255, 1, 90] + [0, 7, 100]),
+        "neighbours": of(rng.integers(127, 129, (20, 30, 3))),
+        "one outlier": of(np.pad([[[255, 0, 131]]], ((9, 9), (9, 9), (0, 0)), constant_values=130)),
+        "mostly white": of(255 - rng.integers(0, 256, (31, 118, 3)) // 250 * 200),
+        "black": Image.new("RGB", (40, 10), (0, 0, 0)),
+        "white": Image.new("RGB", (40, 10), WHITE),
+        "one colour": Image.new("RGB", (40, 10), (3, 128, 254)),
+        "1 x 1": Image.new("RGB", (1, 1), (0, 77, 255)),
+        "1 x 50": of(rng.integers(0, 256, (50, 1, 3))),
+        "50 x 1": of(rng.integers(0, 256, (1, 50, 3))),
+        "256 x 1": of(values.reshape(1, 256, 3)),
+        "3 x 2": of(rng.integers(0, 256, (2, 3, 3))),
+        "large": of(rng.normal(120, 40, (400, 600, 3)).clip(0, 255)),
+    }
+
+
+def enhanced(kind) -> dict[int, object]:
+    return {
+        coin: lambda image, factor=factor: kind(image).enhance(factor)
+        for coin, factor in ((0, 1 - 0.45), (1, 1 + 0.45))
+    }
+
+
+PILLOWS = {
+    module.auto_contrast: ImageOps.autocontrast,
+    module.equalize: ImageOps.equalize,
+    module.invert: ImageOps.invert,
+    module.posterize: lambda image: ImageOps.posterize(image, 2),
+    module.solarize: lambda image: ImageOps.solarize(image, 128),
+    module.solarize_add: lambda image: image.point(lambda v: min(255, v + 55) if v < 128 else v),
+}
+ENHANCEMENTS = {
+    module.color: enhanced(ImageEnhance.Color),
+    module.contrast: enhanced(ImageEnhance.Contrast),
+    module.brightness: enhanced(ImageEnhance.Brightness),
+}
+
+
+@pytest.mark.parametrize("name", varied_images())
+def test_values_become_what_pillow_makes_of_them(name: str) -> None:
+    image = varied_images()[name]
+    before = image.tobytes()
+    for operation, pillows in PILLOWS.items():
+        assert same(operation(image, Scripted()), pillows(image)), operation
+    for operation, of_coin in ENHANCEMENTS.items():
+        for coin, pillows in of_coin.items():
+            assert same(operation(image, Scripted(coin)), pillows(image)), operation
+    assert image.tobytes() == before
+
+
+def test_every_table_of_auto_contrast_is_pillows() -> None:
+    for low in range(0, 256, 5):
+        for high in range(low, 256, 3):
+            image = row(*range(low, high + 1))
+            assert same(module.auto_contrast(image, Scripted()), ImageOps.autocontrast(image))
+
+
+@pytest.mark.parametrize("num_pixels", [255, 256, 257, 509, 510, 511, 765, 3000])
+def test_equalize_is_pillows_where_its_step_changes(num_pixels: int) -> None:
+    rng = np.random.default_rng(num_pixels)
+    for last in (1, 2, 255):
+        some = np.full((1, num_pixels, 3), last, np.uint8)
+        some[0, 1:] = rng.integers(0, last, (num_pixels - 1, 3))
+        image = Image.fromarray(some)
+        assert same(module.equalize(image, Scripted()), ImageOps.equalize(image))
 
 
 @pytest.mark.parametrize(("coin", "factor"), [(0, 0.55), (1, 1.45)])
@@ -281,6 +362,19 @@ def test_draws_are_the_published_philox_stream() -> None:
     sixteens = [stream[4 + i // 4] >> 16 * (i % 4) & 0xFFFF for i in range(6)]
     assert draws.sixteen_bits(6).tolist() == sixteens
     assert draws.below(2**64) == stream[6]
+
+
+def test_keys_of_a_chunk_are_those_of_its_rows() -> None:
+    hashes = [0, 1, 2**63 + 5, 2**64 - 1]
+    for seed, view_idx in ((0, 0), (7, 3)):
+        keys = view_keys(seed, hashes, view_idx)
+        alone = [mix(seed, sample_hash, view_idx, (0, 1)) for sample_hash in hashes]
+        assert np.array_equal(keys, alone)
+        for key, sample_hash in zip(keys, hashes, strict=True):
+            numpys = np.random.Philox(counter=0, key=key)
+            draws = view_draws(seed, sample_hash, view_idx)
+            assert [draws.below(2**64) for _ in range(9)] == numpys.random_raw(9).tolist()
+    assert view_keys(0, [], 0).shape == (0, 2)
 
 
 def test_the_drawn_operations_stay_the_same_for_good() -> None:
