@@ -144,7 +144,9 @@ def draft_manifest(spec: CacheSpec, scan: Scan) -> Manifest:
         num_labels=len(scan.labels),
         num_label_bytes=sum(len(label.encode()) for label in scan.labels),
         num_rejected=len(scan.rejected["source"]),
-        built_with=versions_with("torch", "open_clip_torch", "pillow", "numpy", "zarr"),
+        built_with=versions_with(
+            "torch", "open_clip_torch", "pillow", "simplejpeg", "numpy", "zarr"
+        ),
         files={},
     )
 

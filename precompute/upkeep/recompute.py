@@ -31,6 +31,8 @@ from ..builder.text import load_same_teacher
 from ..builder.views import ViewMaker
 from .config import VerifyConfig
 
+UNKNOWN = "unknown"
+"""Version of a package that a cache does not name."""
 _HALF_ULP = 2.0**-11
 _SMALLEST = 2.0**-24
 """fp16 keeps 11 bits of mantissa, and multiples of this number near zero."""
@@ -57,16 +59,18 @@ class RecomputeReport:
     """Rows whose view came out differently, each with what differs."""
     arrays: Mapping[str, ArrayReport]
     versions: Mapping[str, tuple[str, str]]
-    """``pillow`` and ``torch``: the version that built the cache, and this one."""
+    """``pillow``, ``simplejpeg`` and ``torch``: the version that built the cache, and this one."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether every difference is within the promise, or explained by another Pillow.
+        """Whether every difference is within the promise, or explained by another decoder.
 
-        Another version may decode or stretch differently.
+        Another version of Pillow may decode or stretch differently, one of simplejpeg decode. That
+        a cache does not name its simplejpeg explains nothing: Pillow decoded, to the same pixels.
         """
-        built, here = self.versions["pillow"]
-        has_right_views = not self.differing_views or built != here
+        pairs = (self.versions[package] for package in ("pillow", "simplejpeg"))
+        has_other_decoder = any(built not in (here, UNKNOWN) for built, here in pairs)
+        has_right_views = not self.differing_views or has_other_decoder
         return has_right_views and all(array.worst_share <= 1 for array in self.arrays.values())
 
 
@@ -109,8 +113,8 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
         differing_views=tuple(differing),
         arrays=arrays,
         versions={
-            package: (built_with.get(package, "unknown"), importlib.metadata.version(package))
-            for package in ("pillow", "torch")
+            package: (built_with.get(package, UNKNOWN), importlib.metadata.version(package))
+            for package in ("pillow", "simplejpeg", "torch")
         },
     )
 

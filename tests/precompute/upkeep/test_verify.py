@@ -368,6 +368,13 @@ def test_changed_pictures_are_reported_apart(
     # Another Pillow may decode otherwise.
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1")
     assert recompute_rows(config).is_sound
+    # A cache from before simplejpeg came does not name its version.
+    for versions, explained in (
+        ({"pillow": ("1", "1"), "simplejpeg": ("1", "2")}, True),
+        ({"pillow": ("1", "2"), "simplejpeg": ("1", "1")}, True),
+        ({"pillow": ("1", "1"), "simplejpeg": ("unknown", "1")}, False),
+    ):
+        assert replace(report, versions=versions).is_sound == explained
 
 
 def test_other_sources_or_teachers_are_refused(world: World, tmp_path: Path) -> None:

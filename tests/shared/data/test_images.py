@@ -4,7 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+import simplejpeg
+from PIL import ExifTags, Image
 
 from clipocr.shared import geometry
 from clipocr.shared.data import images
@@ -101,6 +102,80 @@ def test_cmyk_jpeg_becomes_rgb() -> None:
     assert max(g, b) < 15
 
 
+def photo() -> Image.Image:
+    """Not a multiple of any block's size, with edges of colour that subsampling blurs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 13, 3), np.uint8)
+    return Image.fromarray(pixels).resize((117, 31), Image.Resampling.BICUBIC)
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+JPEGS = {
+    **{
+        f"{sampling}, quality {quality}": encode(
+            photo(), "JPEG", subsampling=sampling, quality=quality
+        )
+        for sampling in ("4:4:4", "4:2:2", "4:2:0")
+        for quality in (1, 30, 75, 95, 100)
+    },
+    "4:4:0": simplejpeg.encode_jpeg(np.array(photo()), colorsubsampling="440"),
+    "4:1:1": simplejpeg.encode_jpeg(np.array(photo()), colorsubsampling="411"),
+    "progressive": encode(photo(), "JPEG", progressive=True),
+    "optimised": encode(photo(), "JPEG", optimize=True),
+    "restart markers": encode(photo(), "JPEG", restart_marker_blocks=2),
+    "grey": encode(photo().convert("L"), "JPEG"),
+    "grey, progressive": encode(photo().convert("L"), "JPEG", progressive=True),
+    "turned by EXIF": encode(photo(), "JPEG", exif=turned()),
+    "profile and comment": encode(photo(), "JPEG", icc_profile=bytes(300), comment=b"word"),
+    "bytes after the end": encode(photo(), "JPEG") + bytes(99),
+    "1 x 1": encode(Image.new("RGB", (1, 1), (7, 80, 9)), "JPEG"),
+    "1 x 70": encode(photo().resize((1, 70)), "JPEG"),
+    "large": encode(photo().resize((1500, 700)), "JPEG"),
+}
+UNUSUAL_JPEGS = {
+    "CMYK": encode(photo().convert("CMYK"), "JPEG"),
+    "RGB": encode(photo(), "JPEG", keep_rgb=True),
+    # Between a table and the picture; libjpeg warns.
+    "bytes between segments": encode(photo(), "JPEG").replace(b"\xff\xda", b"\0\0\xff\xda", 1),
+}
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, *UNUSUAL_JPEGS])
+def test_pixels_of_a_jpeg_are_pillows(kind: str) -> None:
+    encoded = {**JPEGS, **UNUSUAL_JPEGS}[kind]
+    assert (images._sound_jpeg(encoded) is None) == (kind in UNUSUAL_JPEGS)
+    decoded = decode_image(encoded)
+    assert decoded.mode == "RGB"
+    with Image.open(io.BytesIO(encoded)) as opened:
+        assert np.array_equal(decoded, opened.convert("RGB"))
+
+
+def test_of_a_damaged_jpeg_becomes_what_pillow_makes_of_it(monkeypatch) -> None:
+    def outcome(encoded: bytes) -> object:
+        try:
+            return decode_image(encoded).tobytes()
+        except ImageProblemError as e:
+            return str(e)
+
+    rng = np.random.default_rng(0)
+    damaged = []
+    for encoded in (JPEGS["4:2:0, quality 75"], JPEGS["progressive"], JPEGS["grey"]):
+        damaged += [encoded[:size] for size in range(1, len(encoded), 17)]
+        damaged += [cut + b"\xff\xd9" for cut in damaged[-20:]]
+        for _ in range(150):
+            changed = bytearray(encoded)
+            changed[rng.integers(2, len(encoded))] = rng.integers(256)
+            damaged.append(bytes(changed))
+    have = [outcome(encoded) for encoded in damaged]
+    monkeypatch.setattr(images, "_sound_jpeg", lambda _: None)
+    assert have == [outcome(encoded) for encoded in damaged]
+    assert {"not an image", "damaged image"} < set(have)
+
+
 def test_alpha_is_dropped_not_blended() -> None:
     clear = Image.new("RGBA", (3, 2), (10, 20, 30, 0))
     assert decode_image(encode(clear)).getpixel((0, 0)) == (10, 20, 30)
@@ -136,10 +211,12 @@ def test_broken_images_are_refused_with_a_short_reason(encoded: bytes, reason: s
         decode_image(encoded)
 
 
-def test_absurd_size_is_refused_before_decoding(monkeypatch) -> None:
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_absurd_size_is_refused_before_decoding(file_format: str, monkeypatch) -> None:
     monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 8 * 32 - 1)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageProblemError, match="image too large"):
-        decode_image(encode(gradient()))
+        decode_image(encode(gradient(), file_format))
 
 
 def test_normalize_puts_channels_first_and_uses_each_channels_statistics() -> None:
