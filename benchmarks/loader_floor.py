@@ -53,6 +53,7 @@ class Passes:
         rows_per_lane = max(batch_size // NUM_LANES, 1)
         self.places = order.integers(0, cache.spec.chunk_rows, (NUM_LANES, rows_per_lane))
         self.text = cache.text_table("char-36")
+        self.text_rows = {name: table[:] for name, table in self.text.arrays.items()}
         self.text_out = np.zeros(
             (batch_size * self.text.spec.num_positions, self.text.spec.arrays[0].width),
             np.float16,
@@ -96,7 +97,7 @@ class Passes:
             nodes = self.text.nodes[text_ids, :num_positions].ravel()
             for array in self.text.spec.arrays:
                 if array.rows == "prefix":
-                    table = self.text.arrays[array.name]
+                    table = self.text_rows[array.name]
                     _take(table, nodes, self.text_out[: len(nodes)])
 
     def _stored(self, reader: ArrayReader, unit_idx: int, chunk_idx: int) -> Array:

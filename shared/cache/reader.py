@@ -247,21 +247,21 @@ class FeatureCache:
         )
 
     def text_table(self, name: str, arrays: Sequence[str] | None = None) -> TextTable:
-        """Read a text table into memory, every chunk checked. `arrays` None reads all."""
+        """Open a text table, every chunk checked. `arrays` None: all of them."""
         record = self.committed.texts[name]
         spec = record.spec
 
-        def read(layout: ArrayLayout) -> Array:
-            return ArrayReader(self.storage, layout, record.files).all()
+        def reader(layout: ArrayLayout) -> ArrayReader:
+            return ArrayReader(self.storage, layout, record.files)
 
         layouts = spec.layouts(self.manifest.num_labels)
         wanted = spec.array_names if arrays is None else arrays
         return TextTable(
             spec=spec,
-            of_label=read(layouts["of_label"]),
+            of_label=reader(layouts["of_label"]).all(),
             strings=self._strings(spec.string_layouts(), record.files),
-            nodes=read(layouts["nodes"]),
-            arrays={array: read(layouts[array]) for array in wanted},
+            nodes=reader(layouts["nodes"]).all(),
+            arrays={array: reader(layouts[array]).row_table() for array in wanted},
         )
 
     def _strings(

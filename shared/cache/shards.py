@@ -28,6 +28,7 @@ from numcodecs import Zstd
 from ..errors import MEND, CacheCorruptError, CacheMissingError
 from . import names
 from .memory import Bytes, MemoryPool
+from .row_table import RowTable
 from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
 
 Array = npt.NDArray[Any]
@@ -268,6 +269,48 @@ class ArrayReader:
     def all(self) -> Array:
         """Return the whole array; for arrays that fit in memory."""
         return self.rows(0, self.layout.shape[0])
+
+    def row_table(self) -> RowTable:
+        """Return the whole array for gathering rows, every chunk checked.
+
+        A folder's files are mapped; anything else is read into memory.
+        """
+        if self.layout.compressed:
+            return RowTable.of(self.all())
+        shards = []
+        for shard_idx in range(self.layout.num_shards):
+            rows = self._mapped(shard_idx)
+            if rows is None:
+                return RowTable.of(self.all())
+            shards.append(rows)
+        return RowTable(shards, self.layout.shape, self.layout.dtype)
+
+    def _mapped(self, shard_idx: int) -> Array | None:
+        """Map a shard's chunks, once each is checked; see `RowTable`. Shape: (C, R)."""
+        layout, name = self.layout, self.layout.shard_name(shard_idx)
+        try:
+            file = self._storage.map(name)
+        except CacheMissingError as e:
+            raise CacheMissingError(f"{e}. {MEND}") from None
+        if file is None:
+            return None
+        record = self._files[name]
+        if len(file) != record.num_bytes:
+            raise self._corrupt(name, f"its size of {len(file):,} bytes")
+        num_chunks, stored_bytes = layout.num_chunks(shard_idx), self._stored_bytes
+        for chunk_idx in range(num_chunks):
+            start, stop = self.chunk_range(shard_idx, chunk_idx)
+            expected = record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
+            if stop - start != stored_bytes or f"{_crc32c(file[start:stop]):08x}" != expected:
+                raise self._corrupt(name, f"chunk {chunk_idx}")
+        rows = (f"V{layout.row_bytes}", (layout.chunk_rows,))
+        chunks = file[: num_chunks * stored_bytes].view([("rows", *rows), ("crc", "<u4")])
+        return chunks["rows"]
+
+    @property
+    def _stored_bytes(self) -> int:
+        """Bytes of a chunk that is not compressed."""
+        return self.layout.chunk_rows * self.layout.row_bytes + _CRC_BYTES
 
     def chunk_range(self, shard_idx: int, chunk_idx: int) -> tuple[int, int]:
         """Return the bytes [start, stop) of a shard that a chunk takes, its checksum included."""

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import names
-from .shards import Array, ArrayLayout
+from .row_table import RowTable
+from .shards import ArrayLayout
 from .strings import flat_layout, strings_layouts
 
 _CHUNK_ROWS = 256
@@ -97,7 +98,7 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
-    """A text table in memory."""
+    """A text table, its features left in their files where those can be mapped."""
 
     spec: TextSpec
     of_label: npt.NDArray[np.int32]
@@ -107,5 +108,5 @@ class TextTable:
     nodes: npt.NDArray[np.int32]
     """Prefix that each position of a string reads; of labels these are the characters, EOT, and
     the pads that the official loss includes. Shape: (U, L)."""
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, RowTable]
     """Features by name, float16. Shape: (M, D) per prefix, (U, D) per string."""

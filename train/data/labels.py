@@ -1,4 +1,4 @@
-"""The labels that a run trains on, and the teacher's text features of them, in memory.
+"""The labels that a run trains on, and the teacher's text features of them.
 
 Shapes: U unique labels, M rows of an array with a row per position, L label positions, D text
 width, E joint width.
@@ -12,11 +12,14 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ...shared.cache.reader import FeatureCache
-from ...shared.cache.shards import Array
+from ...shared.cache.row_table import RowTable
 from ...shared.cache.text_spec import TextSpec
 from ...shared.charset import Charset
+
+_COPIED_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,28 +31,23 @@ class TrainingLabels:
     """The cache's label id -> label here, -1 where the charset leaves nothing. Shape: (labels,)."""
     strings: list[str]
     """The U labels."""
-    by_position: Mapping[str, Array]
-    """Arrays with a row per position, by name; `rows_of_positions` says which. Shape: (M, D)."""
-    by_label: Mapping[str, Array]
-    """Arrays with a row per label, by name. Shape: (U, E)."""
-    rows_of_positions: npt.NDArray[np.int32] | None
-    """Row of each label position: characters, EOT, padding; None without such arrays.
-    Shape: (U, L)."""
+    features: Mapping[str, RowTable]
+    """Text arrays by name. Shape: (M, D) with a row per position, (U, E) with one per label."""
+    with_positions: frozenset[str]
+    """Which of them have a row per position; `rows_of_positions` says which row."""
+    rows_of_positions: npt.NDArray[np.int32]
+    """Row of each label position: characters, EOT, padding. Shape: (U, L)."""
 
     @classmethod
     def read(cls, cache: FeatureCache, spec: TextSpec, arrays: Sequence[str]) -> Self:
-        """Read the labels of a text table, and some of its arrays."""
+        """Read the labels of a text table, and open some of its arrays."""
         table = cache.text_table(spec.name, arrays)
-        by_row = {
-            rows: {k: v for k, v in table.arrays.items() if spec.array(k).rows == rows}
-            for rows in ("prefix", "string")
-        }
         return cls(
             charset_name=spec.charset_name,
             of_label=table.of_label,
             strings=table.strings,
-            by_position=by_row["prefix"],
-            by_label=by_row["string"],
+            features=table.arrays,
+            with_positions=frozenset(k for k in arrays if spec.array(k).rows == "prefix"),
             rows_of_positions=table.nodes,
         )
 
@@ -63,7 +61,28 @@ class TrainingLabels:
             charset_name=charset.name,
             of_label=np.asarray([ids[label] for label in adapted], np.int32),
             strings=strings,
-            by_position={},
-            by_label={},
-            rows_of_positions=None,
+            features={},
+            with_positions=frozenset(),
+            rows_of_positions=np.empty((len(strings), 0), np.int32),
         )
+
+    def features_on(self, device: torch.device) -> dict[str, torch.Tensor] | None:
+        """Copy all features to a GPU; None if they are not small against its free memory."""
+        if not 0 < sum(table.nbytes for table in self.features.values()) <= _room_on(device):
+            return None
+        copies = {}
+        for name, table in self.features.items():
+            of_table = torch.from_numpy(table[:0])
+            copies[name] = of_table.new_empty(table.shape, device=device)
+            # In parts, because the table may be larger than what is free beside it in memory.
+            for start in range(0, len(table), _COPIED_ROWS):
+                rows = torch.from_numpy(table[start : start + _COPIED_ROWS])
+                copies[name][start : start + len(rows)] = rows
+        return copies
+
+
+def _room_on(device: torch.device) -> int:
+    """Return how many bytes of features a device may hold: a CPU none, whose memory has them."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.mem_get_info(device)[0] // 8

@@ -6,8 +6,10 @@ and let go when the last lane has left it; the next chunk is read into its memor
 one chunk per lane that this process serves, and a few more. Rows are copied from there into the
 batch.
 
-An epoch over labels reads no chunk: its "chunks" are parts of the list of labels, whose features
-are all in memory.
+An epoch over labels reads no chunk: its "chunks" are parts of the list of labels.
+
+Text features are gathered from their table, or, where that is small against a GPU's free memory,
+on the GPU, to which a batch then brings the numbers of its rows only.
 
 Shapes: B rows of a global batch, b those of this process, C chunks, N rows, L label positions.
 """
@@ -27,6 +29,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from ...shared.ahead import iterate_ahead, map_ahead
 from ...shared.cache.codecs.codecs import unfilter_pixels
@@ -91,7 +94,8 @@ class EncodedBatch:
     images: _Arrays
     """Image arrays, pixels among them, by name."""
     text: _Arrays
-    """Text arrays by name."""
+    """Text arrays by name, or, if those are on the device, the rows of them that belong to each
+    ``label``, Shape: (B,), and each ``position``, Shape: (B, L)."""
 
     def to(self, device: torch.device) -> EncodedBatch:
         """Begin to copy the arrays to a device."""
@@ -155,6 +159,7 @@ class CacheLoader:
                 f"{NUM_LANES} lanes; start fewer, or raise --batch-size"
             )
         self._cache, self._labels, self._device = cache, labels, device
+        self._text_on_device = labels.features_on(device)
         self._tokenizer = tokenizer
         self._memory = MemoryPool()
         arrays = (PIXELS, *needs.images) if needs.pixels else needs.images
@@ -327,17 +332,30 @@ class CacheLoader:
         )
 
     def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
-        """Return the text arrays of some labels."""
+        """Return the text arrays of some labels, or where they are on the device."""
         labels = self._labels
-        found = [(name, table, label_ids) for name, table in labels.by_label.items()]
-        if labels.rows_of_positions is not None:
-            rows = labels.rows_of_positions[label_ids, :num_positions]
-            found += [(name, table, rows) for name, table in labels.by_position.items()]
+        positions = labels.rows_of_positions[label_ids, :num_positions]
         arrays = {}
-        for name, table, where in found:
-            arrays[name] = self._empty(len(label_ids), table[where[:0]])
-            _gather_rows(table, where, arrays[name].numpy())
+        if self._text_on_device is not None:
+            for name, where in (("label", label_ids), ("position", positions)):
+                arrays[name] = self._empty(len(where), where)
+                arrays[name].copy_(torch.from_numpy(where))
+            return arrays
+        for name, table in labels.features.items():
+            where = positions if name in labels.with_positions else label_ids
+            arrays[name] = self._empty(len(where), table[where[:0]])
+            table.take(where, arrays[name].numpy())
         return arrays
+
+    def _text_features(self, text: _Arrays) -> _Arrays:
+        """Return the text arrays of a batch that is on the device."""
+        if self._text_on_device is None:
+            return text
+        of_position = self._labels.with_positions
+        return {
+            name: F.embedding(text["position" if name in of_position else "label"], features)
+            for name, features in self._text_on_device.items()
+        }
 
     def _empty(self, num_rows: int, like: Array) -> torch.Tensor:
         """Return room for rows; pinned on the way to a GPU, for the copy there to need no wait."""
@@ -369,7 +387,7 @@ class CacheLoader:
             parts=batch.parts if len(batch.parts) > 1 else (),
             views=None if pixels is None else unfilter_pixels(pixels),
             images={name: codec.decode(batch.images[name]) for name, codec in self._codecs.items()},
-            text=batch.text,
+            text=self._text_features(batch.text),
             device=self._device,
         )
 

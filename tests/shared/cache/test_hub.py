@@ -44,7 +44,7 @@ def contents(place: str | Path) -> dict[str, str]:
     table = cache.text_table("char-36")
     arrays = {key: cache.image_reader(0, key).all() for key in cache.spec.image_layouts(0)}
     arrays |= {"nodes": table.nodes}
-    arrays |= {f"text {name}": features for name, features in table.arrays.items()}
+    arrays |= {f"text {name}": features[:] for name, features in table.arrays.items()}
     digests = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     return digests | {"units": repr(cache.units()), "labels": repr(cache.labels())}
 

@@ -65,6 +65,22 @@ def test_features_belong_to_their_rows(cache: FeatureCache) -> None:
             assert torch.equal(batch.text["eot"][i], torch.tensor(text.arrays["eot"][text_id]))
 
 
+def test_text_that_lies_on_the_device_is_the_same(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = list(loader(cache).epoch(1))
+    monkeypatch.setattr("clipocr.train.data.labels._room_on", lambda _: 1 << 30)
+    rows = loader(cache)
+    for encoded, batch, expected in zip(
+        rows.encoded_batches(1), rows.epoch(1), gathered, strict=True
+    ):
+        # Numbers of rows are all that a batch brings along.
+        assert {t.dtype for t in encoded.text.values()} == {torch.int32}
+        assert batch.text.keys() == expected.text.keys() == {"block2", "eot"}
+        for name, features in expected.text.items():
+            assert torch.equal(batch.text[name], features)
+
+
 def test_order_is_a_function_of_seed_and_epoch(cache: FeatureCache) -> None:
     def order(seed: int, epoch: int) -> list[bytes]:
         return fingerprints(list(loader(cache, seed=seed).epoch(epoch)))
