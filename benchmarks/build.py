@@ -193,7 +193,9 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
         for chunk, payload in zip(chunks, pixels, strict=True):
             made = ViewChunk(views=chunk, bad={})
             own = {tap: f[: len(chunk)] for tap, f in features.items()}
-            unit.append(made, {names.PIXELS: payload, **unit.encode(made, own)}, pool)
+            stored, _ = unit.encode(made, own)
+            on_host = {array: of_array.cpu() for array, of_array in stored.items()}
+            unit.append(made, {names.PIXELS: payload, **unit.payloads(on_host)}, pool)
         unit.publish(pool)
     return len(views) / (time.perf_counter() - started)
 

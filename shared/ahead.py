@@ -107,6 +107,15 @@ def map_ahead(
             future.cancel()
 
 
+def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield items, each after the next one has been made, on the thread that asks."""
+    held: list[_Item] = []
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
+
+
 def map_on_processes(
     work: Callable[[_Item], _Result], items: Iterable[_Item], num_processes: int
 ) -> Iterator[_Result]:

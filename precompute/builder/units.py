@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ...shared.ahead import map_ahead, process_pool, take_idle_time_only
+from ...shared.ahead import map_ahead, one_ahead, process_pool, take_idle_time_only
 from ...shared.cache import names
 from ...shared.cache.codecs.codecs import measure_fidelity
 from ...shared.cache.memory import Bytes
@@ -84,7 +84,7 @@ class UnitBuilder:
             chunks, to_make = itertools.tee(self._chunks(units, progress))
             depth = max(_CHUNKS_AHEAD, 2 * num_workers)
             views = map_ahead(decoders, self._views, (chunk.rows for chunk in to_make), depth)
-            encoded = self._encoded(chunks, views, at_end)
+            encoded = map(self._finished, one_ahead(self._encoded(chunks, views, at_end)))
             num_built = 0
             for num_written in writer.write(encoded):
                 num_built += num_written
@@ -94,11 +94,12 @@ class UnitBuilder:
     def _encoded(
         self, chunks: Iterator[_Chunk], views: Iterator[tuple[ViewChunk, Bytes]], at_end: ExitStack
     ) -> Iterator[_EncodedChunk]:
-        """Yield chunks on their way to disk.
+        """Yield chunks on their way to this memory.
 
         On the thread that asks for them: on another torch would start a second pool of threads, and
         on a CPU the two pools would wait for each other.
         """
+        copies = _HostCopies(self._teacher.device)
         unit: _PendingUnit | None = None
         # `views` first in the zip: reading it advances the generator of chunks, `depth` ahead.
         for (made, pixels), chunk in zip(views, chunks, strict=False):
@@ -106,10 +107,28 @@ class UnitBuilder:
                 unit = _PendingUnit(self._cache, chunk.rows.view_idx, chunk.unit_idx)
                 at_end.callback(unit.discard)
             features = self._teacher.chunk_features(made.views, self._spec.chunk_rows)
-            encoded = {names.PIXELS: pixels, **unit.encode(made, features)}
-            yield _EncodedChunk(unit, made, encoded, chunk.is_last)
+            stored, largest = unit.encode(made, features)
+            (*copied, magnitudes), arrived = copies.begin([*stored.values(), largest])
+            yield _EncodedChunk(
+                unit=unit,
+                made=made,
+                pixels=pixels,
+                stored=dict(zip(stored, copied, strict=True)),
+                largest=magnitudes,
+                arrived=arrived,
+                is_last=chunk.is_last,
+            )
             if chunk.is_last:
                 unit = None
+
+    def _finished(self, chunk: _EncodedChunk) -> _WritableChunk:
+        """Wait for a chunk, and check it. With a GPU that is already at the next one."""
+        if chunk.arrived is not None:
+            chunk.arrived.synchronize()
+        for array, largest in zip(chunk.stored, chunk.largest.tolist(), strict=True):
+            self._cache.codec(array).require_held(largest)
+        payloads = {names.PIXELS: chunk.pixels, **chunk.unit.payloads(chunk.stored)}
+        return _WritableChunk(chunk.unit, chunk.made, payloads, chunk.is_last)
 
     def _chunks(self, units: Sequence[tuple[int, int]], progress: tqdm[Any]) -> Iterator[_Chunk]:
         for view_idx, unit_idx in units:
@@ -131,12 +150,54 @@ class UnitBuilder:
                 )
 
 
-class _EncodedChunk(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _EncodedChunk:
+    """A chunk that may still be on its way from a GPU."""
+
+    unit: _PendingUnit
+    made: ViewChunk
+    pixels: Bytes
+    """Their payload."""
+    stored: Mapping[str, torch.Tensor]
+    """Image arrays by name, in this memory."""
+    largest: torch.Tensor
+    """Largest magnitude of each array. Shape: (arrays,)."""
+    arrived: torch.cuda.Event | None
+    """When both are complete; None: they are."""
+    is_last: bool
+
+
+class _WritableChunk(NamedTuple):
     unit: _PendingUnit
     made: ViewChunk
     payloads: Mapping[str, Bytes]
     """Of each array."""
     is_last: bool
+
+
+class _HostCopies:
+    """Brings tensors of a device into this memory, from a GPU while it computes the next ones."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def begin(
+        self, tensors: Sequence[torch.Tensor]
+    ) -> tuple[Sequence[torch.Tensor], torch.cuda.Event | None]:
+        """Begin to copy; return the copies, and the event that completes them, if one does."""
+        beside = self._beside
+        if beside is None:
+            return tensors, None
+        beside.wait_stream(torch.cuda.current_stream(beside.device))
+        with torch.cuda.stream(beside):
+            copies = []
+            for tensor in tensors:
+                # Pinned, because the host would wait for a copy to any other memory.
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                copies.append(copy.copy_(tensor, non_blocking=True))
+                # Its memory may not be used again before the copy is made.
+                tensor.record_stream(beside)
+            return copies, beside.record_event()
 
 
 class _UnitWriter:
@@ -149,7 +210,7 @@ class _UnitWriter:
         self._publisher = ThreadPoolExecutor(1, initializer=on_start)
         self._published: Future[None] | None = None
 
-    def write(self, chunks: Iterator[_EncodedChunk]) -> Iterator[int]:
+    def write(self, chunks: Iterator[_WritableChunk]) -> Iterator[int]:
         """Write chunks, some of which wait for it, and yield how many rows each has.
 
         When it ends, every unit is published.
@@ -157,7 +218,7 @@ class _UnitWriter:
         yield from map_ahead(self._chunks, self._write, chunks, _CHUNKS_AHEAD)
         self._wait()
 
-    def _write(self, chunk: _EncodedChunk) -> int:
+    def _write(self, chunk: _WritableChunk) -> int:
         chunk.unit.append(chunk.made, chunk.payloads, self._arrays)
         if chunk.is_last:
             # One at a time: a unit's files are written faster than a disk takes them.
@@ -192,23 +253,37 @@ class _PendingUnit:
         self._bad: dict[int, str] = {}
         self._fidelity: dict[str, Mapping[str, float]] = {}
 
-    def encode(self, made: ViewChunk, features: Mapping[str, torch.Tensor]) -> dict[str, Bytes]:
-        """Return the payload of each array's chunk of features; of bad images it is zeros."""
+    def encode(
+        self, made: ViewChunk, features: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return what is stored of each array, zeros for bad images, and the largest magnitudes.
+
+        All on the teacher's device, and but for a unit's first chunk without waiting for it.
+        """
         bad = list(made.bad)
         good = [idx for idx in range(len(made.views)) if idx not in made.bad][:_FIDELITY_ROWS]
-        payloads = {}
+        stored, largest = {}, []
         for array, of_array in features.items():
             codec = self._cache.codec(array)
             if bad:
                 of_array[bad] = 0
-            stored = codec.encode(of_array)
+            encoded, magnitude = codec.begin_encoding(of_array)
             if array not in self._fidelity and good:
+                codec.require_held(float(magnitude))
                 target = codec.target(of_array[good])
-                self._fidelity[array] = measure_fidelity(target, codec.decode(stored[good]))
+                self._fidelity[array] = measure_fidelity(target, codec.decode(encoded[good]))
             if bad:
-                stored[bad] = 0
-            payloads[array] = encode_chunk(self._layouts[array], stored.cpu().numpy())
-        return payloads
+                encoded[bad] = 0
+            stored[array] = encoded
+            largest.append(magnitude)
+        return stored, torch.stack(largest)
+
+    def payloads(self, stored: Mapping[str, torch.Tensor]) -> dict[str, Bytes]:
+        """Return the payload of each array's chunk."""
+        return {
+            array: encode_chunk(self._layouts[array], of_array.numpy())
+            for array, of_array in stored.items()
+        }
 
     def append(self, made: ViewChunk, payloads: Mapping[str, Bytes], pool: Executor) -> None:
         """Write one chunk. On the writer thread, in order."""

@@ -14,14 +14,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 
 from ...shared.cache import names
 from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.spec import TeacherSpec
-from ...shared.device import autocast
+from ...shared.device import PRECISIONS, autocast
 from ...shared.errors import TeacherError, UsageError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
 from .weights import hash_weights, load_weights
@@ -56,6 +55,8 @@ class Teacher:
         self.spec = spec
         self.device = device
         self._image_taps, self._text_taps = tuple(image_taps), tuple(text_taps)
+        if device.type == "cuda":
+            store_products_in(PRECISIONS[spec.precision], model)
         self._model = model.to(device)
         visual: Any = model.visual
         text: Any = getattr(model, "text", model)
@@ -110,9 +111,11 @@ class Teacher:
             places: Where in the chunk each row stands; None: at its beginning.
         """
         at = slice(len(views)) if places is None else list(places)
-        chunk = np.zeros((chunk_rows, *views.shape[1:]), np.uint8)
-        chunk[at] = views
-        features = self.image_features(torch.from_numpy(chunk))
+        # Pinned on the way to a GPU, for the copy there to need no wait.
+        is_pinned = self.device.type == "cuda"
+        chunk = torch.zeros((chunk_rows, *views.shape[1:]), dtype=torch.uint8, pin_memory=is_pinned)
+        chunk.numpy()[at] = views
+        features = self.image_features(chunk)
         return {name: of_chunk[at] for name, of_chunk in features.items()}
 
     @torch.no_grad()
@@ -153,7 +156,7 @@ class Teacher:
     def _embed(self, views: torch.Tensor) -> torch.Tensor:
         """Return what the first image block sees. Shape: (B, 32, 128, 3) uint8 -> (B, T, D)."""
         visual = self._visual
-        x = visual.conv1(normalize(views.to(self.device), CLIP_MEAN, CLIP_STD))
+        x = visual.conv1(normalize(views.to(self.device, non_blocking=True), CLIP_MEAN, CLIP_STD))
         x = x.flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + self._image_positions.to(x.dtype)
@@ -185,6 +188,22 @@ class Teacher:
                 **{names.block_name(block): features for block, features in kept.items()},
                 names.EOT: self._project(eot).float(),
             }
+
+
+def store_products_in(dtype: torch.dtype, model: torch.nn.Module) -> None:
+    """Keep the weights of products in the type in which autocast computes them.
+
+    It would cast 380 MB of them for every chunk. Everything else, which autocast leaves in float32,
+    stays as it is, so a GPU gives the same features to the bit. A CPU does not: there PyTorch
+    ignores autocast in attention, unless its weights are of another type.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(dtype)
+        elif isinstance(module, torch.nn.MultiheadAttention):
+            for name in ("in_proj_weight", "in_proj_bias"):
+                if (parameter := getattr(module, name)) is not None:
+                    parameter.data = parameter.data.to(dtype)
 
 
 def _run_blocks(

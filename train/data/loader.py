@@ -24,14 +24,13 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ...shared.ahead import iterate_ahead, map_ahead
+from ...shared.ahead import iterate_ahead, map_ahead, one_ahead
 from ...shared.cache.codecs.codecs import unfilter_pixels
 from ...shared.cache.memory import MemoryPool
 from ...shared.cache.names import PIXELS
@@ -44,7 +43,6 @@ from .batch import Batch, BatchPart
 from .labels import TrainingLabels
 from .order import NUM_LANES, EpochOrder, lanes_of
 
-T = TypeVar("T")
 _Arrays = Mapping[str, torch.Tensor]
 
 _READ_THREADS = 2
@@ -371,7 +369,7 @@ class CacheLoader:
             yield from batches
             return
         beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        for batch, done in _one_ahead(_copy(batch, self._device, beside) for batch in batches):
+        for batch, done in one_ahead(_copy(batch, self._device, beside) for batch in batches):
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(done)
             for tensor in batch.tensors:
@@ -398,15 +396,6 @@ def _copy(
     """Begin to copy a batch to a GPU on a stream; the event happens when it is there."""
     with torch.cuda.stream(stream):
         return batch.to(device), stream.record_event()
-
-
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items, each after the next one has been made."""
-    held: list[T] = []
-    for item in items:
-        yield from held
-        held = [item]
-    yield from held
 
 
 def _gather_rows(table: Array, where: Array, out: Array) -> None:

@@ -63,6 +63,8 @@ class FeatureCodec(ABC):
     """Stores an image array; unless a codec says otherwise, as records of standardised tokens."""
 
     name: str
+    _most = _FP32_MAX
+    """Largest magnitude that it stores."""
 
     @abstractmethod
     def _record_bytes(self, width: int) -> int:
@@ -94,20 +96,32 @@ class FeatureCodec(ABC):
         return standardise(features)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the stored form of float32 features. Shape: (B, T, D) -> (B, T, ...)."""
-        self._require_at_most(features, _FP32_MAX)
-        return self._encode(self.target(features))
+        """Return the stored form of float32 features. Shape: (B, T, D) -> (B, T, ...).
 
-    def _require_at_most(self, features: torch.Tensor, most: float) -> None:
-        if not features.numel():
-            return
-        # One pass and nothing of the features' size; either is NaN where a feature is.
-        least, largest = features.aminmax()
-        worst = float(largest.maximum(-least))
-        if not worst <= most:
+        Raises:
+            TeacherError: they are not finite, or beyond what is stored.
+        """
+        stored, largest = self.begin_encoding(features)
+        self.require_held(float(largest))
+        return stored
+
+    def begin_encoding(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the stored form, and the largest magnitude, for `require_held` to look at.
+
+        A GPU may not have got to either: reading a value waits for it, and `encode` does at once.
+        """
+        return self._encode(self.target(features)), largest_magnitude(features)
+
+    def require_held(self, largest: float) -> None:
+        """Check that a magnitude is one that is stored.
+
+        Raises:
+            TeacherError: it is not.
+        """
+        if not largest <= self._most:
             raise TeacherError(
-                f"a teacher feature is {worst}, beyond what {self.name} holds ({most:.5g}); "
-                "check the teacher's weights and precision"
+                f"a teacher feature is {largest}, beyond what {self.name} holds "
+                f"({self._most:.5g}); check the teacher's weights and precision"
             )
 
 
@@ -118,6 +132,7 @@ class Fp16Codec(FeatureCodec):
     """
 
     name = "fp16"
+    _most = _FP16_MAX
 
     def _record_bytes(self, width: int) -> int:
         return 2 * width
@@ -129,11 +144,6 @@ class Fp16Codec(FeatureCodec):
     def target(self, features: torch.Tensor) -> torch.Tensor:
         """Return the features."""
         return features
-
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Round to half precision."""
-        self._require_at_most(features, _FP16_MAX)
-        return self._encode(features)
 
     def _encode(self, standard: torch.Tensor) -> torch.Tensor:
         return standard.half()
@@ -216,6 +226,15 @@ class KltCodec(FeatureCodec):
                 self._table, num_tokens, self.record_bytes, tensor.device
             )
         return self._ready[tensor.device]
+
+
+def largest_magnitude(features: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude of features, NaN if one is. Shape: (...) -> ()."""
+    if not features.numel():
+        return features.new_zeros(())
+    # One pass and nothing of the features' size; either is NaN where a feature is.
+    least, largest = features.aminmax()
+    return largest.maximum(-least)
 
 
 _FIXED_CODECS = {codec.name: codec for codec in (Fp16Codec(), Int8Codec(), Int4Codec())}

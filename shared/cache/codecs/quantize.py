@@ -72,9 +72,8 @@ def encode_int4(standard: torch.Tensor) -> torch.Tensor:
     rest, outliers = _set_apart(standard)
     num_others = standard.shape[-1] - NUM_OUTLIERS
     scale = (rest.square().sum(dim=-1, keepdim=True) / num_others).sqrt().half()
-    levels = rest.new_tensor(INT4_LEVELS)
-    codes = torch.bucketize(rest.div_(_or_one(scale.double())), (levels[1:] + levels[:-1]) / 2)
-    codes = codes.to(torch.uint8)
+    middles = _int4_middles(rest.device)
+    codes = torch.bucketize(rest.div_(_or_one(scale.double())), middles).to(torch.uint8)
     return _record(scale, outliers, codes[..., 0::2] | codes[..., 1::2] << 4)
 
 
@@ -86,6 +85,13 @@ def decode_int4(records: torch.Tensor) -> torch.Tensor:
     features = pairs.index_select(0, codes.flatten().int()).view(torch.float32)
     features = features.view(*codes.shape[:-1], 2 * codes.shape[-1])
     return features.mul_(scale).scatter_(-1, places, values)
+
+
+@cache
+def _int4_middles(device: torch.device) -> torch.Tensor:
+    """Return what lies between neighbouring levels, made once per device. Shape: (15,), double."""
+    levels = torch.tensor(INT4_LEVELS, dtype=torch.float64, device=device)
+    return (levels[1:] + levels[:-1]) / 2
 
 
 @cache

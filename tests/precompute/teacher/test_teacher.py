@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from samples import TINY_CLIP
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipocr.precompute.teacher.clip import (
     CLIP_MEAN,
@@ -18,6 +19,7 @@ from clipocr.precompute.teacher.clip import (
     Teacher,
     crop_positions,
     load_teacher,
+    store_products_in,
 )
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.errors import TeacherError, UsageError
@@ -125,6 +127,43 @@ def test_half_precision_stays_close(teacher: Teacher) -> None:
         assert rounded[tap].dtype == torch.float32
         assert not torch.equal(exact[tap], rounded[tap])
         torch.testing.assert_close(exact[tap], rounded[tap], rtol=0.05, atol=0.05)
+
+
+def test_weights_kept_in_half_precision_give_the_bits_of_those_that_are_cast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half, casting = load(precision="bf16"), load(precision="bf16")
+    store_products_in(torch.bfloat16, half._model)
+    # A CPU's attention of its own, which knows no autocast.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+    views = torch.randint(0, 256, (2, 32, 128, 3), dtype=torch.uint8)
+    tokens = torch.randint(1, 90, (2, 9))
+    ends = torch.tensor([4, 8])
+    results, num_casts = [], []
+    for teacher in (half, casting):
+        with _ParameterCasts(teacher) as casts:
+            results.append(teacher.image_features(views) | teacher.text_features(tokens, ends))
+        num_casts.append(len(casts.found))
+    for array, features in results[0].items():
+        assert torch.equal(features, results[1][array]), array
+    # What is left are embeddings and raw projections: 3 parameters, or views of them.
+    assert num_casts[0] <= 3 < 20 < num_casts[1]
+
+
+class _ParameterCasts(TorchDispatchMode):
+    """Collects casts to another type of what a teacher's parameters hold."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self._held = {p.untyped_storage().data_ptr() for p in teacher._model.parameters()}
+        self.found: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (
+            args[0].untyped_storage().data_ptr() in self._held
+        ):
+            self.found.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
 
 
 def test_cudnn_stays_on_and_rounds_to_no_tf32(teacher: Teacher) -> None:

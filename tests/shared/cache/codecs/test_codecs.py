@@ -7,12 +7,15 @@ from host_waits import HostWaits
 
 from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import (
+    FeatureCodec,
     Fp16Codec,
     feature_codec,
     filter_pixels,
     measure_fidelity,
     unfilter_pixels,
 )
+from clipocr.shared.cache.codecs.klt import fit_basis
+from clipocr.shared.cache.codecs.quantize import standardise
 from clipocr.shared.errors import TeacherError, UsageError
 
 
@@ -30,6 +33,28 @@ def test_pixels_come_back_exactly(views: np.ndarray) -> None:
     stored = filter_pixels(views)
     assert stored.shape == (len(views), 3, 32, 128)
     np.testing.assert_array_equal(unfilter_pixels(torch.from_numpy(stored)).numpy(), views)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "int4", "klt:3"])
+def test_encoding_makes_no_host_wait_for_a_gpu(name: str) -> None:
+    """But for the check of the largest magnitude, which can be put off."""
+    codec, features = klt_or_plain(name), torch.randn(2, 3, 8)
+    codec.encode(features)
+    with HostWaits() as waits:
+        stored, largest = codec.begin_encoding(features)
+    assert waits.found == []
+    assert torch.equal(stored, codec.encode(features))
+    assert float(largest) == float(features.abs().max())
+
+
+def klt_or_plain(name: str) -> FeatureCodec:
+    codec = Codec.parse(name)
+    if codec.kind != "klt":
+        return feature_codec(codec)
+    tokens = standardise(torch.randn(500, 3, 8)).numpy()
+    flat = tokens.reshape(-1, 8)
+    basis = fit_basis(500, tokens.sum(axis=0), flat.T @ flat)
+    return feature_codec(codec, basis.table(codec.record_bytes))
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
