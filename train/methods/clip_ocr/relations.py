@@ -9,8 +9,10 @@ Both terms are sums over pairs, so tiles change no more than the order of summat
 Eq. 5 has a gradient of sign(x), and where x is within rounding of 0 that is the sign of the
 rounding, here as in any other way to write it.
 
-Rows come with unit length. All is computed in their dtype; factors of float32 products are rounded
-to TF32 where a GPU process allows that (`torch.set_float32_matmul_precision`).
+Rows come with unit length. All is computed in their dtype, but where a GPU process lets the factors
+of float32 products be rounded to TF32 (`torch.set_float32_matmul_precision`), they are rounded to
+half precision: no element is beyond 1, so it keeps as many bits, 11, and tensor cores multiply it
+twice as fast. Sums stay in float32. ``benchmarks/lcl.py --errors`` compares both with float64.
 
 Shapes: N own rows, K rows of other processes, M = N + K columns, D width, B samples, T tokens.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +36,9 @@ two buffers of this size are 8 MB."""
 _TILE_ROWS_CUDA = 2048
 """1024 would be 64 blocks of 128 x 128, which leaves half of an H100's 132 multiprocessors idle. By
 arithmetic, not measured."""
+
+_HALF_SCALE = 2.0**14
+"""The largest power of two by which 1 and less stay within half precision, and a factor of 2."""
 
 
 def relation_sum(
@@ -166,6 +172,9 @@ class _RelationSum(torch.autograd.Function):
             for x, need in zip(rows, needs_grad, strict=True)
         ]
         total = s_ND.new_zeros(())
+        if multiplies_in_half(s_ND):
+            others = (None if x is None else x.half() for x in (s_KD, t_KD))
+            rows = _Rows(s_ND.half(), t_ND.half(), *others)
         if weights.intra:
             total += _add_intra(rows, grads, weights)
         if weights.inter:
@@ -187,17 +196,17 @@ def _add_intra(rows: _Rows, grads: Sequence[Tensor | None], weights: _Weights) -
     assert t_KD is not None
     scale = weights.intra / max(1, len(s_ND) + len(s_KD))
     size = min(_tile_rows(s_ND), max(len(s_ND), len(s_KD)))
-    tile_buffer, sign_buffer = s_ND.new_empty(2, size * size)
-    total = s_ND.new_zeros(())
+    tile_buffer, sign_buffer = s_ND.new_empty(2, size * size, dtype=_sum_dtype(s_ND))
+    total: Tensor = tile_buffer.new_zeros(())
     needs_grad = any(grad is not None for grad in grads)
     for block, columns, is_own in _intra_tiles(len(s_ND), len(s_KD), size):
         s_columns, t_columns = (x[columns] for x in ((s_ND, t_ND) if is_own else (s_KD, t_KD)))
         tile = _view(tile_buffer, len(s_ND[block]), len(s_columns))
-        torch.mm(s_ND[block], s_columns.T, out=tile)
-        tile.addmm_(t_ND[block], t_columns.T, alpha=-1)
+        _add_product(tile, s_ND[block], s_columns.T, beta=0)
+        _add_product(tile, t_ND[block], t_columns.T, alpha=-1)
         sign = _view(sign_buffer, *tile.shape)
         if needs_grad:
-            torch.sign(tile, out=sign)
+            sign = torch.sign(tile, out=sign).to(s_ND.dtype)
         is_mirrored = is_own and block != columns
         total += tile.abs_().sum() * (2 if is_mirrored else 1)
         for grad, x, x_columns, grad_scale in (
@@ -205,9 +214,9 @@ def _add_intra(rows: _Rows, grads: Sequence[Tensor | None], weights: _Weights) -
             (grads[1], t_ND, t_columns, -2 * scale),
         ):
             if grad is not None:
-                grad[block].addmm_(sign, x_columns, alpha=grad_scale)
+                _add_product(grad[block], sign, x_columns, alpha=grad_scale)
                 if is_mirrored:
-                    grad[columns].addmm_(sign.T, x[block], alpha=grad_scale)
+                    _add_product(grad[columns], sign.T, x[block], alpha=grad_scale)
     return total * scale
 
 
@@ -217,26 +226,29 @@ def _add_inter(rows: _Rows, grads: Sequence[Tensor | None], weights: _Weights) -
     t_MD = t_ND if rows.t_KD is None else torch.cat((t_ND, rows.t_KD))
     num_own, num_columns = len(s_ND), len(t_MD)
     size = min(_inter_rows(s_ND, num_columns), num_own)
-    logits_buffer, chosen_buffer = s_ND.new_empty(2, size * num_columns)
-    total = s_ND.new_zeros(())
+    logits_buffer, chosen_buffer = s_ND.new_empty(2, size * num_columns, dtype=_sum_dtype(s_ND))
+    total: Tensor = logits_buffer.new_zeros(())
     grad_scale = weights.inter / weights.temperature
     for block in _blocks(num_own, size):
         s_block = s_ND[block]
         logits = _view(logits_buffer, len(s_block), num_columns)
-        torch.addmm(logits, s_block, t_MD.T, beta=0, alpha=1 / weights.temperature, out=logits)
+        _add_product(logits, s_block, t_MD.T, beta=0, alpha=1 / weights.temperature)
         chosen = torch.log_softmax(logits, 1, out=_view(chosen_buffer, *logits.shape))
         total -= chosen.diagonal(block.start).sum()
         if all(grad is None for grad in grads):
             continue
-        by_logit = chosen.exp_()
+        by_logit, scale = chosen.exp_(), 1.0
         by_logit.diagonal(block.start).sub_(1)
+        if by_logit.dtype != s_ND.dtype:
+            # Up by a power of two, because half precision loses bits of what is below 2**-14.
+            by_logit, scale = by_logit.mul_(_HALF_SCALE).to(s_ND.dtype), 1 / _HALF_SCALE
         for grad, by_row, columns in (
             (grads[0] if grads[0] is None else grads[0][block], by_logit, t_MD),
             (grads[1], by_logit[:, :num_own].T, s_block),
             (grads[3], by_logit[:, num_own:].T, s_block),
         ):
             if grad is not None:
-                grad.addmm_(by_row, columns, alpha=grad_scale)
+                _add_product(grad, by_row, columns, alpha=grad_scale * scale)
     return total * weights.inter
 
 
@@ -263,6 +275,42 @@ class _OtherRows(torch.autograd.Function):
         grad_MD = torch.cat((grad_KD[:num_before], own_ND, grad_KD[num_before:]))
         dist.all_reduce(grad_MD)
         return grad_MD[num_before : num_before + num_own], None
+
+
+def multiplies_in_half(rows_ND: Tensor) -> bool:
+    """Return whether factors of products are rounded to half precision."""
+    return (
+        rows_ND.is_cuda
+        and rows_ND.dtype == torch.float32
+        and torch.get_float32_matmul_precision() != "highest"
+        and _has_half_products(rows_ND.device)
+    )
+
+
+@cache
+def _has_half_products(device: torch.device) -> bool:
+    """Return whether this PyTorch and GPU sum products of half precision in single."""
+    ones = torch.ones(16, 16, device=device)
+    try:
+        _add_product(ones, ones.half(), ones.half())
+    except (TypeError, RuntimeError):
+        return False
+    return bool((ones == 17).all())
+
+
+def _sum_dtype(factors: Tensor) -> torch.dtype:
+    return torch.float32 if factors.dtype == torch.float16 else factors.dtype
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> None:
+    """Make `out` beta * out + alpha * a @ b, summed in the dtype of `out`."""
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, beta=beta, alpha=alpha, out=out)
+    elif out.is_cuda:
+        torch.addmm(out, a, b, out.dtype, beta=beta, alpha=alpha, out=out)
+    else:
+        # A CPU has no such operation; the numbers are the same.
+        torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=beta, alpha=alpha, out=out)
 
 
 def _intra_tiles(num_own: int, num_others: int, size: int) -> Iterator[tuple[slice, slice, bool]]:

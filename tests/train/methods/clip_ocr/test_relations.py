@@ -135,6 +135,56 @@ def test_a_graph_kept_gives_its_gradient_again():
     assert torch.equal(s.grad, 2 * once)
 
 
+def unit_rows(num_rows: int, num_tokens: int, width: int) -> list[Tensor]:
+    """Rows as a trained student and its teacher have them: alike within a side and between both."""
+    generator = torch.Generator().manual_seed(num_rows)
+    common = torch.randn(num_tokens, width, generator=generator)
+    teacher = common + torch.randn(num_rows, num_tokens, width, generator=generator)
+    student = teacher + 0.7 * torch.randn(num_rows, num_tokens, width, generator=generator)
+    return [F.normalize(x.flatten(0, 1), dim=1).requires_grad_() for x in (student, teacher)]
+
+
+def test_half_precision_keeps_what_tf32_keeps(monkeypatch):
+    """Errors against float64, of TF32 by rounding the factors of every product to its ten bits."""
+    rows = unit_rows(24, 17, 96)
+    exact = value_and_gradients(relation_sum, [x.detach().double().requires_grad_() for x in rows])
+
+    def errors() -> list[float]:
+        results = value_and_gradients(relation_sum, rows)
+        assert {x.dtype for x in results} == {torch.float32}
+        return [((a - e).norm() / e.norm()).item() for a, e in zip(results, exact, strict=True)]
+
+    in_float32 = errors()
+    monkeypatch.setattr(relations, "multiplies_in_half", lambda _: True)
+    in_half = errors()
+    monkeypatch.setattr(relations, "multiplies_in_half", lambda _: False)
+    add_product = relations._add_product
+
+    def add_product_in_tf32(out, a, b, **settings):
+        add_product(out, tf32(a), tf32(b), **settings)
+
+    monkeypatch.setattr(relations, "_add_product", add_product_in_tf32)
+    in_tf32 = errors()
+    for half, single, tf32_ in zip(in_half, in_float32, in_tf32, strict=True):
+        assert single < half < 1.3 * tf32_ + 1e-6
+    assert in_half[0] < 2e-5
+    assert max(in_half) < 0.05  # Of Eq. 5 signs flip whose differences are within rounding of 0.
+
+
+def tf32(x: Tensor) -> Tensor:
+    """Round float32 to the nearest with ten bits of mantissa."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+def test_half_precision_takes_memory_and_products_as_single_does(monkeypatch):
+    monkeypatch.setattr(relations, "multiplies_in_half", lambda _: True)
+    rows = unit_rows(10, 6, 16)
+    with Watch() as watch:
+        value_and_gradients(relation_sum, rows)
+    assert watch.num_products == 7
+
+
 class Watch(TorchDispatchMode):
     """Counts matrix products, and the numbers of the largest tensor that any operation makes."""
 
