@@ -261,7 +261,6 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
         charset=CHARSET,
         batch_size=setting.batch_size,
         precision=precision_on(device),
-        compile=device.type == "cuda",
     )
     if variant.name == "student alone":
         alone = replace(config.method, image_stages=(), text_stages=(), word=False)

@@ -102,8 +102,11 @@ class TrainConfig(Options):
         help="Arithmetic of the student; auto is mixed precision where the device has it.",
     )
     """``auto`` becomes one of the others when a run begins, and stays it when the run goes on."""
-    compile: bool = option(
-        False, help="Let torch.compile fuse what it can; takes minutes at the start."
+    compile: str = option(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="Whether torch.compile fuses what it can, which takes a minute or two at the start; "
+        "auto is on for a GPU.",
     )
     seed: int = option(0, help="Of weights, order, dropout.")
 

@@ -42,6 +42,7 @@ from .checkpoint import (
     save_checkpoint,
     tall_of,
 )
+from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Logbook, Meter
 from .optimizer import Optimizer
@@ -199,8 +200,9 @@ class _Run:
         processes.wait()
         self.units, self.num_views = preflight.units, preflight.num_views
         allow_fast_products(config.precision)
-        if config.compile:
-            self._compile()
+        compiled = compile_trainee(self.trainee, config.compile, device, config.method.name)
+        if compiled and processes.is_first:
+            tqdm.write(compiled, file=sys.stderr)
         self.loader = preflight.loader(
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
@@ -250,15 +252,6 @@ class _Run:
         from .validation import Validation
 
         return Validation(self.config, self.place, self.processes)
-
-    def _compile(self) -> None:
-        parts = self.trainee.compilable()
-        if not parts:
-            raise UsageError(
-                f"method {self.config.method.name} has nothing to compile; leave --compile out"
-            )
-        for part in parts:
-            part.compile()
 
     def save(self) -> None:
         """Write last.pt: the recogniser and all that resuming needs. For all processes together.

@@ -32,5 +32,5 @@ class Trainee(nn.Module):
         raise NotImplementedError
 
     def compilable(self) -> Sequence[nn.Module]:
-        """Return the parts that ``--compile`` may fuse: those whose input keeps its shape."""
+        """Return the parts that torch.compile may fuse."""
         return ()

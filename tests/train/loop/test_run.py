@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from samples import WORDS, tiny_build, write_words
 from small_student import SMALL_METHOD
 
 from clipocr.precompute.builder.build import build_cache
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
     CacheMismatchError,
@@ -29,13 +31,14 @@ from clipocr.shared.errors import (
 )
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
+from clipocr.train.loop import compilation
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.processes import StopRequestedError
-from clipocr.train.loop.run import _Run, train
+from clipocr.train.loop.run import _Run, check_cache, train
 from clipocr.train.methods.clip_ocr.alignment import ImageAlignment
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
@@ -43,6 +46,7 @@ from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import Reader
 from clipocr.train.report.curves import draw_curves, read_panels
 
+CPU = torch.device("cpu")
 CONFIG = TrainConfig(
     method=SMALL_METHOD,
     epochs=3,
@@ -464,21 +468,63 @@ def test_one_step_that_is_not_finite_is_skipped_and_counted(
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_a_compiled_encoder_learns_the_same(
-    place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Inductor spends 40 s in the C++ compiler; this backend has the same graphs, and their
-    # gradients, without it.
+@pytest.fixture
+def aot_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile without Inductor, which spends 40 s in the C++ compiler, but to the same graphs."""
     compile_with_inductor = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda m: compile_with_inductor(m, backend="aot_eager")
     )
-    config = replace(CONFIG, epochs=1, batch_size=36)
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("aot_eager")
+def test_a_compiled_student_learns_the_same(
+    place: TrainPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, epochs=1, batch_size=9, compile="off")
     plain = train(config, place)
-    fused = train(replace(config, compile=True), replace(place, out=tmp_path / "fused"))
+    assert "compile" not in capsys.readouterr().err
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    fused = train(replace(config, compile="on"), replace(place, out=tmp_path / "fused"))
+    assert "Steps are compiled" in capsys.readouterr().err
     assert fused.first_loss == pytest.approx(plain.first_loss, rel=1e-3)
     weights = load_checkpoint(tmp_path / "fused" / "last.pt")["recogniser"]
     assert weights.keys() == load_checkpoint(place.out / "last.pt")["recogniser"].keys()
+    # One shape, any length of labels, any number of rows; one is the probe's.
+    lengths = {batch.num_positions for batch in cache_loader_of(config, place).epoch(0)}
+    assert len(lengths) > 3
+    assert counters["stats"]["unique_graphs"] <= 4
+    assert not counters["graph_break"]
+
+
+def cache_loader_of(config: TrainConfig, place: TrainPlace) -> CacheLoader:
+    preflight = check_cache(config, FeatureCache.open(place.cache))
+    return preflight.loader(batch_size=config.batch_size, seed=config.seed, device=CPU)
+
+
+def test_what_cannot_be_compiled_is_refused_and_said(
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_to_nothing(module: torch.nn.Module) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("\nFailed to find C compiler.\nPlease specify one via CC.")
+
+        module.register_forward_pre_hook(fail)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_to_nothing)
+    why = r"torch.compile does not work here (Failed to find C compiler.)"
+    with pytest.raises(UsageError, match=re.escape(f"{why}; leave --compile out")):
+        train(replace(CONFIG, compile="on"), place)
+    # By itself a run goes on without; on a GPU, so here nothing may be computed.
+    monkeypatch.setattr(compilation, "_try", lambda _: "Failed to find C compiler.")
+    preflight = check_cache(CONFIG, FeatureCache.open(place.cache))
+    trainee = CONFIG.method.trainee(LabelTokenizer(CONFIG.charset, 25), preflight.shapes)
+    said = compilation.compile_trainee(trainee, "auto", torch.device("cuda"), "clip-ocr")
+    assert said == f"Steps are not compiled, so slower: {why}."
+    assert compilation.compile_trainee(trainee, "auto", CPU, "clip-ocr") == ""
+    assert not any(module._forward_pre_hooks for module in trainee.modules())
 
 
 def test_curves_are_drawn_without_what_was_done_over(

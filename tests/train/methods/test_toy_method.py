@@ -359,7 +359,7 @@ def test_without_a_recogniser_there_is_nothing_to_evaluate(
         assert f"toy-labels has nothing that reads images; leave {option_name} out" in (
             result.output
         )
-    result = train(cache_path, tmp_path / "other", "--method", "toy-labels", "--compile")
+    result = train(cache_path, tmp_path / "other", "--method", "toy-labels", "--compile", "on")
     assert "toy-labels has nothing to compile" in result.output
 
 

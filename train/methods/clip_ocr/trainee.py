@@ -45,8 +45,8 @@ class ClipOcrTrainee(Trainee):
         return terms
 
     def compilable(self) -> Sequence[nn.Module]:
-        """Return the encoder: the decoder's input is as long as the longest label."""
-        return (self.recogniser.encoder,)
+        """Return the student; the losses are products in tiles, and little else."""
+        return (self.recogniser,)
 
 
 class ClipOcrHeads(nn.Module):
