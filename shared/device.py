@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import re
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 
@@ -44,6 +46,18 @@ def choose_device(name: str, process: Process = _ALONE) -> torch.device:
         # longest label), and whose choice would decide the last bits of a cache.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return what decides the last bits of results, beside the versions of libraries."""
+    if device.type != "cuda":
+        return f"{device.type} with {torch.backends.cpu.get_cpu_capability()}"
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    described = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    with suppress(OSError):
+        module = re.search(r" (\d+\.[\d.]+) ", Path("/proc/driver/nvidia/version").read_text())
+        described += f", driver {module[1]}" if module else ""
+    return described
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[str, str]:

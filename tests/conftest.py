@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICE
 from samples import WORDS, register_tiny_clip, tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
@@ -16,6 +17,19 @@ from clipocr.shared.cache.reader import FeatureCache
 torch.set_num_threads(1)
 # Under nohup it would be ignored, and the processes that tests start would ignore it too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run on any device."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("device")
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device under test; see `devices`."""
+    return DEVICE
 
 
 @pytest.fixture(scope="session", autouse=True)

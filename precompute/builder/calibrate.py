@@ -40,6 +40,11 @@ class CodecSample:
         """Return the table that keeps the tokens of an image array in so many bytes."""
         return self.bases[array].table(record_bytes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed."""
+        return self._teacher.device
+
     @cached_property
     def bases(self) -> dict[str, KltBasis]:
         """The basis of each image array, fit to all of the sample but its first ninth."""

@@ -26,6 +26,7 @@ from ...shared.cache.shards import GROUP_METADATA, Array, ArrayLayout, write_arr
 from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, scratch_folder
 from ...shared.cache.strings import encode_strings
+from ...shared.device import describe_device
 from ...shared.distribution import versions_with
 from ...shared.errors import MEND, CacheCorruptError, CacheMismatchError
 from .calibrate import CodecSample
@@ -96,7 +97,9 @@ def write_index(
         files |= write_metadata(storage, layout)
         for group in map(names.metadata_file, names.parents(layout.name)):
             files[group] = storage.ensure(group, GROUP_METADATA)
-    manifest = replace(manifest, files=files)
+    libraries = versions_with("torch", "open_clip_torch", "pillow", "simplejpeg", "numpy", "zarr")
+    built_with = {**libraries, "device": describe_device(sample.device)}
+    manifest = replace(manifest, files=files, built_with=built_with)
     storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
     return manifest
 
@@ -138,15 +141,13 @@ def publish_table(
 
 
 def draft_manifest(spec: CacheSpec, scan: Scan) -> Manifest:
-    """Return the manifest of a cache without its files."""
+    """Return the manifest of a cache without its files, and without what built them."""
     return Manifest(
         spec=spec,
         num_labels=len(scan.labels),
         num_label_bytes=sum(len(label.encode()) for label in scan.labels),
         num_rejected=len(scan.rejected["source"]),
-        built_with=versions_with(
-            "torch", "open_clip_torch", "pillow", "simplejpeg", "numpy", "zarr"
-        ),
+        built_with={},
         files={},
     )
 

@@ -52,13 +52,18 @@ def teacher() -> Teacher:
     return load()
 
 
+@pytest.fixture(scope="module")
+def device_teacher(device: str) -> Teacher:
+    return load(device=torch.device(device))
+
+
 @pytest.fixture
 def plain(teacher: Teacher) -> torch.nn.Module:
     return copy.deepcopy(teacher._model)
 
 
 def test_image_taps_equal_open_clip_with_cropped_positions(
-    teacher: Teacher, plain: torch.nn.Module
+    device_teacher: Teacher, plain: torch.nn.Module
 ) -> None:
     small = open_clip.create_model("ViT-tiny-test", force_image_size=(32, 128)).eval()
     state = plain.state_dict()
@@ -72,12 +77,14 @@ def test_image_taps_equal_open_clip_with_cropped_positions(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     with torch.no_grad():
         projected = small.encode_image((pixels - mean) / std)
-    torch.testing.assert_close(teacher.image_embeddings(views), projected, rtol=1e-5, atol=1e-5)
-    arrays = teacher.image_features(views)
+    torch.testing.assert_close(
+        device_teacher.image_embeddings(views).cpu(), projected, rtol=1e-5, atol=1e-5
+    )
+    arrays = device_teacher.image_features(views)
     assert list(arrays) == ["block1", "block2", "block3"]
     for block, features in enumerate(arrays.values(), start=1):
         assert features.shape == (5, 17, 64)
-        torch.testing.assert_close(features, seen[block], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features.cpu(), seen[block], rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_after_the_last_tap_are_not_run(teacher: Teacher) -> None:
@@ -86,7 +93,7 @@ def test_blocks_after_the_last_tap_are_not_run(teacher: Teacher) -> None:
     assert sorted(seen) == [1, 2, 3]
 
 
-def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Module) -> None:
+def test_text_taps_and_eot_equal_open_clip(device_teacher: Teacher, plain: torch.nn.Module) -> None:
     tokenizer = TeacherTokenizer("char", 25)
     sequences = [tokenizer.tokenize(label).ids for label in ("cat", "a", "catalogue")]
     short = torch.zeros(3, 12, dtype=torch.int32)
@@ -96,13 +103,13 @@ def test_text_taps_and_eot_equal_open_clip(teacher: Teacher, plain: torch.nn.Mod
     seen = hooked(plain.transformer.resblocks)
     with torch.no_grad():
         projected = plain.encode_text(full)
-    arrays = teacher.text_features(short, torch.tensor([len(ids) - 1 for ids in sequences]))
+    arrays = device_teacher.text_features(short, torch.tensor([len(ids) - 1 for ids in sequences]))
     assert list(arrays) == ["block1", "block2", "block3", "eot"]
-    torch.testing.assert_close(arrays.pop("eot"), projected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(arrays.pop("eot").cpu(), projected, rtol=1e-5, atol=1e-5)
     # Causal: a context of 12 is the beginning of a context of 77.
     for block, features in enumerate(arrays.values(), start=1):
         assert features.shape == (3, 12, 32)
-        torch.testing.assert_close(features, seen[block][:, :12], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features.cpu(), seen[block][:, :12], rtol=1e-5, atol=1e-5)
 
 
 def test_last_text_block_can_be_a_tap() -> None:
@@ -166,7 +173,7 @@ class _ParameterCasts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_cudnn_stays_on_and_rounds_to_no_tf32(teacher: Teacher) -> None:
+def test_cudnn_stays_on_and_rounds_to_no_tf32(device_teacher: Teacher) -> None:
     """Without cuDNN a GPU runs the patch embedding once for every picture of a batch."""
     seen = []
 
@@ -174,8 +181,8 @@ def test_cudnn_stays_on_and_rounds_to_no_tf32(teacher: Teacher) -> None:
         flags = torch.backends.cudnn
         seen.append((flags.enabled, flags.allow_tf32, flags.deterministic))
 
-    handle = teacher._model.visual.conv1.register_forward_pre_hook(look)
-    teacher.image_features(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
+    handle = device_teacher._model.visual.conv1.register_forward_pre_hook(look)
+    device_teacher.image_features(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
     handle.remove()
     assert seen == [(True, False, True)]
 
@@ -195,14 +202,14 @@ def test_a_teacher_says_what_its_arrays_are(teacher: Teacher) -> None:
     assert teacher.text_widths == {"block1": 32, "block2": 32, "block3": 32, "eot": 24}
 
 
-def test_a_chunk_is_run_whole_with_each_row_at_its_place(teacher: Teacher) -> None:
+def test_a_chunk_is_run_whole_with_each_row_at_its_place(device_teacher: Teacher) -> None:
     views = torch.randint(0, 256, (8, 32, 128, 3), dtype=torch.uint8)
-    whole = teacher.image_features(views)
+    whole = device_teacher.image_features(views)
     for rows, places in (([0, 1, 2], None), ([5, 2], [5, 2])):
         some = views.clone()
         some[[row for row in range(8) if row not in rows]] = 0
-        expected = teacher.image_features(some)
-        found = teacher.chunk_features(views[rows].numpy(), 8, places)
+        expected = device_teacher.image_features(some)
+        found = device_teacher.chunk_features(views[rows].numpy(), 8, places)
         for array in whole:
             assert torch.equal(found[array], expected[array][rows])
 

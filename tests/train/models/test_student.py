@@ -10,7 +10,6 @@ from clipocr.train.models.config import SIZES, StudentConfig, StudentSize
 from clipocr.train.models.student import Student, StudentOutput
 from clipocr.train.models.tokenizer import LabelTokenizer
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TOKENIZER = LabelTokenizer(Charset.load("36"), 6)
 MINI = StudentConfig(
     size=StudentSize(
@@ -81,7 +80,6 @@ def test_every_preset_yields_stages_and_logits(preset):
     assert output.logits.shape == (2, 3, 37)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("num_positions", [3, 0])
 def test_a_batch_without_rows_gives_gradients_of_zero(device, dtype, num_positions):
@@ -289,7 +287,6 @@ def test_initialisation_is_the_official_one():
     assert not any(m.bias.any() for m in student.decoder.layers.modules() if hasattr(m, "bias"))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_reads_as_float32_does(device, dtype):
     student, images = make_student().to(device), make_images(3).to(device)
