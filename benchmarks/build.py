@@ -8,12 +8,14 @@ DATA is a folder of word LMDBs. One round takes one unit through
     views           LMDB, decoding, stretching, compressing the pixels, by one core; and once more
                     with RandAugment
     encode, write   the codec over features that are there, checksums, files, fsync
-    builder         all of it: what `cache build` does, published unit by unit
+    builder         all of it: what `cache build` does with all units, from the first one's commit
+                    to the last one's, so that starting its workers does not count
 
 Every builder's round stands between two of the teacher's and is compared with their mean, so that
 a machine whose speed drifts does so for both; padding counts as the teacher counts it. `of slowest`
 is the builder against the slowest stage, views being made by all `--workers` (0: one thread, which
-beside a teacher on the CPU has what that leaves idle). Figures are medians over rounds.
+beside a teacher on the CPU has what that leaves idle; by default as many as `cache build` takes).
+Figures are medians over rounds.
 
 Then what other decoders do, of those that are installed, with the JPEGs among DATA: how many come
 out with the very pixels of Pillow, and how many a core decodes in a second. And what all that means
@@ -29,7 +31,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -80,11 +82,16 @@ class Bench:
         missing = -len(part) % self.cache.spec.chunk_rows
         return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
-    def without(self, unit_idx: int) -> FeatureCache:
-        """Return the cache as it was before it had a unit."""
-        committed, key = self.cache.committed, (0, unit_idx)
-        (self.cache.folder.root / names.record_file(committed.units[key].name)).unlink()
-        units = {k: record for k, record in committed.units.items() if k != key}
+    def record(self, unit_idx: int) -> Path:
+        """Return the record that commits a unit."""
+        return self.cache.folder.root / names.record_file(names.unit_name(0, unit_idx))
+
+    def without(self, unit_idxs: Sequence[int]) -> FeatureCache:
+        """Return the cache as it was before it had some units."""
+        committed = self.cache.committed
+        for unit_idx in unit_idxs:
+            self.record(unit_idx).unlink()
+        units = {k: record for k, record in committed.units.items() if k[1] not in unit_idxs}
         others = Committed(units=units, texts=committed.texts)
         return FeatureCache(self.cache.storage, self.cache.manifest, others)
 
@@ -97,7 +104,7 @@ def main() -> None:
     parser.add_argument("--codec", default="fp16")
     parser.add_argument("--unit-rows", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--workers", type=int)
     args = parser.parse_args()
     device = choose_device("auto")
     precision = "fp16" if device.type == "cuda" else "fp32"
@@ -111,20 +118,26 @@ def main() -> None:
             unit_rows=args.unit_rows, workers=args.workers,
         )  # fmt: skip
         cache = build_cache(config).cache
+        if cache.spec.num_units < 2:
+            raise SystemExit(
+                f"{args.data}: {cache.spec.num_rows} rows, expected more than one unit of "
+                f"{args.unit_rows}; lower --unit-rows"
+            )
+        num_workers = config.num_workers(device.type)
         bench = Bench(
             cache=cache,
             teacher=teacher,
             sources=tuple(find_named_lmdbs(config.data).values()),
             views=unfilter_pixels(torch.from_numpy(cache.image_reader(0, "pixels").all())),
-            num_workers=args.workers,
+            num_workers=num_workers,
         )
         rates, ratios = measure(bench, args.rounds)
     medians = {stage: statistics.median(rate) for stage, rate in rates.items()}
     print(
         f"units of {args.unit_rows} rows on {device}, {precision}, {args.augment} views, codec "
-        f"{args.codec}, {args.workers} workers\n"
+        f"{args.codec}, {num_workers} workers\n"
     )
-    print(stages_table(medians, ratios, args.augment, args.workers))
+    print(stages_table(medians, ratios, args.augment, num_workers))
     print()
     print(decoders_table(some_jpegs(bench.sources)))
     print()
@@ -179,7 +192,7 @@ def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
 
 
 def write_rate(bench: Bench, unit_idx: int) -> float:
-    cache = bench.without(unit_idx)
+    cache = bench.without([unit_idx])
     start, stop = cache.spec.unit_range(unit_idx)
     views, chunk_rows = bench.views[start:stop], cache.spec.chunk_rows
     # What features say is nothing to a writer: the first chunk's stand for all.
@@ -200,13 +213,14 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
     return len(views) / (time.perf_counter() - started)
 
 
-def builder_rate(bench: Bench, unit_idx: int) -> float:
-    cache = bench.without(unit_idx)
-    started = time.perf_counter()
+def builder_rate(bench: Bench, _: int) -> float:
+    units = range(bench.cache.spec.num_units)
+    cache = bench.without(units)
     builder = UnitBuilder(cache, bench.teacher, bench.sources, bench.num_workers)
-    num_rows = builder.build([(0, unit_idx)])
-    padded = num_rows + -num_rows % cache.spec.chunk_rows
-    return padded / (time.perf_counter() - started)
+    builder.build([(0, unit_idx) for unit_idx in units])
+    committed_ns = sorted(bench.record(unit_idx).stat().st_mtime_ns for unit_idx in units)
+    padded = sum(len(bench.unit_views(unit_idx)) for unit_idx in units[1:])
+    return padded / (committed_ns[-1] - committed_ns[0]) * 1e9
 
 
 STAGES: Mapping[str, Callable[[Bench, int], float]] = {

@@ -13,8 +13,9 @@ student, as PRESET:BATCH:STEPS, it prints a table of
     online, tuned     the teacher in the step as well as one can: no block after the last tap, text
                       features looked up, fp16 and torch.compile on a GPU, pictures decoded by the
                       processes of a DataLoader
-    online, official  as the official code: fp32 weights, all 12 blocks, the labels of every batch
-                      through the text encoder at the batch's own length
+    online, official  as the official code: all 12 blocks, the labels of every batch through the
+                      text encoder at the batch's own length; on a GPU student and teacher under
+                      autocast to fp16, and neither compiled
 
 all with the trainer's own step: forward, backward, clipping, AdamW, the meter. A round is a whole
 epoch of STEPS batches, from asking for the first to the end of the last step; so it holds reading
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -69,7 +71,7 @@ MAX_LABEL_LENGTH = 25
 TOKENIZER = LabelTokenizer(CHARSET, MAX_LABEL_LENGTH)
 REFERENCES = ("random targets", "online, tuned", "online, official")
 """Variants that the others are compared with."""
-WORKERS = 2
+WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
 """Processes that decode pictures for the online variants."""
 
 
@@ -256,11 +258,13 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
     """Train, a round at a time; yield the seconds and the CPU seconds of each."""
     setting, device = variant.setting, torch.device(variant.device)
     cache = FeatureCache.open(variant.cache)
+    is_official = variant.name == "online, official"
     config = TrainConfig(
         method=ClipOcr(student=StudentConfig(size=SIZES[setting.preset])),
         charset=CHARSET,
         batch_size=setting.batch_size,
-        precision=precision_on(device),
+        precision=mixed_precision(device) if is_official else precision_on(device),
+        compile="off" if is_official else TrainConfig.compile,
     )
     if variant.name == "student alone":
         alone = replace(config.method, image_stages=(), text_stages=(), word=False)
@@ -278,6 +282,11 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
         assert next(epoch, None) is None
         run.meter.check(run.step, "")  # Waits for a GPU.
         yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
+
+
+def mixed_precision(device: torch.device) -> str:
+    """Return what the official run computes in, which a CPU has no use for."""
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def precision_on(device: torch.device) -> str:
@@ -342,9 +351,11 @@ def text_name(cache: FeatureCache) -> str:
 def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     """Only the image encoder runs in the step."""
     device = torch.device(variant.device)
-    teacher = load_online_teacher(device, "fp16" if device.type == "cuda" else "fp32", TAPS)
+    teacher = load_online_teacher(device, mixed_precision(device), TAPS)
     if device.type == "cuda":
-        teacher._visual.transformer.compile()
+        # Each block: the transformer itself is never called, because it would run them all.
+        for block in teacher._visual.transformer.resblocks[: max(TAPS)]:
+            block.compile()
     text = cache.text_table(text_name(cache))
     number = {label: idx for idx, label in enumerate(text.strings)}
 
@@ -372,7 +383,7 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
     import open_clip
 
     device = torch.device(variant.device)
-    teacher = load_online_teacher(device, "fp32", (*TAPS, 12))
+    teacher = load_online_teacher(device, mixed_precision(device), (*TAPS, 12))
 
     def batch(views: torch.Tensor, labels: list[str]) -> Batch:
         num_positions = max(map(len, labels)) + 1
@@ -415,11 +426,14 @@ class Pictures(Dataset[tuple[torch.Tensor, str]]):
 
 
 def decoded_ahead(variant: Variant, batch: Callable[[torch.Tensor, list[str]], Batch]) -> Epochs:
-    """Decode on processes of their own, some batches ahead, and have the teacher look at each."""
+    """Decode on processes of their own, some batches ahead, and have the teacher look at each.
+
+    Every epoch in the same order: another would have other longest labels, and the first step of a
+    length sets up what later ones find.
+    """
     pictures = DataLoader(
         Pictures(variant.words, labelled(variant)),
         batch_size=variant.setting.batch_size,
-        shuffle=True,
         num_workers=WORKERS,
         pin_memory=torch.device(variant.device).type == "cuda",
         persistent_workers=True,

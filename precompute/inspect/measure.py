@@ -17,12 +17,13 @@ import torch
 
 from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.codecs.codecs import Pixels, feature_codec
+from ...shared.cache.names import PIXELS
 from ...shared.cache.shards import Array, ArrayWriter
 from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import LocalStorage
 from ..builder.calibrate import fit_rows, sample_chunks
 from ..builder.scan import Scan
-from ..builder.views import ViewMaker
+from ..builder.views import StoredViewMaker, ViewMaker
 from ..teacher.clip import Teacher
 from ..teacher.tokens import TokenTrie
 
@@ -46,14 +47,21 @@ class SampleViews:
 
 
 def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
-    """Make the views of the first rows, up to two chunks, while the budget lasts."""
-    maker = ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed)
+    """Make the views of the first rows, up to two chunks, while the budget lasts.
+
+    They are compressed too, as decoders do that.
+    """
+    of_batches = replace(spec, unit_rows=_FIRST_BATCH, chunk_rows=_FIRST_BATCH)
+    maker = StoredViewMaker(
+        ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed),
+        of_batches.image_layouts(0)[PIXELS],
+    )
     made: list[Pixels] = []
     bad: Counter[str] = Counter()
     started = time.perf_counter()
     first_rows = scan.order(spec.seed)[: 2 * spec.chunk_rows]
     for rows in sample_chunks(scan, spec.seed, first_rows, _FIRST_BATCH):
-        chunk = maker(rows)
+        chunk, _ = maker(rows)
         made.append(chunk.views)
         bad.update(chunk.bad.values())
         if time.perf_counter() - started > _VIEWS_BUDGET_S:
@@ -64,9 +72,15 @@ def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
 
 
 def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:
-    """Return images/s through the teacher, features brought to the host."""
+    """Return images/s through the teacher; what is stored of them is encoded where they are."""
     batch = torch.from_numpy(_repeated(views, chunk_rows))
-    return _rate(lambda size: _to_host(teacher.image_features(batch[:size])), chunk_rows)
+
+    def work(size: int) -> None:
+        teacher.image_features(batch[:size])
+        if teacher.device.type == "cuda":
+            torch.cuda.synchronize(teacher.device)
+
+    return _rate(work, chunk_rows)
 
 
 def measure_labels(teacher: Teacher, trie: TokenTrie, chunk_rows: int) -> float:
