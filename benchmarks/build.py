@@ -8,8 +8,8 @@ DATA is a folder of word LMDBs. One round takes one unit through
     views           LMDB, decoding, stretching, compressing the pixels, by one core; and once more
                     with RandAugment
     encode, write   the codec over features that are there, checksums, files, fsync
-    builder         all of it: what `cache build` does with all units, from the first one's commit
-                    to the last one's, so that starting its workers does not count
+    builder         all of it: what `cache build` does, published unit by unit, from the first batch
+                    on that reaches the teacher; so the start of its workers does not count
 
 Every builder's round stands between two of the teacher's and is compared with their mean, so that
 a machine whose speed drifts does so for both; padding counts as the teacher counts it. `of slowest`
@@ -31,8 +31,9 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -82,16 +83,11 @@ class Bench:
         missing = -len(part) % self.cache.spec.chunk_rows
         return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
-    def record(self, unit_idx: int) -> Path:
-        """Return the record that commits a unit."""
-        return self.cache.folder.root / names.record_file(names.unit_name(0, unit_idx))
-
-    def without(self, unit_idxs: Sequence[int]) -> FeatureCache:
-        """Return the cache as it was before it had some units."""
-        committed = self.cache.committed
-        for unit_idx in unit_idxs:
-            self.record(unit_idx).unlink()
-        units = {k: record for k, record in committed.units.items() if k[1] not in unit_idxs}
+    def without(self, unit_idx: int) -> FeatureCache:
+        """Return the cache as it was before it had a unit."""
+        committed, key = self.cache.committed, (0, unit_idx)
+        (self.cache.folder.root / names.record_file(committed.units[key].name)).unlink()
+        units = {k: record for k, record in committed.units.items() if k != key}
         others = Committed(units=units, texts=committed.texts)
         return FeatureCache(self.cache.storage, self.cache.manifest, others)
 
@@ -115,14 +111,9 @@ def main() -> None:
         config = BuildConfig(
             data=(args.data,), out=Path(folder) / "cache", teacher=args.teacher, device=str(device),
             precision=precision, augment=args.augment, codec=(Codec.parse(args.codec),),
-            unit_rows=args.unit_rows, workers=args.workers,
+            unit_rows=args.unit_rows, chunk_rows=min(256, args.unit_rows), workers=args.workers,
         )  # fmt: skip
         cache = build_cache(config).cache
-        if cache.spec.num_units < 2:
-            raise SystemExit(
-                f"{args.data}: {cache.spec.num_rows} rows, expected more than one unit of "
-                f"{args.unit_rows}; lower --unit-rows"
-            )
         num_workers = config.num_workers(device.type)
         bench = Bench(
             cache=cache,
@@ -192,7 +183,7 @@ def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
 
 
 def write_rate(bench: Bench, unit_idx: int) -> float:
-    cache = bench.without([unit_idx])
+    cache = bench.without(unit_idx)
     start, stop = cache.spec.unit_range(unit_idx)
     views, chunk_rows = bench.views[start:stop], cache.spec.chunk_rows
     # What features say is nothing to a writer: the first chunk's stand for all.
@@ -213,14 +204,20 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
     return len(views) / (time.perf_counter() - started)
 
 
-def builder_rate(bench: Bench, _: int) -> float:
-    units = range(bench.cache.spec.num_units)
-    cache = bench.without(units)
-    builder = UnitBuilder(cache, bench.teacher, bench.sources, bench.num_workers)
-    builder.build([(0, unit_idx) for unit_idx in units])
-    committed_ns = sorted(bench.record(unit_idx).stat().st_mtime_ns for unit_idx in units)
-    padded = sum(len(bench.unit_views(unit_idx)) for unit_idx in units[1:])
-    return padded / (committed_ns[-1] - committed_ns[0]) * 1e9
+def builder_rate(bench: Bench, unit_idx: int) -> float:
+    cache = bench.without(unit_idx)
+    started: list[float] = []
+
+    class Clocked(Teacher):
+        def chunk_features(self, *args, **kwargs):
+            started.append(time.perf_counter())
+            return super().chunk_features(*args, **kwargs)
+
+    teacher = copy(bench.teacher)
+    teacher.__class__ = Clocked
+    num_rows = UnitBuilder(cache, teacher, bench.sources, bench.num_workers).build([(0, unit_idx)])
+    padded = num_rows + -num_rows % cache.spec.chunk_rows
+    return padded / (time.perf_counter() - started[0])
 
 
 STAGES: Mapping[str, Callable[[Bench, int], float]] = {
