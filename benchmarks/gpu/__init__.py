@@ -1,0 +1,1 @@
+"""`make gpu`: what a machine with a GPU has to show, in five parts; see `run`."""

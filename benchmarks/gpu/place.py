@@ -1,0 +1,159 @@
+"""Where a part of `make gpu` works and on what: a device, rendered words, a teacher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import small_clip
+import torch
+from demo import CONSONANTS, VOWELS
+
+from clipocr.shared.device import choose_device
+
+from .results import Results
+
+TRAIN_WORDS, TEST_WORDS = 20_000, 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What the command line says of a part."""
+
+    work: Path
+    results: Path
+    device: torch.device
+    small: bool
+    """Whether all sizes are miniature, so that a CPU gets through."""
+    words: Path | None
+    """Word list to render; None: words that are made up."""
+    fonts: Path | None
+    """Folder of fonts; None: matplotlib's."""
+    test_data: tuple[Path, ...]
+    """Roots of test sets for the reader."""
+    minutes: float
+    """Of training, for the reader."""
+
+    @classmethod
+    def parse(cls) -> Place:
+        """Return the place that this process was told."""
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        args = vars(parser.parse_args())
+        args["device"] = choose_device(args["device"])
+        args["test_data"] = tuple(args["test_data"])
+        return cls(**args)
+
+    def begin(self, part: int) -> Results:
+        """Return the results of a part, and make what all parts need."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        small_clip.register()
+        return Results(self.results, part)
+
+    @property
+    def teacher(self) -> str:
+        """CLIP's ViT-B/16, or a small one, with random weights."""
+        return f"{small_clip.TEACHER if self.small else 'ViT-B-16'}/random:0"
+
+    @property
+    def image_taps(self) -> tuple[int, ...]:
+        """Of that teacher."""
+        return small_clip.IMAGE_TAPS if self.small else (3, 6, 9)
+
+    @property
+    def text_taps(self) -> tuple[int, ...]:
+        """Of that teacher."""
+        return small_clip.TEXT_TAPS if self.small else (3, 6, 9)
+
+    def sized(self, full: int, small: int) -> int:
+        """Return the size for this place."""
+        return small if self.small else full
+
+    def rendered(self, name: str, count: int, *, test: bool = False) -> Path:
+        """Return a root with an LMDB of rendered words, rendered unless it is there."""
+        root = self.work / "data" / f"{name}-{count}"
+        if not (root / "words.lmdb").exists():
+            listed = self._word_list(test)
+            fonts = ("--fonts", self.fonts) if self.fonts else ()
+            self.clipocr(
+                "data", "render", root / "words.lmdb", "--words", listed, "--count", count,
+                "--max-height-px", 64, "--style", "color", "--seed", int(test), *fonts,
+            )  # fmt: skip
+        return root
+
+    def _word_list(self, test: bool) -> Path:
+        """Return a list of words, of which no test word is a training word."""
+        words = self._words()
+        held_out = words[: max(1, len(words) // 11)]
+        path = self.work / ("test.txt" if test else "train.txt")
+        path.write_text("\n".join(held_out if test else words[len(held_out) :]) + "\n")
+        return path
+
+    def _words(self) -> list[str]:
+        if self.words is not None:
+            words = self.words.read_text(encoding="utf-8").split()
+        else:
+            words = made_up_words(self.sized(TRAIN_WORDS + TEST_WORDS, 220))
+        random.Random(0).shuffle(words)
+        return words
+
+    def clipocr(self, *args: object, processes: int = 1, timeout_s: float = 300) -> str:
+        """Run the command; return what it printed. Raises if it fails, with its last lines."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [
+            sys.executable, *(launcher if processes > 1 else []),
+            Path(small_clip.__file__).with_name("with_small_clip.py"), *args,
+        ]  # fmt: skip
+        began = time.perf_counter()
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, timeout=timeout_s
+        )
+        with (self.work / "commands.log").open("a") as log:
+            shown = " ".join(str(word) for word in args)
+            log.write(f"$ clipocr {shown}\n{done.stdout}{done.stderr}\n")
+            log.write(f"[{done.returncode} after {time.perf_counter() - began:.1f} s]\n\n")
+        if done.returncode:
+            lines = done.stderr.replace("\r", "\n").strip().splitlines()
+            raise RuntimeError(f"clipocr {args[0]} {args[1]}: {' | '.join(lines[-3:])}")
+        return done.stdout
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every part takes."""
+    parser.add_argument("--work", type=Path, default=Path(".gpu"))
+    parser.add_argument("--results", type=Path, default=Path(".gpu/results"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--words", type=Path)
+    parser.add_argument("--fonts", type=Path)
+    parser.add_argument("--test-data", type=Path, action="append", default=[])
+    parser.add_argument("--minutes", type=float, default=4.0)
+
+
+def made_up_words(count: int) -> list[str]:
+    """Return pronounceable strings, some with digits, as long as English words are."""
+    rng, words = random.Random(0), set()
+    while len(words) < count:
+        length = min(12, max(3, round(rng.lognormvariate(1.9, 0.35))))
+        if rng.random() < 0.01:
+            length = rng.randint(13, 21)
+        letters = [(CONSONANTS if i % 2 == 0 else VOWELS) for i in range(length)]
+        words.add(
+            "".join(
+                rng.choice(kind if rng.random() < 0.9 else "0123456789" + CONSONANTS)
+                for kind in letters
+            )
+        )
+    return sorted(words)
+
+
+def loss_of(run: Path) -> list[float]:
+    """Return a run's loss by epoch."""
+    history = json.loads((run / "run.json").read_text())["history"]
+    return [entry["loss/total"] for entry in history]
