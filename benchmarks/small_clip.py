@@ -18,6 +18,7 @@ import argparse
 import math
 import time
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
+from clipocr.shared.device import choose_device
 from clipocr.shared.geometry import normalize
 
 TEACHER = "ViT-words-16"
@@ -53,12 +55,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     register()
     model = open_clip.create_model(TEACHER).to(device)
     views, tokens, words = load_words(args.data, model.context_length)
+    views, tokens = views.to(device), tokens.to(device)
     # By the word, so that no picture of a word that is tested on is trained on.
     is_held_out = np.asarray([zlib.crc32(w.encode()) % HELD_OUT_EVERY == 0 for w in words])
     train, test = (torch.from_numpy(np.flatnonzero(part)) for part in (~is_held_out, is_held_out))
@@ -82,28 +86,28 @@ def main() -> None:
         warm = min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * warm * (1 + math.cos(math.pi * share)) / 2
-        logits = similarities(model, views[batch].to(device), tokens[batch].to(device))
+        logits = similarities(model, views[batch], tokens[batch])
         right = torch.arange(len(batch), device=device)
         loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
         optimizer.zero_grad()
-        # On CPUs the backward pass of fused attention is far slower than that of its parts.
-        with sdpa_kernel(SDPBackend.MATH):
+        with attention_kernel(device):
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
         step += 1
         if step % LOG_EVERY_STEPS == 0:
             rate = step * args.batch_size / (time.perf_counter() - started)
             top1 = accuracy(model, views, tokens, test, args.batch_size)
             print(
-                f"step {step}, {rate:.0f} samples/s, loss {np.mean(losses[-LOG_EVERY_STEPS:]):.3f} "
+                f"step {step}, {rate:.0f} samples/s, loss {torch.stack(losses).mean():.3f} "
                 f"(chance {math.log(args.batch_size):.3f}), held-out top-1 of a batch: "
                 f"{top1:.1f} % (chance {100 / args.batch_size:.1f} %)",
                 flush=True,
             )
+            losses.clear()
     # Words use the class row and the first rows of the grid, so these come first.
     positions[: len(cropped)] = model.visual.positional_embedding.data
     model.visual.positional_embedding = nn.Parameter(positions)
@@ -137,9 +141,14 @@ def load_words(roots: list[Path], context_length: int) -> tuple[Tensor, Tensor, 
     return torch.from_numpy(np.stack(views)), torch.tensor(tokens), words
 
 
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
+    """On CPUs the backward pass of fused attention is far slower than that of its parts."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 def similarities(model: nn.Module, views: Tensor, tokens: Tensor) -> Tensor:
     """Return logits of every picture with every label. Shape: (B, B)."""
-    with sdpa_kernel(SDPBackend.MATH), torch.autocast(views.device.type, torch.bfloat16):
+    with attention_kernel(views.device), torch.autocast(views.device.type, torch.bfloat16):
         image = model.encode_image(normalize(views, CLIP_MEAN, CLIP_STD), normalize=True)
         text = model.encode_text(tokens, normalize=True)
     return model.logit_scale.exp() * image.float() @ text.float().T
@@ -150,12 +159,11 @@ def accuracy(
     model: nn.Module, views: Tensor, tokens: Tensor, rows: Tensor, batch_size: int
 ) -> float:
     """Return how often the right one of a batch's labels is nearest, in percent."""
-    device = next(model.parameters()).device
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     rows = rows[: 4 * batch_size]
     right = 0
     for batch in rows.split(batch_size):
-        logits = similarities(model, views[batch].to(device), tokens[batch].to(device))
+        logits = similarities(model, views[batch], tokens[batch])
         nearest = logits.argmax(1).cpu()
         right += sum(torch.equal(tokens[batch[i]], tokens[batch[j]]) for i, j in enumerate(nearest))
     return 100 * right / len(rows)

@@ -109,6 +109,7 @@ class Variant:
     words: Path
     cache: Path
     device: str
+    compile: str = TrainConfig.compile
 
 
 def main() -> None:
@@ -256,6 +257,20 @@ def serve(variant: Variant) -> None:
 
 def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
     """Train, a round at a time; yield the seconds and the CPU seconds of each."""
+    run = run_of(variant)
+    batches = BATCHES[variant.name](variant, run.cache)
+    while True:
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        epoch = iter(batches())
+        for _ in range(variant.setting.num_steps):
+            run._take_step(run.trainee, epoch, 1, 1 << 30)
+        assert next(epoch, None) is None
+        run.meter.check(run.step, "")  # Waits for a GPU.
+        yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
+
+
+def run_of(variant: Variant) -> _Run:
+    """Return a run at its first step: the trainer's own, without its checkpoints and logs."""
     setting, device = variant.setting, torch.device(variant.device)
     cache = FeatureCache.open(variant.cache)
     is_official = variant.name == "online, official"
@@ -264,24 +279,14 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
         charset=CHARSET,
         batch_size=setting.batch_size,
         precision=mixed_precision(device) if is_official else precision_on(device),
-        compile="off" if is_official else TrainConfig.compile,
+        compile="off" if is_official else variant.compile,
     )
     if variant.name == "student alone":
         alone = replace(config.method, image_stages=(), text_stages=(), word=False)
         config = replace(config, method=alone)
     place = TrainPlace(cache=variant.cache, out=variant.cache.parent / "run", device=str(device))
-    # The trainer's own step. What surrounds it, checkpoints and logs, is no part of this.
     preflight = check_cache(config, cache)
-    run = _Run(config, place, preflight, Processes(), device, resume=False, init=None)
-    batches = BATCHES[variant.name](variant, cache)
-    while True:
-        started_s, started_cpu_s = time.perf_counter(), time.process_time()
-        epoch = iter(batches())
-        for _ in range(setting.num_steps):
-            run._take_step(run.trainee, epoch, 1, 1 << 30)
-        assert next(epoch, None) is None
-        run.meter.check(run.step, "")  # Waits for a GPU.
-        yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
+    return _Run(config, place, preflight, Processes(), device, resume=False, init=None)
 
 
 def mixed_precision(device: torch.device) -> str:
