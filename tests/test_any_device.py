@@ -141,5 +141,6 @@ def test_a_run_trains_reads_and_is_exported(
     assert json.loads((run / "eval.json").read_text())["sets"].keys() == on_it.keys()
     result = invoke("latency", run, "--data", data_root, "--device", device)
     assert result.exit_code == 0, result.output
-    result = invoke("export", run, "--out", tmp_path / "student.onnx")
+    # Not as ONNX, which a machine that is lent without a network need not have.
+    result = invoke("export", run, "--format", "safetensors", "--out", tmp_path / "model.st")
     assert result.exit_code == 0, result.output

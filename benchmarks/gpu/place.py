@@ -10,12 +10,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import bench
 import small_clip
 import torch
+from click.testing import CliRunner
 from demo import CONSONANTS, VOWELS
 
-from clipocr.shared.device import choose_device
+from clipocr.cli import main
+from clipocr.shared.device import choose_device, describe_device
 
 from .results import Results
 
@@ -54,7 +58,19 @@ class Place:
         """Return the results of a part, and make what all parts need."""
         self.work.mkdir(parents=True, exist_ok=True)
         small_clip.register()
-        return Results(self.results, part)
+        results = Results(self.results, part)
+        results.check("the machine", self._machine)
+        return results
+
+    def _machine(self) -> dict[str, object]:
+        on_gpu = self.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(self.device).total_memory if on_gpu else 0
+        return {
+            "device": describe_device(self.device),
+            "memory": f"{memory / 1e9:.0f} GB" if on_gpu else "",
+            "machine": bench.machine(),
+            "sizes": "miniature" if self.small else "full",
+        }
 
     @property
     def teacher(self) -> str:
@@ -80,10 +96,12 @@ class Place:
         root = self.work / "data" / f"{name}-{count}"
         if not (root / "words.lmdb").exists():
             listed = self._word_list(test)
-            fonts = ("--fonts", self.fonts) if self.fonts else ()
+            more = ("--fonts", self.fonts) if self.fonts else ()
+            if self.small:
+                more += ("--jobs", 1)
             self.clipocr(
                 "data", "render", root / "words.lmdb", "--words", listed, "--count", count,
-                "--max-height-px", 64, "--style", "color", "--seed", int(test), *fonts,
+                "--max-height-px", 64, "--style", "color", "--seed", int(test), *more,
             )  # fmt: skip
         return root
 
@@ -105,22 +123,24 @@ class Place:
 
     def clipocr(self, *args: object, processes: int = 1, timeout_s: float = 300) -> str:
         """Run the command; return what it printed. Raises if it fails, with its last lines."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [
-            sys.executable, *(launcher if processes > 1 else []),
-            Path(small_clip.__file__).with_name("with_small_clip.py"), *args,
-        ]  # fmt: skip
+        words = [str(arg) for arg in args]
         began = time.perf_counter()
-        done = subprocess.run(
-            [str(word) for word in command], capture_output=True, text=True, timeout=timeout_s
-        )
+        if self.small and processes == 1:
+            # In this process, because at this size most of the time would go into imports.
+            result = CliRunner().invoke(main, words)
+            done = CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+        else:
+            launcher = ["-m", "torch.distributed.run", "--standalone"]
+            launcher.append(f"--nproc-per-node={processes}")
+            script = Path(small_clip.__file__).with_name("with_small_clip.py")
+            command = [sys.executable, *(launcher if processes > 1 else []), str(script), *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
         with (self.work / "commands.log").open("a") as log:
-            shown = " ".join(str(word) for word in args)
-            log.write(f"$ clipocr {shown}\n{done.stdout}{done.stderr}\n")
+            log.write(f"$ clipocr {' '.join(words)}\n{done.stdout}{done.stderr}\n")
             log.write(f"[{done.returncode} after {time.perf_counter() - began:.1f} s]\n\n")
         if done.returncode:
-            lines = done.stderr.replace("\r", "\n").strip().splitlines()
-            raise RuntimeError(f"clipocr {args[0]} {args[1]}: {' | '.join(lines[-3:])}")
+            lines = f"{done.stdout}\n{done.stderr}".replace("\r", "\n").strip().splitlines()
+            raise RuntimeError(f"clipocr {words[0]} {words[1]}: {' | '.join(lines[-5:])}")
         return done.stdout
 
 
@@ -133,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", type=Path)
     parser.add_argument("--fonts", type=Path)
     parser.add_argument("--test-data", type=Path, action="append", default=[])
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--minutes", type=float, default=2.5)
 
 
 def made_up_words(count: int) -> list[str]:

@@ -1,8 +1,9 @@
 """Part 5: from rendered words alone to a small reader, in the minutes that are given.
 
-A small CLIP is trained on pictures of words and their letters; what it says of the words is cached;
-a student of at most 8 M parameters learns from that, and another one for as many steps without. Both
-are measured on rendered words that neither has seen, and on whatever test sets are handed over.
+A small CLIP is trained on pictures of words and their letters; what it says of the words is
+cached; a student of at most 8 M parameters learns from that, and another one for as many steps
+without. Both are measured on rendered words that neither has seen, and on whatever test sets are
+handed over.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
     runs = []
     for name, options in (
         ("distilled", {}),
-        ("plain", {"image_stages": "none", "text_stages": "none", "word": False}),
+        ("plain", {"image_stages": (), "text_stages": (), "word": False}),
     ):
         run = place.work / f"reader-{name}"
         trained = results.check(
@@ -127,16 +128,17 @@ def evaluate(place: Place, runs: list[Path], root: Path) -> list[dict[str, objec
     rows = []
     for run in runs:
         results = clipocr.evaluate(run, root, device=str(place.device))
-        for name, figures in results.sets.items():
+        for result in results.sets:
+            accuracy = result.counts.figures.accuracy
             row: dict[str, object] = {
                 "student": run.name.removeprefix("reader-"),
-                "set": name,
-                "words": figures.num_samples,
-                "read, %": round(figures.accuracy, 2),
+                "set": result.name,
+                "words": len(result.words),
+                "read, %": round(accuracy, 2),
             }
-            if name.lower().startswith("iiit5k"):
+            if result.name.lower().startswith("iiit5k"):
                 row["mark, %"] = MARK
-                row["passed"] = "yes" if figures.accuracy > MARK else "no"
+                row["passed"] = "yes" if accuracy > MARK else "no"
             rows.append(row)
     return rows
 

@@ -31,10 +31,10 @@ class Results:
     """The checks of one part, appended to its file one by one."""
 
     def __init__(self, folder: Path, part: int) -> None:
-        """Begin the part anew."""
+        """Go on with a part, or begin it: what is there stays."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._part = results_file(folder, part), part
-        self._path.write_text("")
+        self._path.touch()
 
     def check(self, name: str, work: Callable[..., Any], *args: Any) -> Any:
         """Do some work; an exception makes the check one that failed, and stops nothing.

@@ -8,7 +8,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from clipocr.shared.processes import num_cores
+from clipocr.shared.options import num_cores
 
 from .place import Place
 
@@ -37,9 +37,7 @@ def run_tests(place: Place) -> list[dict[str, object]]:
         env=os.environ | {"CLIPOCR_TEST_DEVICE": place.device.type},
     )  # fmt: skip
     cases = list(ET.parse(report).iter("testcase"))
-    failed = [
-        case for case in cases if case.find("failure") is not None or case.find("error") is not None
-    ]
+    failed = [c for c in cases if any(c.find(how) is not None for how in ("failure", "error"))]
     if not cases:
         raise AssertionError("no test was found")
     if failed:
