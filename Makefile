@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_VENV ?= .bench/venv
-OFFLINE = --no-index --find-links $(WHEELS) --editable . pytest pytest-xdist pytest-timeout
+OFFLINE = --no-index --no-deps --no-build-isolation
 GPU_OPTIONS = $(if $(PART),--parts $(PART)) $(if $(DEVICE),--device $(DEVICE)) $(if $(SMALL),--small) \
 	$(if $(OUT),--results $(OUT)/results) $(if $(WORDS),--words $(WORDS)) \
 	$(if $(FONTS),--fonts $(FONTS)) $(foreach root,$(TEST_DATA),--test-data $(root))
@@ -46,7 +46,8 @@ clean:  ## Remove what the demo and the benchmarks made; the environment of the 
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(if $(WHEELS),--system-site-packages) $(VENV)
 	@echo "Installing clipocr and what it needs into $(VENV) (PyTorch is large: a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet $(if $(WHEELS),$(OFFLINE),--editable '.[dev]')
+	@$(if $(WHEELS),$(BIN)/python -m pip install --quiet --no-deps $(WHEELS)/*.whl)
+	@$(BIN)/python -m pip install --quiet $(if $(WHEELS),$(OFFLINE) --editable .,--editable '.[dev]')
 	@touch $@
 
 # Of their own: other people's stores want other versions of what clipocr uses.
