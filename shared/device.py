@@ -62,14 +62,20 @@ def describe_device(device: torch.device) -> str:
 
 def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     """Return the precision meant by `name` on `device`, and the reason."""
+    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
+        return name, "as asked, but this GPU only emulates it, slowly: pass fp16"
     if name != "auto":
         return name, "as asked"
     if device.type != "cuda":
         return "fp32", f"{device.type} gains nothing from less"
-    # PyTorch's own question is also answered yes by GPUs that only emulate it.
-    if torch.cuda.get_device_capability(device) >= (8, 0):
+    if has_bf16(device):
         return "bf16", "the device has it, and it needs no loss scaling"
     return "fp16", "the device has no bf16"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a GPU multiplies bf16; PyTorch's own question counts emulating it."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def allow_fast_products(precision: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from clipocr.shared.device import choose_device
+from clipocr.shared.device import choose_device, choose_precision
 from clipocr.shared.errors import UsageError
 from clipocr.shared.processes import Process
 
@@ -55,3 +55,18 @@ def test_a_gpu_that_is_not_there_is_refused(
     with pytest.raises(UsageError, match="has 2 CUDA devices"):
         choose_device("cuda", Process(rank=2, world_size=3, local_rank=2))
     assert current == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto", "reason_for_bf16"),
+    [((7, 5), "fp16", "only emulates it"), ((9, 0), "bf16", "as asked")],
+)
+def test_precisions_are_those_that_the_gpu_has(
+    capability: tuple[int, int], auto: str, reason_for_bf16: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = torch.device("cuda")
+    assert choose_precision("auto", gpu)[0] == auto
+    name, reason = choose_precision("bf16", gpu)
+    assert name == "bf16"
+    assert reason_for_bf16 in reason

@@ -162,10 +162,10 @@ class TrainPlace(Options):
         metavar="ROOT",
         type=FOLDER,
     )
-    checkpoint_every_steps: int = option(
-        1000,
-        help="Steps between writes of last.pt, besides the end of each epoch.",
-        minimum=1,
+    checkpoint_minutes: float = option(
+        5.0,
+        help="Minutes between writes of last.pt, besides the end of each epoch.",
+        above=0,
     )
     device: str = device_option()
     command: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +185,8 @@ class _Run:
         self.begun_with: dict[str, str] | None = None
         """Which checkpoint the run began with; None: random weights."""
         self.commands: list[list[str]] = []
+        self._saved_at = time.monotonic()
+        """Seconds, when last.pt was written, or the run was made."""
 
         has_begun = holds_run(place.out, resume=resume)
         if has_begun and (place.out / RUN_NAME).exists():
@@ -260,6 +263,7 @@ class _Run:
         neither has a state.
         """
         sums = self.meter.state()
+        self._saved_at = time.monotonic()
         if not self.processes.is_first:
             return
         self._write_checkpoint(
@@ -387,7 +391,8 @@ class _Run:
     ) -> None:
         """Take one optimizer step on the next `num_parts` batches."""
         config = self.config
-        self.trainee.train()
+        if not self.trainee.training:  # Validation leaves it so; saying it takes a millisecond.
+            self.trainee.train()
         self.optimizer.begin(self.step, num_steps)
         values: torch.Tensor | None = None
         for part in range(num_parts):
@@ -427,8 +432,10 @@ class _Run:
                 # torchrun ends every process as soon as one of them is gone.
                 self.processes.wait()
                 raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
-        if not is_last and self.step % self.place.checkpoint_every_steps == 0:
-            self.save()
+        if not is_last and (is_logged or self.processes.world_size == 1):
+            is_due = time.monotonic() - self._saved_at >= 60 * self.place.checkpoint_minutes
+            if self.processes.any(is_due, self.device):
+                self.save()
 
     def _log(self, logbook: Logbook, bar: tqdm[Any], clock: Clock) -> None:
         self.meter.check(self.step, self._advice())
