@@ -37,6 +37,7 @@ from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
+from ...shared.options import num_cores
 from ..methods.base import Needs
 from ..models.tokenizer import LabelTokenizer
 from .batch import Batch, BatchPart
@@ -45,8 +46,8 @@ from .order import NUM_LANES, EpochOrder, lanes_of
 
 _Arrays = Mapping[str, torch.Tensor]
 
-_READ_THREADS = 2
-_CHUNKS_AHEAD = 8
+_READ_THREADS = min(4, num_cores())
+_CHUNKS_AHEAD = 4 * _READ_THREADS
 _BATCHES_AHEAD = 2
 
 
