@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
 from demo import clipocr, make_words
 
 HERE = Path(__file__).parent

@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from small_clip import ACTIVATION, IMAGE_TAPS, TEACHER, TEXT_TAPS
 from tabulate import tabulate
 
 from clipocr.shared.cache.reader import FeatureCache
+from small_clip import ACTIVATION, IMAGE_TAPS, TEACHER, TEXT_TAPS
 
 CODECS = "fp16,klt:64,int8,klt:4,klt:24,int4"
 TABLE = f"""\

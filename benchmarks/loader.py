@@ -38,8 +38,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loader_data import TAPS, build_small, bytes_per_row, repeat_rows, sample_words
-from loader_rivals import NUM_WORKERS, RIVALS, require_rivals
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
@@ -49,6 +47,8 @@ from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
 from clipocr.train.data.cached_words import open_cache
 from clipocr.train.data.loader import CacheLoader
+from loader_data import TAPS, build_small, bytes_per_row, repeat_rows, sample_words
+from loader_rivals import NUM_WORKERS, RIVALS, require_rivals
 
 BLOCKS = tuple(f"block{tap}" for tap in TAPS)
 NUM_WORDS = 1024

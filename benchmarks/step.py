@@ -43,7 +43,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lcl import peak_resident_bytes
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,6 +59,7 @@ from clipocr.train.loop.run import _Run, check_cache
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import SIZES, StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
+from lcl import peak_resident_bytes
 
 TEACHER = "ViT-B-16/random:0"
 TAPS = (3, 6, 9)

@@ -18,11 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo import make_words
 from PIL import Image
 from tabulate import tabulate
 
 from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter
+from demo import make_words
 
 TURNS = {
     "upright": None,

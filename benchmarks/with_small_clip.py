@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from small_clip import register
-
 from clipocr.cli import main
+from small_clip import register
 
 if __name__ == "__main__":
     register()

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import bench
-import small_clip
 import torch
 from click.testing import CliRunner
-from demo import CONSONANTS, VOWELS
 
+import bench
+import small_clip
 from clipocr.cli import main
 from clipocr.shared.device import choose_device, describe_device
+from demo import CONSONANTS, VOWELS
 
 from .results import Results
 

@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import small_clip
-
 import clipocr
+import small_clip
 from clipocr.train.deploy.export.export import load_described
 from clipocr.train.deploy.safetensors_file import write_safetensors
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import lcl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+import lcl
 from clipocr.precompute.builder.units import UnitBuilder
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache.codecs.codec import Codec

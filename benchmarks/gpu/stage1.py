@@ -9,9 +9,9 @@ import statistics
 import time
 from pathlib import Path
 
-import build
 import torch
 
+import build
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.data.word_lmdb import find_named_lmdbs
 

@@ -8,10 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import step
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+import step
 
 from .place import Place
 
