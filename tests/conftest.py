@@ -17,6 +17,8 @@ from clipocr.shared.cache.reader import FeatureCache
 torch.set_num_threads(1)
 # Under nohup it would be ignored, and the processes that tests start would ignore it too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# The same in a script's background, where a shell lets SIGINT be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
