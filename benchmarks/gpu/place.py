@@ -58,9 +58,6 @@ class Place:
         """Return the results of a part, and make what all parts need."""
         self.work.mkdir(parents=True, exist_ok=True)
         small_clip.register()
-        if self.device.type == "cpu":
-            # As torchrun gives each of several processes: a CPU's sums depend on their number.
-            torch.set_num_threads(1)
         results = Results(self.results, part)
         results.check("the machine", self._machine)
         return results

@@ -105,9 +105,13 @@ def run_part(number: int, args: argparse.Namespace) -> None:
     results_file(args.results, number).unlink(missing_ok=True)
     print(f"== part {number}: {part.module}, at most {box_s:.0f} s", flush=True)
     started = time.perf_counter()
+    env = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": python_path()}
+    if args.device == "cpu":
+        # As torchrun gives each of several processes: a CPU's sums depend on the number of threads.
+        env["OMP_NUM_THREADS"] = "1"
     process = subprocess.Popen(
         [str(word) for word in command],
-        env=os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": python_path()},
+        env=env,
         start_new_session=True,
     )
     try:
