@@ -66,6 +66,74 @@ class StudentSize:
             raise UsageError("student: " + "; ".join(problems))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderSize:
+    """The sizes of a decoder."""
+
+    width: int
+    """D."""
+    layers: int
+    heads: int
+    """Per layer; must divide `width`."""
+    mlp_ratio: int
+    dropout: float
+    updates_content: bool
+    """Whether content advances from layer to layer, as queries do."""
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """The layers, counted from 1, whose queries a teacher can supervise: one for each stage."""
+        return tuple(-(-self.layers * stage // NUM_STAGES) for stage in range(1, NUM_STAGES + 1))
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what decides the shapes of its weights, by the options' names, and their use."""
+        kind = "permuted" if self.updates_content else "causal"
+        sizes = {f"decoder_{name}": getattr(self, name) for name in ("layers", "width", "heads")}
+        return {"decoder": kind, **sizes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedDecoder(Options):
+    """A decoder that learns characters in several orders; the defaults are DPTR's.
+
+    PARSeq's has one layer of 384 with 12 heads, CLIP4STR's one of 512 with 8.
+    """
+
+    decoder_layers: int = option(6, minimum=1, help="Layers of the permuted decoder.")
+    decoder_width: int = option(512, minimum=1, help="D of the permuted decoder.")
+    decoder_heads: int = option(8, minimum=1, help="Attention heads of each of its layers.")
+    decoder_dropout: float = option(0.1, minimum=0, below=1, help="Dropout in it.")
+    permutations: int = option(
+        6, minimum=2, help="Orders of the characters that each step learns, an even number."
+    )
+    refine: bool = option(True, help="Whether what it has written is read once more.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.permutations % 2:
+            raise UsageError(
+                f"permutations is {self.permutations}, expected an even number: each order comes "
+                "with its mirror image"
+            )
+        if self.decoder_width % self.decoder_heads:
+            raise UsageError(
+                f"decoder_heads {self.decoder_heads} does not divide decoder_width "
+                f"{self.decoder_width}"
+            )
+
+    @property
+    def size(self) -> DecoderSize:
+        """Its sizes."""
+        return DecoderSize(
+            width=self.decoder_width,
+            layers=self.decoder_layers,
+            heads=self.decoder_heads,
+            mlp_ratio=4,
+            dropout=self.decoder_dropout,
+            updates_content=True,
+        )
+
+
 SIZES = {
     "tiny": StudentSize(
         width=128,
@@ -129,8 +197,41 @@ class StudentConfig(Options):
         help="Weights that --encoder begins with: a file, or timm for those that timm publishes.",
     )
 
+    decoder: str = option(
+        "causal",
+        choices=("causal", "permuted"),
+        help="causal is CLIP-OCR's, of the student's size; permuted learns characters in several "
+        "orders and reads twice, as PARSeq's and DPTR's.",
+    )
+    permuted: PermutedDecoder = PermutedDecoder()
+    merge: str = option(
+        "none",
+        choices=("none", "fmu"),
+        help="What stands between encoder and decoder; fmu is DPTR's Feature Merge Unit.",
+    )
+
+    @property
+    def decoder_size(self) -> DecoderSize:
+        """The sizes of its decoder."""
+        if self.decoder == "permuted":
+            return self.permuted.size
+        return DecoderSize(
+            width=self.size.width,
+            layers=NUM_STAGES,
+            heads=self.size.decoder_heads,
+            mlp_ratio=self.size.mlp_ratio,
+            dropout=self.size.dropout,
+            updates_content=False,
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder != "permuted" and self.permuted != PermutedDecoder():
+            named = ", ".join(sorted(self.permuted.to_values()))
+            raise UsageError(
+                f"{named} are of the permuted decoder, this student's is {self.decoder}; pass "
+                "decoder permuted too"
+            )
         if self.encoder_weights is not None and self.encoder is None:
             raise UsageError(
                 f"encoder_weights {self.encoder_weights!r} are those of a timm model; name the "

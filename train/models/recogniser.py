@@ -33,23 +33,37 @@ class ImageAttention:
     """
 
 
-class Recogniser(nn.Module):
-    """A model that reads images of single words.
+class RecogniserPart(nn.Module):
+    """Some modules of a recogniser, under the names that they have there.
 
-    A subclass sets `tokenizer` and defines `decode`; all else has a default.
+    It is what a method without pictures trains: no reader, but `Recogniser.take_from` takes it.
     """
 
     tokenizer: LabelTokenizer
-    """Charset and longest label, which are fixed when a recogniser is made."""
-
-    tall: str = TALL[0]
-    """What becomes of a tall picture before it is a view, as in the cache it learned from: the run
-    sets it, checkpoints and exports keep it, and whatever makes views for it follows it."""
+    """Charset and longest label, which are fixed when it is made."""
 
     token_axes: Mapping[str, int] = {}
     """Parameters that have an entry for each token, or for each class: the axis, by name."""
     position_axes: Mapping[str, int] = {}
     """Parameters that have an entry for each label position: the axis, by name."""
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what another recogniser must have in common for its weights to fit, by name.
+
+        Shapes of parameters are compared anyway; what is named here makes a better message.
+        """
+        return {}
+
+
+class Recogniser(RecogniserPart):
+    """A model that reads images of single words.
+
+    A subclass sets `tokenizer` and defines `decode`; all else has a default.
+    """
+
+    tall: str = TALL[0]
+    """What becomes of a tall picture before it is a view, as in the cache it learned from: the run
+    sets it, checkpoints and exports keep it, and whatever makes views for it follows it."""
 
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
         """Read images, without gradients.
@@ -62,13 +76,6 @@ class Recogniser(nn.Module):
             Logits; what follows a row's first EOS is noise. Shape: (B, L, C + 1).
         """
         raise NotImplementedError
-
-    def architecture(self) -> dict[str, Any]:
-        """Return what another recogniser must have in common for its weights to fit, by name.
-
-        Shapes of parameters are compared anyway; what is named here makes a better message.
-        """
-        return {}
 
     def load_pretrained(self) -> None:
         """Load published weights that its config names, if any: once, when a training begins.
@@ -87,8 +94,8 @@ class Recogniser(nn.Module):
         del images, token_ids_BL
         return None
 
-    def take_from(self, other: Recogniser) -> str:
-        """Copy another recogniser's weights; return in words what it does not have, or "".
+    def take_from(self, other: RecogniserPart) -> str:
+        """Copy the weights of another recogniser, or of a part; return in words what is new, or "".
 
         Charset and label length may differ: what belongs to a character goes to that character,
         and what belongs to a label position to that position. New ones stay as they are.
@@ -105,8 +112,8 @@ class Recogniser(nn.Module):
         pairs = self._shared_tokens(other)
         num_positions = 1 + min(self.tokenizer.max_label_length, other.tokenizer.max_label_length)
         with torch.no_grad():
-            for name, value in own.items():
-                given = theirs[name].to(value.device)
+            for name, given in theirs.items():
+                value, given = own[name], given.to(own[name].device)
                 if name in self.token_axes:
                     axis = self.token_axes[name]
                     # A parameter for classes alone has no entry for BOS and PAD.
@@ -121,25 +128,25 @@ class Recogniser(nn.Module):
         return self._new_here(other)
 
     def _differences(
-        self, other: Recogniser, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+        self, other: RecogniserPart, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
     ) -> list[str]:
         """Say what keeps the weights of another recogniser from fitting here."""
-        if type(other) is not type(self):
+        is_whole = isinstance(other, Recogniser)
+        if is_whole and type(other) is not type(self):
             return [f"a {type(other).__name__}, this run's is a {type(self).__name__}"]
-        there = other.architecture()
+        here, there = self.architecture(), other.architecture()
         named = [
-            f"{name} is {there.get(name)}, this run's {value}"
-            for name, value in self.architecture().items()
-            if there.get(name) != value
+            f"{name} is {there.get(name)}, this run's {here.get(name)}"
+            for name in (here if is_whole else there)
+            if there.get(name) != here.get(name)
         ]
         if named:
             return named
-        return [
-            f"{name} is in one of them only" for name in sorted(own.keys() ^ theirs.keys())
-        ] or [
-            f"{name} has shape {tuple(theirs[name].shape)}, this run's {tuple(value.shape)}"
-            for name, value in own.items()
-            if self._fixed_shape(name, value) != self._fixed_shape(name, theirs[name])
+        alone = own.keys() ^ theirs.keys() if is_whole else theirs.keys() - own.keys()
+        return [f"{name} is in one of them only" for name in sorted(alone)] or [
+            f"{name} has shape {tuple(given.shape)}, this run's {tuple(own[name].shape)}"
+            for name, given in theirs.items()
+            if self._fixed_shape(name, own[name]) != self._fixed_shape(name, given)
         ]
 
     def _fixed_shape(self, name: str, value: Tensor) -> list[int]:
@@ -150,7 +157,7 @@ class Recogniser(nn.Module):
                 del shape[axes[name]]
         return shape
 
-    def _shared_tokens(self, other: Recogniser) -> list[tuple[int, int]]:
+    def _shared_tokens(self, other: RecogniserPart) -> list[tuple[int, int]]:
         """Return the ids (here, there) of every token that both have."""
         own, theirs = self.tokenizer, other.tokenizer
         ids_there = {c: i for i, c in enumerate(theirs.charset.characters, start=1)}
@@ -162,7 +169,7 @@ class Recogniser(nn.Module):
         special = [(own.bos_id, theirs.bos_id), (own.pad_id, theirs.pad_id)]
         return [(own.eos_id, theirs.eos_id), *shared, *special]
 
-    def _new_here(self, other: Recogniser) -> str:
+    def _new_here(self, other: RecogniserPart) -> str:
         known = other.tokenizer.charset.characters
         new = "".join(c for c in self.tokenizer.charset.characters if c not in known)
         more = f" and {len(new) - _MOST_LISTED} others" if len(new) > _MOST_LISTED else ""
@@ -170,4 +177,7 @@ class Recogniser(nn.Module):
         longest = other.tokenizer.max_label_length
         if longest < self.tokenizer.max_label_length and self.position_axes:
             parts.append(f"label positions from {longest + 2} on")
+        taken = {name.partition(".")[0] for name in other.state_dict()}
+        parts += [name for name, child in self.named_children()
+                  if name not in taken and any(True for _ in child.parameters())]  # fmt: skip
         return " and ".join(parts)

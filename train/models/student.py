@@ -1,4 +1,4 @@
-"""CLIP-OCR's student: an encoder in four stages, and an autoregressive decoder in four layers.
+"""CLIP-OCR's student: an encoder in four stages, and an autoregressive decoder.
 
 Shapes: B batch, S student image tokens, D width, L label positions (characters of the longest
 label, plus EOS), C characters.
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from .autoregressive import AutoregressiveRecogniser, DecoderState
 from .config import StudentConfig
-from .decoder import Decoder
+from .decoder import Decoder, DecoderPart
 from .encoder import Encoder
+from .merge import FeatureMergeUnit
+from .orders import draw_orders
 from .recogniser import ImageAttention
 from .tokenizer import LabelTokenizer
 
@@ -34,18 +36,16 @@ class StudentOutput:
     decoder_stages: tuple[Tensor, ...]
     """Each decoder layer's queries through the one final LayerNorm. Shape: (B, L, D) each."""
     logits: Tensor
-    """Shape: (B, L, C + 1)."""
+    """Of K orders; a causal decoder has one. Shape: (B * K, L, C + 1)."""
+    targets: Tensor
+    """What they should say: token ids, PAD where nothing is asked. Shape: (B * K, L)."""
 
 
 class Student(AutoregressiveRecogniser):
     """A recogniser that shows its stages while it trains."""
 
-    token_axes: Mapping[str, int] = {
-        "decoder.embedding.weight": 0,
-        "decoder.head.weight": 0,
-        "decoder.head.bias": 0,
-    }
-    position_axes: Mapping[str, int] = {"decoder.positions": 1}
+    token_axes = DecoderPart.token_axes
+    position_axes: Mapping[str, int] = {**DecoderPart.position_axes, "merge.queries": 1}
 
     def __init__(self, config: StudentConfig, tokenizer: LabelTokenizer) -> None:
         """Build a student with random weights.
@@ -57,47 +57,77 @@ class Student(AutoregressiveRecogniser):
         self.config = config
         self.tokenizer = tokenizer
         self.encoder = Encoder(config)
-        encoder_width = self.encoder.stage_shapes[-1][1]
+        encoder_width, size = self.encoder.stage_shapes[-1][1], config.decoder_size
         self.to_memory = (
-            nn.Identity()
-            if encoder_width == config.size.width
-            else nn.Linear(encoder_width, config.size.width)
+            nn.Identity() if encoder_width == size.width else nn.Linear(encoder_width, size.width)
         )
-        self.decoder = Decoder(config.size, tokenizer)
+        self.merge = (
+            FeatureMergeUnit(size, tokenizer.max_label_length + 1)
+            if config.merge == "fmu"
+            else None
+        )
+        self.decoder = Decoder(size, tokenizer)
+        self.refines = config.decoder == "permuted" and config.permuted.refine
 
-    def forward(self, images: Tensor, token_ids_BL: Tensor) -> StudentOutput:
-        """Predict each character from the image and the true characters before it.
+    def forward(
+        self, images: Tensor, token_ids_BL: Tensor, orders_KP: Tensor | None = None
+    ) -> StudentOutput:
+        """Predict each character from the image and the true characters that are known.
 
         Args:
             images: Normalised images. Shape: (B, 3, 32, 128).
             token_ids_BL: From `LabelTokenizer.encode`, EOS included. Shape: (B, L + 1).
+            orders_KP: From `draw_orders`, for `token_ids_BL`; None: from left to right.
         """
         encoder_stages = self.encoder(images)
-        decoder_stages, logits = self.decoder(self.to_memory(encoder_stages[-1]), token_ids_BL)
+        memory_BSD = self._memory(encoder_stages[-1])
+        decoder_stages, logits, targets = self.decoder(memory_BSD, token_ids_BL, orders_KP)
         return StudentOutput(
             encoder_stages=encoder_stages,
             summary=self.encoder.summary(encoder_stages[-1]),
             decoder_stages=decoder_stages,
             logits=logits,
+            targets=targets,
         )
+
+    def draw_orders(self, num_positions: int) -> Tensor | None:
+        """Draw the orders of a step that learns labels of `num_positions`, EOS counted.
+
+        None of a causal decoder, which knows one.
+        """
+        if self.config.decoder != "permuted":
+            return None
+        return draw_orders(num_positions - 1, self.config.permuted.permutations)
+
+    def _memory(self, last_stage_BSD: Tensor) -> Tensor:
+        memory_BSD: Tensor = self.to_memory(last_stage_BSD)
+        return memory_BSD if self.merge is None else self.merge(memory_BSD)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the memory that decoding reads. Shape: (B, 3, 32, 128) -> (B, S, D)."""
-        memory_BSD: Tensor = self.to_memory(self.encoder(images)[-1])
-        return memory_BSD
+        return self._memory(self.encoder(images)[-1])
 
     def begin(self, images: Tensor) -> DecoderState:
         """Return the state before the first position. Shape of images: (B, 3, 32, 128)."""
         return self.decoder.begin(self.encode(images))
 
     def step(self, tokens_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Decode one position; see `AutoregressiveRecogniser.step`."""
+        """Decode one position; see `Writer`."""
         return self.decoder.step(tokens_B, state)
+
+    def refine(self, tokens_BL: Tensor, state: DecoderState) -> Tensor:
+        """Predict every position anew; see `Writer`."""
+        return self.decoder.refine(tokens_BL, state)
 
     @torch.no_grad()
     def image_attention(self, images: Tensor, token_ids_BL: Tensor) -> ImageAttention:
         """Return how much the last decoder layer read each place of the image, mean over heads."""
-        weights_BLS = self.decoder.image_attention(self.encode(images), token_ids_BL)
+        memory_BSD = self.to_memory(self.encoder(images)[-1])
+        if self.merge is None:
+            weights_BLS = self.decoder.image_attention(memory_BSD, token_ids_BL)
+        else:
+            of_queries_BLQ = self.decoder.image_attention(self.merge(memory_BSD), token_ids_BL)
+            weights_BLS = of_queries_BLQ @ self.merge.weights(memory_BSD)
         first_place = self.encoder.num_prefix_tokens
         batch, length, _ = weights_BLS.shape
         return ImageAttention(
@@ -110,7 +140,9 @@ class Student(AutoregressiveRecogniser):
         self.encoder.load_weights()
 
     def architecture(self) -> dict[str, Any]:
-        """Return the sizes and the encoder; dropout has no weights."""
-        sizes = asdict(self.config.size)
+        """Return sizes, encoder and decoder; dropout has no weights."""
+        config = self.config
+        sizes = asdict(config.size)
         del sizes["dropout"]
-        return {**sizes, "encoder": self.config.encoder}
+        of_decoder = config.decoder_size.architecture()
+        return {**sizes, "encoder": config.encoder, **of_decoder, "merge": config.merge}

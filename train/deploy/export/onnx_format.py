@@ -8,6 +8,7 @@ exported whole.
 
     images ─► begin ─► memories ┐
                  BOS ─► Loop ( step ─► argmax ─► EOS? ) ─► transpose ─► probabilities
+                                                           or argmax ─► refine ─► probabilities
 
 Shapes: B batch, S image tokens, H heads, D width, P positions read so far, C characters.
 """
@@ -36,6 +37,16 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """The first with GELU as one operator; onnxruntime has it since 1.17 (2024)."""
+
+_AS_WRITTEN = f"{OUTPUT_NAME} = Transpose <perm = [1, 0, 2]> (by_position)"
+_REFINED = """
+            likeliest = ArgMax <axis = 2, keepdims = 0> (by_position)
+            shorter = Transpose <perm = [1, 0]> (likeliest)
+            shape_all_ended = Concat <axis = 0> (batch_size, shape_ended)
+            all_ended = Expand (ended, shape_all_ended)
+            longer = Concat <axis = 1> (shorter, all_ended)
+            written = Slice (longer, first, num_written, along_positions)"""
+"""What was written, followed by EOS up to the longest label."""
 
 _IMAGES = f"uint8[batch, {', '.join(map(str, VIEW_SHAPE))}] {INPUT_NAME}"
 
@@ -138,6 +149,16 @@ class _Step(_Part):
         return logits_BC.softmax(dim=-1), _flat(state.contents)
 
 
+class _Refine(_Part):
+    """All positions once more."""
+
+    def forward(self, tokens_BL: Tensor, memories: list[Tensor]) -> Tensor:
+        """Shape: (B, L) written, EOS after the end -> (B, L, C + 1) probabilities."""
+        state = DecoderState(memories=_paired(memories))
+        logits: Tensor = self.recogniser.refine(tokens_BL, state)
+        return logits.softmax(dim=-1)
+
+
 def _flat(states: Sequence[KeysValues]) -> list[Tensor]:
     return [x for keys_values in states for x in keys_values]
 
@@ -147,7 +168,7 @@ def _paired(flat: Sequence[Tensor]) -> tuple[KeysValues, ...]:
 
 
 def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
-    """Export the two halves and put them together around a loop."""
+    """Export the parts and put them together around a loop."""
     from onnx import TensorProto, compose, numpy_helper, parser
 
     tokenizer = recogniser.tokenizer
@@ -176,9 +197,20 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         inputs=["tokens", *content_names, *memory_names],
         outputs=["step_probabilities", *(f"new_{name}" for name in content_names)],
     )
-    inner: Any = {"rename_inputs": False, "rename_outputs": False, "inplace": True}
-    compose.add_prefix_graph(begin, "begin/", **inner)
-    compose.add_prefix_graph(step, "step/", **inner)
+    longest = tokenizer.max_label_length + 1
+    halves = {"begin": begin, "step": step}
+    if recogniser.refines:
+        halves["refine"] = _export(
+            _Refine(recogniser),
+            (tokens_B[:, None].repeat(1, longest), memories),
+            ({0: batch}, [{0: batch}] * len(memories)),
+            inputs=["written", *memory_names],
+            outputs=[OUTPUT_NAME],
+        )
+    for prefix, half in halves.items():
+        compose.add_prefix_graph(
+            half, f"{prefix}/", rename_inputs=False, rename_outputs=False, inplace=True
+        )
 
     # No name for the positions of a content: they grow from step to step.
     of_content = [f"float[batch, {c.shape[1]}, ?, {c.shape[3]}]" for c in contents]
@@ -207,8 +239,10 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
                 }}
             > (num_positions, always, first_tokens, first_has_ended,
                 {_each("first_{}", content_names)})
-            {OUTPUT_NAME} = Transpose <perm = [1, 0, 2]> (by_position)
+            {_REFINED if recogniser.refines else _AS_WRITTEN}
         }}""")
+    if recogniser.refines:
+        graph.node.extend(halves["refine"].node)
     (loop,) = (node for node in graph.node if node.op_type == "Loop")
     _put_first(loop.attribute[0].g, step)
     _put_first(graph, begin)  # After the loop's, because it copies the loop.
@@ -217,14 +251,23 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
         "eos": np.array(tokenizer.eos_id),
         "not_ended": np.array([False]),
         "always": np.array(True),
-        "num_positions": np.array(tokenizer.max_label_length + 1),
+        "num_positions": np.array(longest),
         **{
             f"shape_{name}": np.array([content.shape[1], 0, content.shape[3]])
             for name, content in zip(content_names, contents, strict=True)
         },
     }
-    # Every constant of both halves is one of the whole graph.
-    graph.initializer.extend([*begin.initializer, *step.initializer])
+    if recogniser.refines:
+        constants |= {
+            "first": np.array([0]),
+            "num_written": np.array([longest]),
+            "along_positions": np.array([1]),
+            "ended": np.full((1, longest), tokenizer.eos_id),
+            "shape_ended": np.array([longest]),
+        }
+    # Every constant of the parts is one of the whole graph.
+    for half in halves.values():
+        graph.initializer.extend(half.initializer)
     graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
     return graph
 

@@ -121,6 +121,13 @@ class ClipOcr(Method):
                     f"{name} is {stages}, expected some of {STAGES}, each above the last, or none"
                 )
 
+        num_layers = self.student.decoder_size.layers
+        if self.text_stages and num_layers < NUM_STAGES:
+            raise UsageError(
+                f"decoder_layers is {num_layers}, and text stages need {NUM_STAGES} or more; pass "
+                "text_stages none"
+            )
+
     def image_array(self, stage: int) -> str:
         """Return the image array that supervises an encoder stage."""
         return block_name(self.image_taps[stage - 1])

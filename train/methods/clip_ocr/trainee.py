@@ -34,13 +34,15 @@ class ClipOcrTrainee(Trainee):
             method,
             shapes,
             stage_shapes=self.recogniser.encoder.stage_shapes,
-            decoder_width=self.recogniser.config.size.width,
+            decoder_width=self.recogniser.decoder.size.width,
         )
         self.term_names = self.heads.term_names
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return every term of Eq. 8."""
-        output = self.recogniser(batch.normalized_views(), batch.token_ids)
+        # Drawn here, because a compiled student cannot draw as an uncompiled one does.
+        orders_KP = self.recogniser.draw_orders(batch.num_positions)
+        output = self.recogniser(batch.normalized_views(), batch.token_ids, orders_KP)
         terms: dict[str, Tensor] = self.heads(output, batch)
         return terms
 
@@ -121,10 +123,11 @@ class ClipOcrHeads(nn.Module):
             Float32 scalars ``recognition``, ``image_1`` to ``3``, ``word``, ``text_1`` to ``3``,
             without those of stages that are not supervised.
         """
-        loss, targets_BL = self.loss, batch.token_ids[:, 1:]
-        terms = {"recognition": recognition_loss(output.logits, targets_BL, gather=loss.gather)}
+        loss, num_classes = self.loss, output.logits.shape[-1]
+        recognition = recognition_loss(output.logits, output.targets, gather=loss.gather)
+        terms = {"recognition": recognition}
         # PAD and BOS are no classes of the student; see `tokenizer`.
-        keep_BL = targets_BL < output.logits.shape[-1] if self.method.mask_pads else None
+        keep_BL = batch.token_ids[:, 1:] < num_classes if self.method.mask_pads else None
         # Each process may have padded to a length of its own.
         text_counts = [part.num_rows * part.num_positions for part in batch.parts] or None
         # float32, because encoder stages 1 to 3 are raw residual streams, whose largest values half

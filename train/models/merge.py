@@ -1,0 +1,49 @@
+"""Feature Merge Unit of DPTR: few queries gather from the image what a decoder will read.
+
+Official ``FMU`` of ``dptr_parseq_clip_b_decoder.py``. There the queries are memory that nobody
+initialises; here they begin as all other learned positions do.
+
+Shapes: B batch, S image tokens, D width, Q queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention, initialize
+from .config import DecoderSize
+
+
+class FeatureMergeUnit(nn.Module):
+    """Cross-attention of learned queries to the image, then a feed-forward network."""
+
+    def __init__(self, size: DecoderSize, num_queries: int) -> None:
+        super().__init__()
+        width, hidden = size.width, size.mlp_ratio * size.width
+        self.queries = nn.Parameter(torch.empty(1, num_queries, width))
+        self.attention = Attention(width, size.heads, size.dropout)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(size.dropout),
+            nn.Linear(hidden, width),
+        )
+        self.dropout = nn.Dropout(size.dropout)
+        self.apply(initialize)
+        nn.init.trunc_normal_(self.queries, std=0.02)
+
+    def forward(self, memory_BSD: Tensor) -> Tensor:
+        """Return the memory that the decoder reads. Shape: (B, S, D) -> (B, Q, D)."""
+        queries_BQD = self.queries.expand(memory_BSD.shape[0], -1, -1)
+        # The official unit does not normalise the queries before attention.
+        gathered_BQD = self.attention(queries_BQD, self.attention.project(memory_BSD))
+        x = queries_BQD + self.dropout(gathered_BQD)
+        merged_BQD: Tensor = x + self.dropout(self.mlp(x))
+        return merged_BQD
+
+    def weights(self, memory_BSD: Tensor) -> Tensor:
+        """Return how much each query gathers from each image token. Shape: (B, Q, S)."""
+        queries_BQD = self.queries.expand(memory_BSD.shape[0], -1, -1)
+        return self.attention.weights(queries_BQD, self.attention.project(memory_BSD))
