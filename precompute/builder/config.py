@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.cache.codecs.codec import Codec, codec_per_array
-from ...shared.cache.names import TOKENIZERS, block_names
+from ...shared.cache.names import LABEL_PLACE, PROMPT, TEMPLATE, TOKENIZERS, block_names
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
 from ...shared.geometry import TALL, TALL_RATIO
@@ -140,7 +140,13 @@ class TextConfig(Options):
     tokenizer: str = option(
         "char",
         choices=TOKENIZERS,
-        help="char: one token per character, as CLIP-OCR does; word: the label whole (table 7).",
+        help="char: one token per character, as CLIP-OCR does; word: the label whole (table 7); "
+        "prompt: the label in a sentence, as DPTR does.",
+    )
+    template: str = option(
+        TEMPLATE,
+        help="The sentence of --tokenizer prompt. Its quote splits some labels oddly, as "
+        "officially; quotes apart from the label, ' {label} ', do not.",
     )
     teacher: str | None = option(
         None,
@@ -149,3 +155,21 @@ class TextConfig(Options):
         help="Where its weights are now; needed if they were a file.",
     )
     device: str = device_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer != PROMPT and self.template != TEMPLATE:
+            raise UsageError(
+                f"template {self.template!r} is of tokenizer {PROMPT}, this one is "
+                f"{self.tokenizer}; pass --tokenizer {PROMPT} too"
+            )
+        if LABEL_PLACE not in self.template:
+            raise UsageError(
+                f"template {self.template!r} has no {LABEL_PLACE}, expected it where the label "
+                f"stands, as in {TEMPLATE!r}"
+            )
+
+    @property
+    def prompt(self) -> str:
+        """The template of prompts, empty where there are none."""
+        return self.template if self.tokenizer == PROMPT else ""

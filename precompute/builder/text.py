@@ -53,13 +53,13 @@ def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
     """
     cache = FeatureCache.open(config.cache)
     committed = read_committed(cache.folder, cache.manifest, through_seal=False)
-    held = find_text(committed, config.charset, config.tokenizer)
+    held = find_text(committed, config.charset, config.tokenizer, config.prompt)
     record = held
     if record is None:
         device = choose_device(config.device)
         teacher = load_same_teacher(config.cache, cache.spec, config.teacher, device)
         cache.folder.sweep()
-        record = build_text_table(cache, config.charset, teacher, config.tokenizer)
+        record = build_text_table(cache, config.charset, teacher, config.tokenizer, config.prompt)
         cache.publish(record)
     if cache.is_sealed:
         # Even if the table was there: a killed run may have published it and not the seal.
@@ -99,12 +99,16 @@ def load_same_teacher(
 
 
 def build_text_table(
-    cache: FeatureCache, charset: Charset, teacher: Teacher, tokenizer: str = "char"
+    cache: FeatureCache,
+    charset: Charset,
+    teacher: Teacher,
+    tokenizer: str = "char",
+    template: str = "",
 ) -> TextRecord:
     """Encode every label under `charset` and publish the files; return the record, unpublished."""
     storage, manifest = cache.folder, cache.manifest
     max_label_length = manifest.spec.labels.max_label_length
-    draft = draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer)
+    draft = draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer, template)
     layouts = draft.spec.layouts(manifest.num_labels)
     group = names.metadata_file(names.text_group(draft.spec.name))
     files = {group: storage.write(group, GROUP_METADATA)}
@@ -130,14 +134,19 @@ def draft_text(
     max_label_length: int,
     teacher: Teacher,
     tokenizer: str = "char",
+    template: str = "",
 ) -> TextDraft:
     """Apply a charset to the labels and number the token prefixes of what is left.
 
     A label is left out where the charset leaves nothing of it, where changing its case made it too
     long ("ß" becomes "SS"), or where it takes more tokens than the text encoder (or, as a word, the
     label) has positions.
+
+    Raises:
+        UsageError: the prompt of a label is longer than the text encoder's context.
+        DataError: nothing is left of any label.
     """
-    reads = TeacherTokenizer(tokenizer, max_label_length)
+    reads = TeacherTokenizer(tokenizer, max_label_length, template, teacher.context_length)
 
     def fits(string: str) -> bool:
         if not 1 <= len(string) <= max_label_length:
@@ -160,8 +169,9 @@ def draft_text(
     trie = build_trie(strings, reads)
     arrays = encode_strings(strings) | {"of_label": of_label, "nodes": trie.nodes}
     spec = TextSpec(
-        name=names.text_table(tokenizer, charset.name),
+        name=names.text_table(tokenizer, charset.name, template),
         tokenizer=tokenizer,
+        template=template,
         context_length=trie.tokens.shape[1],
         num_positions=reads.num_positions,
         charset_name=charset.name,
@@ -172,17 +182,19 @@ def draft_text(
         num_prefixes=trie.num_prefixes,
         arrays=tuple(
             TextArraySpec(name=name, width=width, rows="string" if name == names.EOT else "prefix")
-            for name, width in teacher.text_widths.items()
+            for name, width in teacher.text_widths(tokenizer == names.PROMPT).items()
         ),
     )
     return TextDraft(spec=spec, trie=trie, arrays=arrays)
 
 
-def find_text(committed: Committed, charset: Charset, tokenizer: str = "char") -> TextRecord | None:
+def find_text(
+    committed: Committed, charset: Charset, tokenizer: str = "char", template: str = ""
+) -> TextRecord | None:
     """Return the text table of a charset, if there is one."""
     for record in committed.texts.values():
         spec = record.spec
-        if spec.tokenizer != tokenizer:
+        if (spec.tokenizer, spec.template) != (tokenizer, template):
             continue
         if spec.characters == charset.characters:
             return record
@@ -224,7 +236,7 @@ def _write_features(
                 tokens[: stop - start] = trie.tokens[start:stop]
                 position[: stop - start] = trie.eot_position[start:stop]
                 features = teacher.text_features(
-                    torch.from_numpy(tokens), torch.from_numpy(position)
+                    torch.from_numpy(tokens), torch.from_numpy(position), spec.array_names
                 )
                 is_new = torch.from_numpy(trie.is_new[start:stop])
                 for name, writer in by_prefix.items():

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from ...shared.cache.codecs.codecs import Pixels
-from ...shared.cache.names import EOT, PIXELS, TOKENIZERS
+from ...shared.cache.names import EOT, LABEL_TOKENIZERS, PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.spec import TeacherSpec
 from ...shared.cache.words import WordReader
@@ -126,7 +126,7 @@ def _choose_words(
     It lower-cases, so of labels that differ in case only the first is taken; and labels that take
     more tokens than the encoder has positions are left out.
     """
-    tokenizers = [TeacherTokenizer(tokens, context_length) for tokens in TOKENIZERS]
+    tokenizers = [TeacherTokenizer(tokens, context_length) for tokens in LABEL_TOKENIZERS]
     words: dict[str, PicturedWord] = {}
     reader = WordReader(cache, images=())
     for row in reader.random_rows(options.seed):
@@ -158,10 +158,10 @@ def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[Labe
     labels = [word.label for word in words]
     cosines = {
         tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher))
-        for tokens in TOKENIZERS
+        for tokens in LABEL_TOKENIZERS
     }
     logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
-    probabilities = logits.softmax(dim=1).chunk(len(TOKENIZERS), dim=1)
+    probabilities = logits.softmax(dim=1).chunk(len(LABEL_TOKENIZERS), dim=1)
     return tuple(
         LabelRetrieval(tokens=tokens, cosines=of_tokens.numpy(), probabilities=shares.numpy())
         for (tokens, of_tokens), shares in zip(cosines.items(), probabilities, strict=True)

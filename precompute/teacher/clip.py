@@ -11,7 +11,7 @@ Shapes: B batch, T image tokens, C context tokens, D width, E joint width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import open_clip
@@ -71,12 +71,13 @@ class Teacher:
         projection = text.text_projection
         is_layer = isinstance(projection, torch.nn.Linear)
         self._project = projection if is_layer else lambda eot: eot @ projection
-        text_width = text.positional_embedding.shape[1]
-        self.text_widths: dict[str, int] = {
-            **dict.fromkeys(names.block_names(self._text_taps), text_width),
-            names.EOT: projection.out_features if is_layer else projection.shape[1],
-        }
-        """D of each array of `text_features`."""
+        self._text_width: int = text.positional_embedding.shape[1]
+        self._joint_width: int = projection.out_features if is_layer else projection.shape[1]
+
+    def text_widths(self, of_prompts: bool = False) -> dict[str, int]:
+        """Return D of each text array that a table of labels, or of prompts, holds."""
+        by_token = (names.LN_FINAL,) if of_prompts else names.block_names(self._text_taps)
+        return {**dict.fromkeys(by_token, self._text_width), names.EOT: self._joint_width}
 
     def require_room(self, max_label_length: int) -> None:
         """Refuse labels that do not fit into the text encoder, between SOT and EOT."""
@@ -165,29 +166,31 @@ class Teacher:
 
     @torch.no_grad()
     def text_features(
-        self, tokens: torch.Tensor, eot_position: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        eot_position: torch.Tensor,
+        arrays: Collection[str] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the text arrays by name, in float32.
+        """Return text arrays by name, in float32; None: those of a table of labels.
 
-        They are the residual stream after each tapped block, and the projected EOT.
-
-        Shape: (B, C) ids, (B,) positions -> (B, C, D) each, (B, E).
+        Shape: (B, C) ids, (B,) positions -> (B, C, D) each, of ``eot`` (B, E).
         """
         text = self._text
         context = tokens.shape[1]
         tokens = tokens.to(self.device)
+        arrays = self.text_widths() if arrays is None else arrays
         with autocast(self.device, self.spec.precision):
             x = text.token_embedding(tokens) + text.positional_embedding[:context]
             mask = text.attn_mask[:context, :context]
             num_blocks = len(text.transformer.resblocks)
-            kept = _run_blocks(text.transformer, x, (*self._text_taps, num_blocks), mask)
-            last = kept[num_blocks] if num_blocks in self._text_taps else kept.pop(num_blocks)
+            taps = [block for name in arrays if (block := names.block_of(name)) is not None]
+            kept = _run_blocks(text.transformer, x, (*taps, num_blocks), mask)
+            final = text.ln_final(kept[num_blocks].to(x.dtype))
             rows = torch.arange(len(tokens), device=self.device)
-            eot = text.ln_final(last.to(x.dtype))[rows, eot_position.to(self.device)]
-            return {
-                **{names.block_name(block): features for block, features in kept.items()},
-                names.EOT: self._project(eot).float(),
-            }
+            eot = final[rows, eot_position.to(self.device)]
+            found = {names.block_name(block): kept[block] for block in taps}
+            found |= {names.LN_FINAL: final.float(), names.EOT: self._project(eot).float()}
+            return {name: found[name] for name in arrays}
 
 
 def store_products_in(dtype: torch.dtype, model: torch.nn.Module) -> None:

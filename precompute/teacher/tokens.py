@@ -10,6 +10,9 @@ The paper's table 7 compares this with word-level tokens. That is the official c
 matches label position j with token j + 1. So position j sees the j-th BPE token, then EOT, then
 pads up to the label's length. No token belongs to a character, and that is what the table compares.
 
+DPTR puts the label into a sentence, and its decoder reads all 77 tokens: SOT, the sentence, EOT,
+and the pads after it (official ``dptr_parseq_clip_b_decoder.py``, ``clip_encode``).
+
 Shapes: U unique strings, C context tokens, L label positions.
 """
 
@@ -23,6 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from open_clip.tokenizer import SimpleTokenizer
+
+from ...shared.cache import names
+from ...shared.errors import UsageError
 
 Ids = npt.NDArray[np.int32]
 
@@ -55,11 +61,25 @@ class TeacherTokenizer:
     With ``char``, position j reads the last token of character j. Every printable ASCII character
     is one token; others may be several, of which the last has seen the whole character, because
     the encoder is causal. With ``word``, position j reads BPE token j of the whole label; ASCII
-    labels never have more tokens than characters. CLIP's tokenizer lower-cases.
+    labels never have more tokens than characters. With ``prompt``, position j reads token j of the
+    sentence, SOT being 0. CLIP's tokenizer lower-cases.
     """
 
-    def __init__(self, kind: str, max_label_length: int) -> None:
-        self.num_positions = max_label_length + 1
+    def __init__(
+        self, kind: str, max_label_length: int, template: str = "", context_length: int = 77
+    ) -> None:
+        """Choose what is read.
+
+        Args:
+            kind: One of `names.TOKENIZERS`.
+            max_label_length: Of the longest label, in characters.
+            template: Of prompts.
+            context_length: Of the text encoder, all of which prompts read.
+        """
+        self._template = template
+        self._context_length = context_length
+        is_prompt = kind == names.PROMPT
+        self.num_positions = context_length if is_prompt else max_label_length + 1
         """L: positions that are read of every label."""
         self._splits = kind == "char"
         self._bpe = SimpleTokenizer()
@@ -70,7 +90,12 @@ class TeacherTokenizer:
 
         All pads are read that the official run's longest batch would see: since the encoder is
         causal, a shorter batch is a slice of it.
+
+        Raises:
+            UsageError: a prompt is longer than the context.
         """
+        if self._template:
+            return self._tokenize_prompt(label)
         if self._splits:
             pieces = [self._of_character(character) for character in label]
         else:
@@ -81,6 +106,16 @@ class TeacherTokenizer:
         ids = [self._bpe.sot_token_id, *itertools.chain(*pieces), self._bpe.eot_token_id]
         ends = list(itertools.accumulate(map(len, pieces)))
         return TokenSequence(ids=ids, read=[*ends, *range(len(ids) - 1, len(ids) - 1 + num_after)])
+
+    def _tokenize_prompt(self, label: str) -> TokenSequence:
+        tokens = self._bpe.encode(self._template.replace(names.LABEL_PLACE, label))
+        ids = [self._bpe.sot_token_id, *tokens, self._bpe.eot_token_id]
+        if len(ids) > self._context_length:
+            raise UsageError(
+                f"the prompt of {label!r} has {len(ids)} tokens, the text encoder reads "
+                f"{self._context_length}; shorten --template {self._template!r}"
+            )
+        return TokenSequence(ids=ids, read=list(range(self._context_length)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,17 @@
     rows/label, labels/utf8, ...       arrays of the index
     codec/DIGEST/block3                the table of a codec
     image/view0/block3                 an image array of a view
-    text/char-36/eot                   an array of a text table
+    text/char-36/eot                   an array of a text table, text/prompt-36-5f3a9c01/eot another
 
 A *unit* is ``view0/unit-00003`` or, for a text table, ``text/char-36``. An image array is called
 ``block3`` (the residual stream after block 3, counted from 1), or by any other word; ``pixels`` are
-the views themselves. Of a text table ``block3`` has a row per prefix, ``eot`` one per string.
+the views themselves. Of a text table ``block3`` and ``ln_final`` have a row per prefix, ``eot`` one
+per string.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -34,8 +36,17 @@ PIXELS = "pixels"
 """The views themselves."""
 EOT = "eot"
 """The projected EOT embedding of each string."""
-TOKENIZERS = ("char", "word")
-"""How a text table may split labels."""
+LN_FINAL = "ln_final"
+"""The residual stream after the last block, through the final LayerNorm, before any projection."""
+PROMPT = "prompt"
+LABEL_TOKENIZERS = ("char", "word")
+"""How a text table may split labels by themselves."""
+TOKENIZERS = (*LABEL_TOKENIZERS, PROMPT)
+"""``prompt``: the label in the middle of a sentence, read whole."""
+LABEL_PLACE = "{label}"
+TEMPLATE = f"a photo of a '{LABEL_PLACE}'"
+"""DPTR's sentence. Its first quote meets CLIP's rules for contractions, so that some labels split
+oddly: 'street' becomes 's, tre, et'. ``a photo of a " {label} "`` avoids it."""
 
 _BLOCK = re.compile(r"block([1-9]\d*)")
 _UNIT = re.compile(r"view(0|[1-9]\d*)/unit-(\d{5,})")
@@ -97,9 +108,18 @@ def codec_table(digest: str, array: str) -> str:
     return f"{CODEC_FOLDER}/{digest}/{array}"
 
 
-def text_table(tokenizer: str, charset_name: str) -> str:
-    """Return the name of a text table of labels, e.g. ``char-36``."""
-    return f"{tokenizer}-{charset_name}"
+def text_table(tokenizer: str, charset_name: str, template: str = "") -> str:
+    """Return the name of a text table, e.g. ``char-36``; of prompts it ends in a digest of theirs.
+
+    Args:
+        tokenizer: One of `TOKENIZERS`.
+        charset_name: Of the labels.
+        template: Of prompts.
+    """
+    parts = [tokenizer, charset_name]
+    if template:
+        parts.append(hashlib.sha256(template.encode()).hexdigest()[:8])
+    return "-".join(parts)
 
 
 def text_group(table: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -200,6 +201,7 @@ class FeatureCache:
         max_label_length: int,
         tokenizer: str = "char",
         arrays: Sequence[str] = (),
+        template: str = "",
     ) -> TextSpec:
         """Return the text table of a charset, long enough for `max_label_length`.
 
@@ -207,7 +209,10 @@ class FeatureCache:
         """
         specs = self.text_specs()
         for spec in specs:
-            if (spec.tokenizer, spec.characters) == (tokenizer, charset.characters):
+            if (spec.tokenizer, spec.template, spec.characters) == (
+                *(tokenizer, template),
+                charset.characters,
+            ):
                 if spec.max_label_length < max_label_length:
                     raise CacheMismatchError(
                         f"{self.storage}: text table {spec.name} holds labels of up to "
@@ -218,14 +223,17 @@ class FeatureCache:
                 self._require_arrays("text", spec.array_names, arrays)
                 return spec
         held = ", ".join(
-            f"{s.charset_name} ({len(s.characters)} characters, tokenizer {s.tokenizer})"
+            f"{s.charset_name} ({len(s.characters)} characters, tokenizer {s.tokenizer}"
+            + (f" {s.template!r})" if s.template else ")")
             for s in specs
         )
+        of_template = f" --template {shlex.quote(template)}" if template else ""
         raise CacheMismatchError(
             f"{self.storage} has text for charset {held or 'none yet'}, this run needs "
-            f"{charset.name} ({len(charset.characters)} characters, tokenizer {tokenizer}). Pass "
+            f"{charset.name} ({len(charset.characters)} characters, tokenizer {tokenizer}"
+            f"{' ' + repr(template) if template else ''}). Pass "
             f"what it has, or add a table with: clipocr cache text {self.storage} "
-            f"--charset {charset.name} --tokenizer {tokenizer}"
+            f"--charset {charset.name} --tokenizer {tokenizer}{of_template}"
         )
 
     def require_images(self, arrays: Sequence[str]) -> None:

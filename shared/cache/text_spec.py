@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import names
+from .json_record import later_field
 from .row_table import RowTable
 from .shards import ArrayLayout
 from .strings import flat_layout, strings_layouts
@@ -29,7 +30,8 @@ class TextArraySpec:
     """One array of features in a text table, float16."""
 
     name: str
-    """``block3``: the residual stream after block 3; ``eot``: the projected EOT embedding."""
+    """``block3``: the residual stream after block 3; ``ln_final``: after the last block and its
+    LayerNorm; ``eot``: the projected EOT embedding."""
     width: int
     """D."""
     rows: Literal["prefix", "string"]
@@ -43,7 +45,10 @@ class TextSpec:
     name: str
     """E.g. ``char-36``."""
     tokenizer: str
-    """How the teacher read the labels: ``char`` one character at a time, ``word`` whole."""
+    """How the teacher read the labels: ``char`` one character at a time, ``word`` whole, ``prompt``
+    within a sentence."""
+    template: str = later_field("")
+    """The sentence, with ``{label}`` where the label stands; empty of labels by themselves."""
     context_length: int
     """Tokens of the longest string, SOT and pads that are read among them."""
     num_positions: int
@@ -58,6 +63,11 @@ class TextSpec:
     num_prefixes: int
     """M."""
     arrays: tuple[TextArraySpec, ...]
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether positions are tokens of a sentence, and so the same number for every label."""
+        return self.tokenizer == names.PROMPT
 
     @property
     def array_names(self) -> tuple[str, ...]:

@@ -38,7 +38,11 @@ class Batch:
     text: Mapping[str, torch.Tensor]
     """Text arrays by name. One with a row per position has SOT dropped: position j belongs to
     character j (with word tokens to BPE token j), then EOT, then padding; Shape: (B, L, D). One
-    with a row per label, such as ``eot``: Shape: (B, E)."""
+    with a row per label, such as ``eot``: Shape: (B, E). Of prompts all positions of the sentence,
+    SOT first."""
+    pool: torch.Tensor | None = None
+    """Tokens of natural images, another one for each row; None: the method reads none.
+    Shape: (B, T, D)."""
     device: torch.device
     """Where all of it is."""
     parts: tuple[BatchPart, ...] = ()

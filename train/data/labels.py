@@ -6,6 +6,7 @@ width, E joint width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -36,7 +37,10 @@ class TrainingLabels:
     with_positions: frozenset[str]
     """Which of them have a row per position; `rows_of_positions` says which row."""
     rows_of_positions: npt.NDArray[np.int32]
-    """Row of each label position: characters, EOT, padding. Shape: (U, L)."""
+    """Row of each label position: characters, EOT, padding; of prompts of each token of the
+    sentence. Shape: (U, L)."""
+    reads_all_positions: bool = False
+    """Whether all of them are read of every label, and not as many as a batch's longest needs."""
 
     @classmethod
     def read(cls, cache: FeatureCache, spec: TextSpec, arrays: Sequence[str]) -> Self:
@@ -49,6 +53,7 @@ class TrainingLabels:
             features=table.arrays,
             with_positions=frozenset(k for k in arrays if spec.array(k).rows == "prefix"),
             rows_of_positions=table.nodes,
+            reads_all_positions=spec.is_prompt,
         )
 
     @classmethod
@@ -65,6 +70,17 @@ class TrainingLabels:
             with_positions=frozenset(),
             rows_of_positions=np.empty((len(strings), 0), np.int32),
         )
+
+    def held_out(self, share: float) -> npt.NDArray[np.bool_]:
+        """Return which labels are left out of training, about that share of them. Shape: (U,).
+
+        A label's own hash decides, so that it is left out of every cache and every run.
+        """
+        if not share:
+            return np.zeros(len(self.strings), np.bool_)
+        digests = (hashlib.sha256(label.encode()).digest() for label in self.strings)
+        numbers = np.array([int.from_bytes(digest[:4], "little") for digest in digests], np.uint64)
+        return numbers < share * 2**32
 
     def features_on(self, device: torch.device) -> dict[str, torch.Tensor] | None:
         """Copy all features to a GPU; None if they are not small against its free memory."""

@@ -130,6 +130,7 @@ class CacheLoader:
         num_views: int,
         rank: int = 0,
         world_size: int = 1,
+        held_out: bool = False,
     ) -> None:
         """Prepare the rows; reads the index of the cache, and no features.
 
@@ -146,6 +147,8 @@ class CacheLoader:
             num_views: K; epoch e reads view e mod K.
             rank: Which process this is; it serves the lanes that leave `rank` modulo `world_size`.
             world_size: Number of processes that share each batch.
+            held_out: Whether to yield the labels that `needs` leaves out of training, instead of
+                the others.
 
         Raises:
             CacheMismatchError: the cache lacks an array.
@@ -175,9 +178,10 @@ class CacheLoader:
         self._rank, self._world_size = rank, world_size
         self._pads_together = needs.pads_together
         self._lengths = np.fromiter(map(len, labels.strings), np.int64, len(labels.strings))
+        is_held_out = labels.held_out(needs.held_out)
+        self._is_usable = (self._lengths <= tokenizer.max_label_length) & (is_held_out == held_out)
         of_rows = needs.epoch == "rows"
-        usable = self._chunks_of_rows if of_rows else self._chunks_of_labels
-        self._chunks = usable(units, tokenizer.max_label_length)
+        self._chunks = self._chunks_of_rows(units) if of_rows else self._chunks_of_labels(units)
         self._chunk_sizes = np.asarray([len(c.label_ids) for c in self._chunks], np.int64)
         self.num_rows = int(self._chunk_sizes.sum())
         """Rows, or labels, that an epoch draws from."""
@@ -209,12 +213,12 @@ class CacheLoader:
         for _, batch in zip(range(first_batch, self.batches_per_epoch), gathered, strict=False):
             yield batch
 
-    def _chunks_of_rows(self, units: Mapping[int, int], max_label_length: int) -> list[_Chunk]:
+    def _chunks_of_rows(self, units: Mapping[int, int]) -> list[_Chunk]:
         chunk_rows = self._cache.spec.chunk_rows
         chunks = []
         for unit_idx, num_rows in units.items():
             first_row, _ = self._cache.spec.unit_range(unit_idx)
-            ids = self._usable_labels(unit_idx, max_label_length)
+            ids = self._usable_labels(unit_idx)
             ids[num_rows:] = -1
             for view_idx in range(len(self._readers)):
                 for bad_row in self._cache.unit(view_idx, unit_idx).bad_rows:
@@ -231,8 +235,8 @@ class CacheLoader:
                 )
         return chunks
 
-    def _chunks_of_labels(self, units: Mapping[int, int], max_label_length: int) -> list[_Chunk]:
-        used = [self._usable_labels(u, max_label_length)[:num] for u, num in units.items()]
+    def _chunks_of_labels(self, units: Mapping[int, int]) -> list[_Chunk]:
+        used = [self._usable_labels(unit_idx)[:num] for unit_idx, num in units.items()]
         ids = np.unique(np.concatenate(used))
         ids = ids[ids >= 0]
         size = self._cache.spec.chunk_rows
@@ -241,10 +245,10 @@ class CacheLoader:
             for start in range(0, len(ids), size)
         ]
 
-    def _usable_labels(self, unit_idx: int, max_label_length: int) -> npt.NDArray[np.int32]:
-        """Return the label of each row of a unit, -1 where it cannot be learned."""
+    def _usable_labels(self, unit_idx: int) -> npt.NDArray[np.int32]:
+        """Return the label of each row of a unit, -1 where it is not to be yielded."""
         ids = self._labels.of_label[self._cache.rows(unit_idx)["label"]].copy()
-        ids[(ids >= 0) & (self._lengths[ids] > max_label_length)] = -1
+        ids[(ids >= 0) & ~self._is_usable[ids]] = -1
         return ids
 
     def _steps(self, epoch: int, first_batch: int) -> Iterator[_Step]:
@@ -333,7 +337,8 @@ class CacheLoader:
     def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
         """Return the text arrays of some labels, or where they are on the device."""
         labels = self._labels
-        positions = labels.rows_of_positions[label_ids, :num_positions]
+        width = labels.rows_of_positions.shape[1] if labels.reads_all_positions else num_positions
+        positions = labels.rows_of_positions[label_ids, :width]
         arrays = {}
         if self._text_on_device is not None:
             for name, where in (("label", label_ids), ("position", positions)):

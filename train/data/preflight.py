@@ -60,7 +60,11 @@ class Preflight:
         text = None
         if needs.text is not None:
             text = cache.require_text(
-                charset, max_label_length, needs.text.tokenizer, needs.text.arrays
+                charset,
+                max_label_length,
+                needs.text.tokenizer,
+                needs.text.arrays,
+                needs.text.template,
             )
         units = cache.first_rows(fraction)
         held = cache.num_views_of(units)
@@ -96,7 +100,10 @@ class Preflight:
         images = {name: self.cache.spec.image(name).row_shape for name in self.needs.images}
         text: dict[str, tuple[int, ...]] = {}
         if self.text is not None and self.needs.text is not None:
-            text = {name: (self.text.array(name).width,) for name in self.needs.text.arrays}
+            for array in map(self.text.array, self.needs.text.arrays):
+                has_all = self.text.is_prompt and array.rows == "prefix"
+                of_sentence = (self.text.num_positions,) if has_all else ()
+                text[array.name] = (*of_sentence, array.width)
         return Shapes(images=images, text=text)
 
     def loader(
@@ -107,6 +114,7 @@ class Preflight:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        held_out: bool = False,
     ) -> CacheLoader:
         """Read the labels, and return the loader of their batches; see `CacheLoader`.
 
@@ -129,4 +137,5 @@ class Preflight:
             num_views=self.num_views,
             rank=rank,
             world_size=world_size,
+            held_out=held_out,
         )

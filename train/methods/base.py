@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ...shared.options import Options
 
 if TYPE_CHECKING:
-    from ..models.recogniser import Recogniser
+    from ..models.recogniser import Recogniser, RecogniserPart
     from ..models.tokenizer import LabelTokenizer
     from .trainee import Trainee
 
@@ -26,9 +26,11 @@ class TextNeeds:
     """What a method reads of a text table."""
 
     tokenizer: str
-    """How the teacher read the labels, ``char`` or ``word``."""
+    """How the teacher read the labels, ``char``, ``word`` or ``prompt``."""
     arrays: tuple[str, ...]
     """Names of the table's arrays."""
+    template: str = ""
+    """Of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class Needs:
     """Whether all processes pad labels to the longest of the whole batch; else each to its own."""
     epoch: Literal["rows", "labels"] = "rows"
     """What an epoch goes through once: the pictures, or the unique labels of those pictures."""
+    pool: bool = False
+    """Whether each sample comes with the tokens of a natural image, drawn from the cache's pool."""
+    held_out: float = 0.0
+    """Share of the labels that are left out of training, for `Trainee.read` to be measured on."""
 
     def __post_init__(self) -> None:
         if self.epoch == "labels" and (self.pixels or self.images):
@@ -58,7 +64,10 @@ class Shapes:
     images: Mapping[str, tuple[int, ...]]
     """By array name, (T, D): teacher tokens, width."""
     text: Mapping[str, tuple[int, ...]]
-    """By array name: (D,) for an array with a row per position, (E,) for one per label."""
+    """By array name: (D,) for an array with a row per position, (E,) for one per label; of prompts,
+    whose labels have equally many positions, (L, D)."""
+    pool: tuple[int, int] | None = None
+    """(T, D) of the tokens of a natural image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,11 @@ class Method(Options):
     def recogniser(self, tokenizer: LabelTokenizer) -> Recogniser | None:
         """Return what reads images, untrained; None of a method that only pre-trains."""
         raise NotImplementedError
+
+    def part(self, tokenizer: LabelTokenizer) -> RecogniserPart | None:
+        """Return what a method without a recogniser trains for other runs to begin with."""
+        del tokenizer
+        return None
 
     def trainee(self, tokenizer: LabelTokenizer, shapes: Shapes) -> Trainee:
         """Return all that is trained, as one module whose forward yields the loss terms.

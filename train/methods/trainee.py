@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..models.recogniser import Recogniser
+from ..models.recogniser import Recogniser, RecogniserPart
 
 
 class Trainee(nn.Module):
@@ -20,14 +20,29 @@ class Trainee(nn.Module):
     recogniser: Recogniser | None
     """What is left when training ends; None: nothing that reads images. Checkpoints hold its
     weights apart from those of the rest, which serve training alone."""
+    part: RecogniserPart | None
+    """What one without a recogniser leaves to other runs, which begin with it by ``--init``."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it when a run begins."""
     term_names: tuple[str, ...]
     """Names of the terms that `forward` returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss terms of a batch, float32 scalars; the loss is their sum.
 
         It runs under the autocast of the run's precision, and its dropout is seeded anew before
         every call.
+        """
+        raise NotImplementedError
+
+    def read(self, batch: Batch) -> list[str]:
+        """Return the labels that it reads in the features of held-out labels, in eval mode.
+
+        For methods that hold labels out; see `Needs`.
         """
         raise NotImplementedError
 

@@ -67,8 +67,8 @@ class StudentSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderSize:
-    """The sizes of a decoder."""
+class DecoderConfig:
+    """The sizes of a decoder, and how it reads."""
 
     width: int
     """D."""
@@ -79,6 +79,8 @@ class DecoderSize:
     dropout: float
     updates_content: bool
     """Whether content advances from layer to layer, as queries do."""
+    refines: bool
+    """Whether what it has written is read once more."""
 
     @property
     def stage_layers(self) -> tuple[int, ...]:
@@ -122,15 +124,16 @@ class PermutedDecoder(Options):
             )
 
     @property
-    def size(self) -> DecoderSize:
-        """Its sizes."""
-        return DecoderSize(
+    def config(self) -> DecoderConfig:
+        """The same, as a decoder takes it."""
+        return DecoderConfig(
             width=self.decoder_width,
             layers=self.decoder_layers,
             heads=self.decoder_heads,
             mlp_ratio=4,
             dropout=self.decoder_dropout,
             updates_content=True,
+            refines=self.refine,
         )
 
 
@@ -211,17 +214,18 @@ class StudentConfig(Options):
     )
 
     @property
-    def decoder_size(self) -> DecoderSize:
-        """The sizes of its decoder."""
+    def decoder_config(self) -> DecoderConfig:
+        """Its decoder's."""
         if self.decoder == "permuted":
-            return self.permuted.size
-        return DecoderSize(
+            return self.permuted.config
+        return DecoderConfig(
             width=self.size.width,
             layers=NUM_STAGES,
             heads=self.size.decoder_heads,
             mlp_ratio=self.size.mlp_ratio,
             dropout=self.size.dropout,
             updates_content=False,
+            refines=False,
         )
 
     def __post_init__(self) -> None:

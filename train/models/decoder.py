@@ -3,7 +3,7 @@
 *Content* is the label so far: token embeddings plus positions. *Queries* are one learned vector per
 label position; layer by layer they read the content that they may know, then the image. As queries
 never attend to one another, decoding one more character costs one query, and the keys and values of
-content and image are kept. There are two kinds (`DecoderSize`):
+content and image are kept. There are two kinds (`DecoderConfig`):
 
     causal     CLIP-OCR's (``strhub/models/baseseq``): characters are learned from left to right,
                and content is computed once and never updated
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...shared.errors import UsageError
 from .attention import Attention, KeysValues, initialize
 from .autoregressive import DecoderState
-from .config import DecoderSize
+from .config import DecoderConfig
 from .orders import masks_of
 from .recogniser import RecogniserPart
 from .tokenizer import LabelTokenizer
@@ -37,20 +37,20 @@ from .tokenizer import LabelTokenizer
 class DecoderLayer(nn.Module):
     """One pre-LN layer: content attention, image attention, feed-forward."""
 
-    def __init__(self, size: DecoderSize) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        width, dropout = size.width, size.dropout
+        width, dropout = config.width, config.dropout
         self.query_norm = nn.LayerNorm(width)
         self.content_norm = nn.LayerNorm(width)
-        self.content_attention = Attention(width, size.heads, dropout)
+        self.content_attention = Attention(width, config.heads, dropout)
         self.image_norm = nn.LayerNorm(width)
-        self.image_attention = Attention(width, size.heads, dropout)
+        self.image_attention = Attention(width, config.heads, dropout)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
-            nn.Linear(width, size.mlp_ratio * width),
+            nn.Linear(width, config.mlp_ratio * width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(size.mlp_ratio * width, width),
+            nn.Linear(config.mlp_ratio * width, width),
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -120,15 +120,16 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Predicts each character from the image and the characters that are known."""
 
-    def __init__(self, size: DecoderSize, tokenizer: LabelTokenizer) -> None:
+    def __init__(self, config: DecoderConfig, tokenizer: LabelTokenizer) -> None:
         super().__init__()
-        self.size, self.tokenizer = size, tokenizer
-        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.layers))
-        self.norm = nn.LayerNorm(size.width)
-        self.head = nn.Linear(size.width, tokenizer.num_classes)
-        self.embedding = nn.Embedding(tokenizer.num_tokens, size.width)
-        self.positions = nn.Parameter(torch.empty(1, tokenizer.max_label_length + 1, size.width))
-        self.dropout = nn.Dropout(size.dropout)
+        self.config, self.tokenizer = config, tokenizer
+        self.refines = config.refines
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, tokenizer.num_classes)
+        self.embedding = nn.Embedding(tokenizer.num_tokens, config.width)
+        self.positions = nn.Parameter(torch.empty(1, tokenizer.max_label_length + 1, config.width))
+        self.dropout = nn.Dropout(config.dropout)
         self.apply(initialize)
         self._begin_alike()
         nn.init.trunc_normal_(self.positions, std=0.02)
@@ -275,12 +276,12 @@ class Decoder(nn.Module):
                 content_BLD = layer.advance_content(
                     content_BLD, content, memory, of_content, num_orders
                 )
-            stages += [self.norm(query_BLD)] * self.size.stage_layers.count(layer_idx + 1)
+            stages += [self.norm(query_BLD)] * self.config.stage_layers.count(layer_idx + 1)
         return stages
 
     def _updates_content(self, layer_idx: int) -> bool:
         """Return whether a layer advances the content, which nothing reads after the last."""
-        return self.size.updates_content and layer_idx + 1 < len(self.layers)
+        return self.config.updates_content and layer_idx + 1 < len(self.layers)
 
     @torch.no_grad()
     def image_attention(self, memory_BSD: Tensor, token_ids_BL: Tensor) -> Tensor:
@@ -324,11 +325,11 @@ class DecoderPart(RecogniserPart):
     }
     position_axes: Mapping[str, int] = {"decoder.positions": 1}
 
-    def __init__(self, size: DecoderSize, tokenizer: LabelTokenizer) -> None:
+    def __init__(self, config: DecoderConfig, tokenizer: LabelTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.decoder = Decoder(size, tokenizer)
+        self.decoder = Decoder(config, tokenizer)
 
     def architecture(self) -> dict[str, Any]:
         """Return the decoder's sizes."""
-        return self.decoder.size.architecture()
+        return self.decoder.config.architecture()

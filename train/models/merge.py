@@ -12,25 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, initialize
-from .config import DecoderSize
+from .config import DecoderConfig
 
 
 class FeatureMergeUnit(nn.Module):
     """Cross-attention of learned queries to the image, then a feed-forward network."""
 
-    def __init__(self, size: DecoderSize, num_queries: int) -> None:
+    def __init__(self, config: DecoderConfig, num_queries: int) -> None:
         super().__init__()
-        width, hidden = size.width, size.mlp_ratio * size.width
+        width, hidden = config.width, config.mlp_ratio * config.width
         self.queries = nn.Parameter(torch.empty(1, num_queries, width))
-        self.attention = Attention(width, size.heads, size.dropout)
+        self.attention = Attention(width, config.heads, config.dropout)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, hidden),
             nn.GELU(),
-            nn.Dropout(size.dropout),
+            nn.Dropout(config.dropout),
             nn.Linear(hidden, width),
         )
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.apply(initialize)
         nn.init.trunc_normal_(self.queries, std=0.02)
 

@@ -57,17 +57,19 @@ class Student(AutoregressiveRecogniser):
         self.config = config
         self.tokenizer = tokenizer
         self.encoder = Encoder(config)
-        encoder_width, size = self.encoder.stage_shapes[-1][1], config.decoder_size
+        encoder_width, of_decoder = self.encoder.stage_shapes[-1][1], config.decoder_config
         self.to_memory = (
-            nn.Identity() if encoder_width == size.width else nn.Linear(encoder_width, size.width)
+            nn.Identity()
+            if encoder_width == of_decoder.width
+            else nn.Linear(encoder_width, of_decoder.width)
         )
         self.merge = (
-            FeatureMergeUnit(size, tokenizer.max_label_length + 1)
+            FeatureMergeUnit(of_decoder, num_queries=tokenizer.max_label_length + 1)
             if config.merge == "fmu"
             else None
         )
-        self.decoder = Decoder(size, tokenizer)
-        self.refines = config.decoder == "permuted" and config.permuted.refine
+        self.decoder = Decoder(of_decoder, tokenizer)
+        self.refines = of_decoder.refines
 
     def forward(
         self, images: Tensor, token_ids_BL: Tensor, orders_KP: Tensor | None = None
@@ -144,5 +146,5 @@ class Student(AutoregressiveRecogniser):
         config = self.config
         sizes = asdict(config.size)
         del sizes["dropout"]
-        of_decoder = config.decoder_size.architecture()
+        of_decoder = config.decoder_config.architecture()
         return {**sizes, "encoder": config.encoder, **of_decoder, "merge": config.merge}

@@ -199,7 +199,7 @@ def test_random_weights_are_their_seed_and_nothing_else() -> None:
 
 def test_a_teacher_says_what_its_arrays_are(teacher: Teacher) -> None:
     assert teacher.image_shapes == dict.fromkeys(("block1", "block2", "block3"), (17, 64))
-    assert teacher.text_widths == {"block1": 32, "block2": 32, "block3": 32, "eot": 24}
+    assert teacher.text_widths() == {"block1": 32, "block2": 32, "block3": 32, "eot": 24}
 
 
 def test_a_chunk_is_run_whole_with_each_row_at_its_place(device_teacher: Teacher) -> None:

@@ -185,7 +185,7 @@ def run(cache_path: Path, data_root: Path, tmp_path: Path) -> Path:
 
 
 def test_it_is_found_and_the_command_shows_its_options() -> None:
-    assert method_names() == ("clip-ocr", "broken", "misnamed", "toy", "toy-labels")
+    assert method_names() == ("clip-ocr", "broken", "dptr", "misnamed", "toy", "toy-labels")
     shown = invoke("train", "--method", "toy", "--help").output
     assert "Options of toy:\n  --toy-width INTEGER RANGE" in shown
     assert "--image-taps" not in shown
@@ -204,7 +204,7 @@ def test_it_is_found_and_the_command_shows_its_options() -> None:
         (
             ("--method", "toi"),
             2,
-            "method is 'toi', expected one of clip-ocr, broken, misnamed",
+            "method is 'toi', expected one of clip-ocr, broken, dptr, misnamed",
         ),
         (("--method=toy", "--image-taps", "1,2,3"), 2, "--image-taps"),
         (("--method", "toy", "--toy-width", 0), 2, "0 is not in the range x>=1"),
@@ -369,6 +369,6 @@ def test_a_method_that_is_not_there_any_more_is_named(
     monkeypatch.setattr("clipocr.train.methods.ENTRY_POINTS", "clipocr.nothing")
     result = invoke("eval", run, "--data", run)
     assert result.exit_code == 1
-    assert "method is 'toy', expected one of clip-ocr. Install the package" in result.output
+    assert "method is 'toy', expected one of clip-ocr, dptr. Install the package" in result.output
     with pytest.raises(UsageError, match="expected one of clip-ocr"):
         find_method("toy")

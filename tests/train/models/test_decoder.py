@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
-from clipocr.train.methods.clip_ocr.losses import recognition_loss
+from clipocr.train.methods.recognition import recognition_loss
 from clipocr.train.models.autoregressive import write
 from clipocr.train.models.config import PermutedDecoder, StudentConfig
 from clipocr.train.models.decoder import Decoder
@@ -44,8 +44,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def filled_modules() -> tuple[Decoder, FeatureMergeUnit]:
     torch.manual_seed(0)
-    size = small().size
-    decoder, unit = Decoder(size, TOKENIZER).eval(), FeatureMergeUnit(size, 26).eval()
+    config = small().config
+    decoder, unit = Decoder(config, TOKENIZER).eval(), FeatureMergeUnit(config, 26).eval()
     fill(decoder)
     fill(unit)
     return decoder, unit
@@ -203,7 +203,7 @@ def test_steps_are_the_training_pass_from_left_to_right() -> None:
 
 def test_one_layer_refines_without_seeing_what_it_is_asked_for() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(small(decoder_layers=1).size, TOKENIZER).eval()
+    decoder = Decoder(small(decoder_layers=1).config, TOKENIZER).eval()
     fill(decoder)
     with torch.no_grad():  # So that every query reads a little of everything.
         decoder.layers[0].content_attention.query.weight.mul_(0.1)

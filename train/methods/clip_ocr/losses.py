@@ -1,12 +1,10 @@
-"""The losses of CLIP-OCR: recognition, and what aligns student with teacher (Eq. 4 to 7, table 3).
+"""The losses of CLIP-OCR that align student with teacher (Eq. 4 to 7, table 3).
 
 Everything here computes in float32 whatever comes in and whatever autocast says: similarities are
 divided by a temperature of 0.03 and compared at the third decimal, and PyTorch's half precision
 has three at best.
 
-In a run of W processes a loss is a mean over local rows, or, with ``gather="all"``, this process's
-share of the mean over everybody's: W times its part, so that the mean over processes, which is
-what DDP takes of gradients, is the loss of one process that holds all rows.
+In a run of several processes a loss is what `global_mean` makes of it.
 
 Shapes: N rows (batch x tokens, flattened), K rows of other processes, D width, B batch, T tokens,
 L label positions, C characters.
@@ -18,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..recognition import global_mean, num_processes
 from .relations import (
     gather_counts,
     inter_within_samples,
@@ -76,7 +74,7 @@ class AlignmentLoss(LossSettings):
 
     def _needs_others(self) -> bool:
         is_wanted = self.gather == "all" or (self.gather == "inter" and self.inter_weight > 0)
-        return is_wanted and _num_processes() > 1
+        return is_wanted and num_processes() > 1
 
     def _sum_over_rows(
         self, student_ND: Tensor, teacher_ND: Tensor, counts: Sequence[int] | None
@@ -123,58 +121,6 @@ class AlignmentLoss(LossSettings):
             inter = inter_within_samples(s_BTD, t_BTD, keep_BT, temperature=self.temperature)
             total = total + self.inter_weight * inter
         return global_mean(total, keep_BT.any(1).sum(), self.gather)
-
-
-def recognition_loss(logits_BLC: Tensor, targets_BL: Tensor, *, gather: str = "none") -> Tensor:
-    """L_reg of Eq. 8: cross entropy over the characters and EOS of all labels.
-
-    PAD is not a class of the student's head (see `tokenizer`); whatever is not, is not scored.
-    Zero if nothing is.
-
-    Args:
-        logits_BLC: Shape: (B, L, C + 1).
-        targets_BL: Token ids shifted by one: characters, EOS, PAD. Shape: (B, L).
-        gather: As of `AlignmentLoss`: ``all`` takes the mean over every process's positions.
-
-    Returns:
-        A float32 scalar: the mean over scored positions.
-    """
-    num_classes = logits_BLC.shape[-1]
-    scored_BL = targets_BL < num_classes
-    with torch.autocast(logits_BLC.device.type, enabled=False):
-        total = F.cross_entropy(
-            logits_BLC.float().flatten(end_dim=1),
-            targets_BL.where(scored_BL, -100).flatten(),
-            ignore_index=-100,
-            reduction="sum",
-        )
-        return global_mean(total, scored_BL.sum(), gather)
-
-
-def global_mean(local_sum: Tensor, local_count: Tensor | int, gather: str) -> Tensor:
-    """Return a mean of which this process holds a part; 0 if there is nothing.
-
-    With ``gather="all"``, W times this process's sum over everybody's count: the mean over
-    processes, of values and of DDP's gradients, is the mean over all there is, however unevenly it
-    is spread. All processes must call. Otherwise the mean of what is here.
-
-    Args:
-        local_sum: A scalar.
-        local_count: What it is the sum of: rows, samples or characters.
-        gather: See `AlignmentLoss`.
-    """
-    num_processes = _num_processes() if gather == "all" else 1
-    if num_processes == 1 and isinstance(local_count, int):
-        return local_sum / max(1, local_count)
-    count = torch.as_tensor(local_count, device=local_sum.device)
-    if num_processes > 1:
-        count = count.clone()
-        dist.all_reduce(count)
-    return local_sum * num_processes / count.clamp(min=1)
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _unit_rows(rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ....shared.cache.names import EOT, TOKENIZERS, block_name
+from ....shared.cache.names import EOT, LABEL_TOKENIZERS, block_name
 from ....shared.errors import UsageError
 from ....shared.options import Options, option
 from ...models.config import NUM_STAGES, StudentConfig
@@ -97,7 +97,7 @@ class ClipOcr(Method):
     """GAM, Eq. 2."""
     tokenizer: str = option(
         "char",
-        choices=TOKENIZERS,
+        choices=LABEL_TOKENIZERS,
         help="Text features to follow: of characters, or of the label whole (table 7).",
     )
     mask_pads: bool = option(
@@ -121,7 +121,7 @@ class ClipOcr(Method):
                     f"{name} is {stages}, expected some of {STAGES}, each above the last, or none"
                 )
 
-        num_layers = self.student.decoder_size.layers
+        num_layers = self.student.decoder_config.layers
         if self.text_stages and num_layers < NUM_STAGES:
             raise UsageError(
                 f"decoder_layers is {num_layers}, and text stages need {NUM_STAGES} or more; pass "

@@ -16,9 +16,10 @@ from ...models.attention import initialize
 from ...models.student import Student, StudentOutput
 from ...models.tokenizer import LabelTokenizer
 from ..base import Shapes
+from ..recognition import recognition_loss
 from ..trainee import Trainee
 from .alignment import AlignedPair, GlobalAlignment, ImageAlignment, TokenAlignment
-from .losses import AlignmentLoss, recognition_loss
+from .losses import AlignmentLoss
 from .settings import ClipOcr
 
 
@@ -34,7 +35,7 @@ class ClipOcrTrainee(Trainee):
             method,
             shapes,
             stage_shapes=self.recogniser.encoder.stage_shapes,
-            decoder_width=self.recogniser.decoder.size.width,
+            decoder_width=self.recogniser.decoder.config.width,
         )
         self.term_names = self.heads.term_names
 

@@ -8,9 +8,10 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.methods.base import Needs, Shapes, TextNeeds
-from clipocr.train.methods.clip_ocr.losses import AlignmentLoss, recognition_loss
+from clipocr.train.methods.clip_ocr.losses import AlignmentLoss
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.methods.clip_ocr.trainee import ClipOcrHeads
+from clipocr.train.methods.recognition import recognition_loss
 from clipocr.train.models.config import StudentConfig, StudentSize
 from clipocr.train.models.student import Student, StudentOutput
 from clipocr.train.models.tokenizer import LabelTokenizer

@@ -19,9 +19,8 @@ from clipocr.shared.errors import UsageError
 from clipocr.train.methods.clip_ocr import losses, relations
 from clipocr.train.methods.clip_ocr.losses import (
     AlignmentLoss,
-    global_mean,
-    recognition_loss,
 )
+from clipocr.train.methods.recognition import global_mean, recognition_loss
 
 OFFICIAL = {"intra_weight": 5.0, "inter_weight": 0.1, "temperature": 0.03}
 KINDS, SCOPES, GATHERS = (

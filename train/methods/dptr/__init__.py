@@ -1,0 +1,5 @@
+"""DPTR: a decoder that learns to read from text features alone."""
+
+from .settings import Dptr
+
+METHOD = Dptr

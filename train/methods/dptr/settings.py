@@ -1,0 +1,73 @@
+"""The settings of DPTR's pre-training; the defaults are the official code's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ....shared.cache.names import EOT, LN_FINAL, PROMPT, TEMPLATE
+from ....shared.options import option
+from ...models.config import PermutedDecoder
+from ..base import Method, Needs, Shapes, TextNeeds
+
+if TYPE_CHECKING:
+    from ...models.decoder import DecoderPart
+    from ...models.tokenizer import LabelTokenizer
+    from .trainee import DptrTrainee
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dptr(Method):
+    """Decoder Pre-training with only Text: a decoder reads CLIP's features of prompts.
+
+    What it leaves is a decoder, which ``train --init RUN --decoder permuted`` takes up.
+    """
+
+    name: ClassVar[str] = "dptr"
+    summary: ClassVar[str] = "a decoder, pre-trained on text features without any picture"
+
+    decoder: PermutedDecoder = PermutedDecoder()
+    template: str = option(
+        TEMPLATE, help="The prompt whose features are read, as cache text has it."
+    )
+    noise_ratio: float = option(
+        0.1, minimum=0, help="Strength of the natural images' features; 0 needs no pool."
+    )
+    perturbation: str = option(
+        "tokens",
+        choices=("tokens", "crop"),
+        help="Which features of an image: any tokens, as in the code, or a rectangle, as the paper "
+        "says.",
+    )
+    held_out_share: float = option(
+        0.02,
+        minimum=0,
+        below=1,
+        help="Share of the labels that is not learned; reading it chooses best.pt.",
+    )
+
+    def needs(self) -> Needs:
+        """Return the prompts' features, and the pool unless nothing is to be added."""
+        return Needs(
+            pixels=False,
+            text=TextNeeds(tokenizer=PROMPT, template=self.template, arrays=(EOT, LN_FINAL)),
+            pool=self.noise_ratio > 0,
+            epoch="labels",
+            held_out=self.held_out_share,
+        )
+
+    def recogniser(self, tokenizer: LabelTokenizer) -> None:
+        """Return None: nothing reads images yet."""
+        del tokenizer
+
+    def part(self, tokenizer: LabelTokenizer) -> DecoderPart:
+        """Return the decoder."""
+        from ...models.decoder import DecoderPart
+
+        return DecoderPart(self.decoder.config, tokenizer)
+
+    def trainee(self, tokenizer: LabelTokenizer, shapes: Shapes) -> DptrTrainee:
+        """Return the decoder with what it reads from."""
+        from .trainee import DptrTrainee
+
+        return DptrTrainee(self, tokenizer, shapes)
