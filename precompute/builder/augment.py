@@ -11,7 +11,7 @@ Shapes: B rows of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -101,9 +101,9 @@ class Draws:
 Operation = Callable[[Image.Image, Draws], Image.Image]
 
 
-def view_keys(cache_seed: int, sample_hashes: Sequence[int], view_idx: int) -> UInt64s:
+def view_keys(cache_seed: int, sample_hashes: npt.ArrayLike, view_idx: int) -> UInt64s:
     """Return the keys of the draws that belong to one view of each sample. Shape: (B, 2)."""
-    hashes = np.array(sample_hashes, np.uint64)
+    hashes = np.asarray(sample_hashes, np.uint64)
     return mix(cache_seed, hashes[:, None], view_idx, (0, 1))
 
 

@@ -156,7 +156,7 @@ def _make_missing(
     if missing.text and config.process.rank == 0:
         cache.publish(build_text_table(cache, config.charset, teacher))
     started = time.perf_counter()
-    builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers(device.type))
+    builder = UnitBuilder(cache, teacher, sources, config.num_workers(device.type))
     # Split all units among processes, not the missing ones: the missing ones change while others
     # build, so two processes would compute different splits.
     share = [

@@ -23,7 +23,7 @@ from ...shared.cache.codecs.quantize import standardise
 from ...shared.cache.shards import Array
 from ...shared.cache.spec import CacheSpec
 from ..teacher.clip import Teacher
-from .scan import Scan, rows_of_views
+from .scan import Scan
 from .views import ChunkRows, ViewMaker
 
 SAMPLE_ROWS = 2304
@@ -79,7 +79,7 @@ class CodecSample:
         spec = self._spec
         maker = ViewMaker(self._scan.paths, spec.view, spec.seed)
         with tqdm(total=len(rows), desc=what, unit="image") as progress:
-            for chunk in sample_chunks(self._scan, spec.seed, rows, spec.chunk_rows):
+            for chunk in sample_chunks(self._scan, rows, spec.chunk_rows):
                 made = maker(chunk)
                 good = [idx for idx in range(len(made.views)) if idx not in made.bad]
                 arrays = self._teacher.chunk_features(made.views, spec.chunk_rows)
@@ -115,11 +115,8 @@ def fit_rows(features: torch.Tensor) -> KltBasis:
     return moments.fit()
 
 
-def sample_chunks(
-    scan: Scan, seed: int, rows: npt.NDArray[np.int64], chunk_rows: int
-) -> Iterator[ChunkRows]:
+def sample_chunks(scan: Scan, rows: npt.NDArray[np.int64], chunk_rows: int) -> Iterator[ChunkRows]:
     """Yield rows of a scan as what their views are made of, in view 0."""
     for start in range(0, len(rows), chunk_rows):
         some = rows[start : start + chunk_rows]
-        source, lmdb_index = scan.rows["source"][some], scan.rows["lmdb_index"][some]
-        yield rows_of_views(seed, scan.sources, 0, source, lmdb_index)
+        yield ChunkRows(0, scan.rows["source"][some], scan.rows["lmdb_index"][some])
