@@ -31,7 +31,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -45,9 +45,8 @@ from tabulate import tabulate
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import BuildConfig
-from clipocr.precompute.builder.scan import sample_hashes
-from clipocr.precompute.builder.units import UnitBuilder, _PendingUnit
-from clipocr.precompute.builder.views import ChunkRows, StoredViewMaker, ViewChunk, ViewMaker
+from clipocr.precompute.builder.units import EncodedChunk, PendingUnit, UnitBuilder
+from clipocr.precompute.builder.views import ChunkRows, ViewChunk, ViewMaker, make_stored_views
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache import names
 from clipocr.shared.cache.codecs.codec import Codec
@@ -72,7 +71,7 @@ class Bench:
 
     cache: FeatureCache
     teacher: Teacher
-    sources: tuple[Path, ...]
+    sources: Mapping[str, Path]
     views: torch.Tensor
     num_workers: int
 
@@ -118,7 +117,7 @@ def main() -> None:
         bench = Bench(
             cache=cache,
             teacher=teacher,
-            sources=tuple(find_named_lmdbs(config.data).values()),
+            sources=find_named_lmdbs(config.data),
             views=unfilter_pixels(torch.from_numpy(cache.image_reader(0, "pixels").all())),
             num_workers=num_workers,
         )
@@ -130,7 +129,7 @@ def main() -> None:
     )
     print(stages_table(medians, ratios, args.augment, num_workers))
     print()
-    print(decoders_table(some_jpegs(bench.sources)))
+    print(decoders_table(some_jpegs(bench.sources.values())))
     print()
     print(outlook(medians))
 
@@ -163,23 +162,14 @@ def teacher_rate(bench: Bench, unit_idx: int) -> float:
 
 def view_rate(bench: Bench, unit_idx: int, augment: str) -> float:
     spec = bench.cache.spec
-    maker = StoredViewMaker(
-        ViewMaker(bench.sources, replace(spec.view, augment=augment), spec.seed),
-        replace(spec, chunk_rows=spec.unit_rows).image_layouts(0)[names.PIXELS],
-    )
+    maker = ViewMaker(bench.sources, replace(spec.view, augment=augment), spec.seed)
+    layout = replace(spec, chunk_rows=spec.unit_rows).image_layouts(0)[names.PIXELS]
     rows = bench.cache.rows(unit_idx)
-    source, lmdb_index = rows["source"], rows["lmdb_index"]
-    sources = [s.name for s in spec.sources]
-    chunk = ChunkRows(
-        view_idx=0,
-        sources=source.tolist(),
-        lmdb_indexes=lmdb_index.tolist(),
-        hashes=sample_hashes(spec.seed, sources, source, lmdb_index).tolist(),
-    )
+    chunk = ChunkRows(0, rows["source"], rows["lmdb_index"])
     # Of this thread alone: what others leave of a core is no property of the decoder.
     started = time.thread_time()
-    maker(chunk)
-    return len(source) / (time.thread_time() - started)
+    make_stored_views(maker, layout, chunk)
+    return len(chunk.source) / (time.thread_time() - started)
 
 
 def write_rate(bench: Bench, unit_idx: int) -> float:
@@ -193,13 +183,13 @@ def write_rate(bench: Bench, unit_idx: int) -> float:
     pixels = [encode_chunk(layout, filter_pixels(chunk)) for chunk in chunks]
     with ThreadPoolExecutor(1 + len(features)) as pool:
         started = time.perf_counter()
-        unit = _PendingUnit(cache, 0, unit_idx)
+        unit = PendingUnit(cache, 0, unit_idx)
         for chunk, payload in zip(chunks, pixels, strict=True):
             made = ViewChunk(views=chunk, bad={})
             own = {tap: f[: len(chunk)] for tap, f in features.items()}
-            stored, _ = unit.encode(made, own)
+            stored, largest = unit.encode(made, own)
             on_host = {array: of_array.cpu() for array, of_array in stored.items()}
-            unit.append(made, {names.PIXELS: payload, **unit.payloads(on_host)}, pool)
+            unit.append(EncodedChunk(unit, made, payload, on_host, largest, None), pool)
         unit.publish(pool)
     return len(views) / (time.perf_counter() - started)
 
@@ -254,7 +244,7 @@ def stages_table(
     return f"{table}\n\nbuilder of teacher, by round: {rounds}"
 
 
-def some_jpegs(sources: tuple[Path, ...]) -> list[bytes]:
+def some_jpegs(sources: Iterable[Path]) -> list[bytes]:
     """Return pictures that are JPEGs, from all sources in turn."""
     lmdbs = [WordLmdb(path) for path in sources]
     places = itertools.chain.from_iterable(

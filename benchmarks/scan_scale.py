@@ -14,8 +14,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from clipocr.precompute.builder import scan
@@ -103,7 +105,9 @@ def main(num_samples: int) -> None:
             sources=found.sources, num_rows=found.num_rows, unit_rows=16384, chunk_rows=256,
         )  # fmt: skip
         storage = LocalStorage(Path(folder))
-        seal(storage, write_index(storage, spec, found, sample=None))  # fp16 has no tables.
+        # Features are nothing to the index: fp16 has no tables.
+        sample = SimpleNamespace(teacher=SimpleNamespace(device=torch.device("cpu")))
+        seal(storage, write_index(storage, spec, found, sample))  # type: ignore[arg-type]
         planned = time.perf_counter()
         cache = FeatureCache.open(Path(folder))
         cache.rows(spec.num_units // 2)

@@ -38,7 +38,6 @@ from clipocr.precompute.builder.views import ChunkRows, ViewMaker
 from clipocr.shared.cache.spec import ViewSpec
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
-from clipocr.shared.hashing import mix
 
 CHUNK_ROWS = 256
 KINDS = ("clean", "randaugment")
@@ -49,14 +48,13 @@ class Bench:
     """Makes the same views again and again."""
 
     def __init__(self, data: Path, num_rows: int) -> None:
-        sources = tuple(find_named_lmdbs([data]).values())
-        lmdbs = [WordLmdb(path) for path in sources]
+        sources = find_named_lmdbs([data])
+        lmdbs = [WordLmdb(path) for path in sources.values()]
         in_turn = itertools.zip_longest(
             *([(source, i) for i in range(1, len(lmdb) + 1)] for source, lmdb in enumerate(lmdbs))
         )
         places = (place for places in in_turn for place in places if place)
         self._places = list(itertools.islice(places, num_rows))
-        self._hashes = mix(0, np.arange(len(self._places))).tolist()
         self._makers = {kind: ViewMaker(sources, ViewSpec(augment=kind), 0) for kind in KINDS}
         self._encoded = [lmdbs[source].image(idx) or b"" for source, idx in self._places]
         self._digest = hashlib.sha256()
@@ -75,12 +73,8 @@ class Bench:
         total = 0.0
         for start in range(0, len(self._places), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
-            rows = ChunkRows(
-                view_idx=view_idx,
-                sources=[source for source, _ in self._places[part]],
-                lmdb_indexes=[idx for _, idx in self._places[part]],
-                hashes=self._hashes[part],
-            )
+            source, lmdb_index = np.array(self._places[part], np.uint32).T
+            rows = ChunkRows(view_idx, source, lmdb_index)
             made: list[Any] = []
             total += self._timed(lambda rows=rows, made=made: made.append(self._makers[kind](rows)))
             self._digest.update(made[0].views.tobytes())

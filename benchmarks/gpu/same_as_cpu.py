@@ -265,7 +265,7 @@ def waits_of_builder(place: Place, cache: Path) -> list[dict[str, object]]:
     texts = opened.committed.texts
     opened = FeatureCache(opened.storage, opened.manifest, Committed(units=others, texts=texts))
     teacher = load(place, place.device, opened.spec.teacher.precision)
-    sources = tuple(find_named_lmdbs((place.rendered("part2", place.sized(8192, 64)),)).values())
+    sources = find_named_lmdbs((place.rendered("part2", place.sized(8192, 64)),))
     with noted_waits(place.device) as found:
         num_rows = UnitBuilder(opened, teacher, sources, 0).build([(0, 0)])
     assert opened.committed.units[0, 0].files == record.files, "a unit has other bytes"

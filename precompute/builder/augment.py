@@ -11,7 +11,7 @@ Shapes: B rows of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -101,15 +101,10 @@ class Draws:
 Operation = Callable[[Image.Image, Draws], Image.Image]
 
 
-def view_keys(cache_seed: int, sample_hashes: Sequence[int], view_idx: int) -> UInt64s:
+def view_keys(cache_seed: int, sample_hashes: npt.ArrayLike, view_idx: int) -> UInt64s:
     """Return the keys of the draws that belong to one view of each sample. Shape: (B, 2)."""
-    hashes = np.array(sample_hashes, np.uint64)
+    hashes = np.asarray(sample_hashes, np.uint64)
     return mix(cache_seed, hashes[:, None], view_idx, (0, 1))
-
-
-def view_draws(cache_seed: int, sample_hash: int, view_idx: int) -> Draws:
-    """Return the random choices that belong to one view of one sample."""
-    return Draws(view_keys(cache_seed, [sample_hash], view_idx)[0])
 
 
 def augment(image: Image.Image, draws: Draws) -> Image.Image:
@@ -321,12 +316,8 @@ def _noise_table(mean: int) -> Int16s:
     The fifteen bits are inverted through the distribution function, so no value's probability is
     off by more than 2**-15. Shape: (65536,).
     """
-    share = cumulated = math.exp(-mean)
-    shares_up_to = [cumulated]
-    for count in range(1, 8 * mean + 16):  # Far beyond the last value that 15 bits can reach.
-        share *= mean / count
-        cumulated += share
-        shares_up_to.append(cumulated)
+    counts = np.arange(1, 8 * mean + 16)  # Far beyond the last value that 15 bits can reach.
+    shares = np.cumprod([math.exp(-mean), *(mean / counts)])
     steps = (np.arange(1 << 15) + 0.5) / (1 << 15)
-    magnitudes = np.searchsorted(np.array(shares_up_to), steps).astype(np.int16)
+    magnitudes = np.searchsorted(shares.cumsum(), steps).astype(np.int16)
     return np.concatenate([magnitudes, -magnitudes])

@@ -14,21 +14,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ...shared.cache import names
 from ...shared.cache.json_record import as_json, require_equal
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest
-from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, ViewSpec
+from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec, ViewSpec
 from ...shared.cache.storage import LocalStorage
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import DataError
-from ..teacher.clip import Teacher, load_teacher
+from ..teacher.clip import load_teacher
 from .calibrate import CodecSample
 from .config import BuildConfig, default_precision
 from .index import ensure_index, is_index_whole
-from .scan import Scan, scan_sources
+from .scan import scan_sources
 from .text import build_text_table, find_text
 from .units import UnitBuilder
 
@@ -48,17 +49,13 @@ class BuildSummary:
     """Time spent on units."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Missing:
+class _Missing(NamedTuple):
     """What a cache lacks of what was asked for."""
 
-    index: bool
-    text: bool
+    lacks_index: bool
+    lacks_text: bool
     units: list[tuple[int, int]]
     """(view, unit) pairs, view by view."""
-
-    def __bool__(self) -> bool:
-        return self.index or self.text or bool(self.units)
 
 
 def build_cache(config: BuildConfig) -> BuildSummary:
@@ -72,46 +69,31 @@ def build_cache(config: BuildConfig) -> BuildSummary:
         want = _wanted_so_far(config, sources, manifest.spec)
         _require_equal_spec(manifest.spec, want, config.out)
     num_rows_built, image_seconds = 0, 0.0
-    if manifest is None or _missing(config, storage, manifest):
+    if manifest is None or any(_look(config, storage, manifest)[1]):
         manifest, num_rows_built, image_seconds = _make_missing(config, storage, sources, manifest)
     # Read anew: another process may have built other units of this cache.
-    missing = _missing(config, storage, manifest)
-    if not missing:
-        _require_good_rows(storage, manifest, config.data)
-    if missing:
-        committed = read_committed(storage, manifest, through_seal=False)
-    else:
-        committed = publish_seal(storage, manifest)
+    cache, missing = _look(config, storage, manifest)
+    bad = [cache.committed.units[0, unit_idx].bad_rows for unit_idx in cache.units()]
+    if not any(missing):
+        _require_good_rows(cache, bad, config.data)
+        cache = FeatureCache(storage, manifest, publish_seal(storage, manifest))
     return BuildSummary(
-        cache=FeatureCache(storage, manifest, committed),
+        cache=cache,
         num_rows_built=num_rows_built,
-        num_bad_rows=sum(len(committed.units[0, u].bad_rows) for u in committed.units_of(0)),
+        num_bad_rows=sum(map(len, bad)),
         is_complete=not missing.units,
         image_seconds=image_seconds,
     )
 
 
-def _require_good_rows(storage: LocalStorage, manifest: Manifest, roots: Sequence[Path]) -> None:
-    """Refuse to seal a cache of which no picture could be decoded."""
+def _look(
+    config: BuildConfig, storage: LocalStorage, manifest: Manifest
+) -> tuple[FeatureCache, _Missing]:
+    """Return the cache as it is by now, and what it lacks, whoever is to make it."""
     committed = read_committed(storage, manifest, through_seal=False)
-    bad = [committed.units[0, u].bad_rows for u in committed.units_of(0)]
-    if sum(map(len, bad)) < manifest.spec.num_rows:
-        return
-    reasons = Counter(reason for of_unit in bad for reason in of_unit.values())
-    listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
-    raise DataError(
-        f"none of the {manifest.spec.num_rows:,} pictures in {', '.join(map(str, roots))} can be "
-        f"decoded ({listed}); look at them with: clipocr data check. {storage} is of no use and "
-        "may be removed"
-    )
-
-
-def _missing(config: BuildConfig, storage: LocalStorage, manifest: Manifest) -> _Missing:
-    """Return what is missing by now, whoever is to make it."""
-    committed = read_committed(storage, manifest, through_seal=False)
-    return _Missing(
-        index=not is_index_whole(storage, manifest),
-        text=find_text(committed, config.charset) is None,
+    missing = _Missing(
+        lacks_index=not is_index_whole(storage, manifest),
+        lacks_text=find_text(committed, config.charset) is None,
         units=[
             (view_idx, unit_idx)
             for view_idx in range(config.views)
@@ -119,6 +101,21 @@ def _missing(config: BuildConfig, storage: LocalStorage, manifest: Manifest) -> 
             if (view_idx, unit_idx) not in committed.units
         ],
     )
+    return FeatureCache(storage, manifest, committed), missing
+
+
+def _require_good_rows(
+    cache: FeatureCache, bad: Sequence[Mapping[int, str]], roots: Sequence[Path]
+) -> None:
+    """Refuse to seal a cache of which no picture could be decoded."""
+    reasons = Counter(reason for of_unit in bad for reason in of_unit.values())
+    if reasons.total() == cache.spec.num_rows:
+        listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
+        raise DataError(
+            f"none of the {cache.spec.num_rows:,} pictures in {', '.join(map(str, roots))} can be "
+            f"decoded ({listed}); look at them with: clipocr data check. {cache.storage} is of no "
+            "use and may be removed"
+        )
 
 
 def _make_missing(
@@ -144,19 +141,18 @@ def _make_missing(
     )
     teacher.require_room(config.labels.max_label_length)
     scan = scan_sources(sources, config.labels)
-    spec = _spec(config, teacher, scan)
+    spec = _spec(config, teacher.spec, teacher.image_shapes, scan.sources, scan.num_rows)
+    spec.image_layouts(0)  # Refuses what cannot be stored before anything is computed.
     if manifest is not None:
         # What is made now must be made from exactly what the rest was made from.
         _require_equal_spec(manifest.spec, spec, config.out)
     storage.sweep()
-    sample = CodecSample(spec, scan, teacher)
-    manifest = ensure_index(storage, manifest, spec, scan, sample)
-    missing = _missing(config, storage, manifest)
-    cache = FeatureCache(storage, manifest, read_committed(storage, manifest, through_seal=False))
-    if missing.text and config.process.rank == 0:
+    manifest = ensure_index(storage, manifest, spec, scan, CodecSample(spec, scan, teacher))
+    cache, missing = _look(config, storage, manifest)
+    if missing.lacks_text and config.process.rank == 0:
         cache.publish(build_text_table(cache, config.charset, teacher))
     started = time.perf_counter()
-    builder = UnitBuilder(cache, teacher, tuple(sources.values()), config.num_workers(device.type))
+    builder = UnitBuilder(cache, teacher, sources, config.num_workers(device.type))
     # Split all units among processes, not the missing ones: the missing ones change while others
     # build, so two processes would compute different splits.
     share = [
@@ -168,26 +164,30 @@ def _make_missing(
     return manifest, num_rows_built, time.perf_counter() - started
 
 
-def _spec(config: BuildConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
+def _spec(
+    config: BuildConfig,
+    teacher: TeacherSpec,
+    image_shapes: Mapping[str, tuple[int, int]],
+    sources: tuple[SourceSpec, ...],
+    num_rows: int,
+) -> CacheSpec:
     """Return the spec of the cache that was asked for."""
     codecs = config.codecs
-    spec = CacheSpec(
-        teacher=teacher.spec,
+    return CacheSpec(
+        teacher=teacher,
         view=ViewSpec(augment=config.augment, tall=config.tall),
         labels=config.labels,
         images=tuple(
             ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
-            for name, (num_tokens, width) in teacher.image_shapes.items()
+            for name, (num_tokens, width) in image_shapes.items()
         ),
         text_taps=config.text_taps,
         seed=config.seed,
-        sources=scan.sources,
-        num_rows=scan.num_rows,
+        sources=sources,
+        num_rows=num_rows,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )
-    spec.image_layouts(0)  # Refuses what cannot be stored before anything is computed.
-    return spec
 
 
 def _wanted_so_far(config: BuildConfig, sources: Mapping[str, Path], have: CacheSpec) -> CacheSpec:
@@ -198,31 +198,20 @@ def _wanted_so_far(config: BuildConfig, sources: Mapping[str, Path], have: Cache
     model, _, weights = config.teacher.partition("/")
     if have.teacher.weights == f"file:{Path(weights).name}":
         weights = have.teacher.weights
-    digests = {source.name: source.digest for source in have.sources}
-    any_image = have.images[0]
-    return replace(
-        have,
-        teacher=replace(
-            have.teacher,
-            model=model,
-            weights=weights,
-            activation=config.activation or have.teacher.activation,
-            precision=config.precision or have.teacher.precision,
-        ),
-        view=ViewSpec(augment=config.augment, tall=config.tall),
-        labels=config.labels,
-        images=tuple(
-            replace(any_image, name=name, codec=codec) for name, codec in config.codecs.items()
-        ),
-        text_taps=config.text_taps,
-        seed=config.seed,
-        sources=tuple(
-            SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest=digests.get(name, "new"))
-            for name, path in sources.items()
-        ),
-        unit_rows=config.unit_rows,
-        chunk_rows=config.chunk_rows,
+    teacher = replace(
+        have.teacher,
+        model=model,
+        weights=weights,
+        activation=config.activation or have.teacher.activation,
+        precision=config.precision or have.teacher.precision,
     )
+    image_shapes = dict.fromkeys(config.codecs, have.images[0].row_shape)
+    digests = {source.name: source.digest for source in have.sources}
+    found = tuple(
+        SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest=digests.get(name, "new"))
+        for name, path in sources.items()
+    )
+    return _spec(config, teacher, image_shapes, found, have.num_rows)
 
 
 def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:

@@ -23,7 +23,7 @@ from ...shared.cache.codecs.quantize import standardise
 from ...shared.cache.shards import Array
 from ...shared.cache.spec import CacheSpec
 from ..teacher.clip import Teacher
-from .scan import Scan, rows_of_views
+from .scan import Scan
 from .views import ChunkRows, ViewMaker
 
 SAMPLE_ROWS = 2304
@@ -34,22 +34,17 @@ class CodecSample:
     """Runs the teacher over the sample when it is first asked for something, and only then."""
 
     def __init__(self, spec: CacheSpec, scan: Scan, teacher: Teacher) -> None:
-        self._spec, self._scan, self._teacher = spec, scan, teacher
+        self._spec, self._scan, self.teacher = spec, scan, teacher
 
     def table(self, array: str, record_bytes: int) -> Array:
         """Return the table that keeps the tokens of an image array in so many bytes."""
         return self.bases[array].table(record_bytes)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the features are computed."""
-        return self._teacher.device
-
     @cached_property
     def bases(self) -> dict[str, KltBasis]:
         """The basis of each image array, fit to all of the sample but its first ninth."""
         moments = {image.name: _Moments(*image.row_shape) for image in self._spec.images}
-        for arrays in self._features(self._rows[self._num_judged :], "rows to fit tables to"):
+        for arrays in self._features(self._rows[1], "rows to fit tables to"):
             for array, features in arrays.items():
                 moments[array].add(features)
         return {array: of_array.fit() for array, of_array in moments.items()}
@@ -57,7 +52,7 @@ class CodecSample:
     @cached_property
     def judged(self) -> dict[str, torch.Tensor]:
         """The features to judge codecs by. Shape: (B, T, D) each; B may be 0."""
-        made = list(self._features(self._rows[: self._num_judged], "rows to judge codecs by"))
+        made = list(self._features(self._rows[0], "rows to judge codecs by"))
         none = {image.name: torch.empty(0, *image.row_shape) for image in self._spec.images}
         return {
             array: torch.cat([arrays[array] for arrays in made] or [empty])
@@ -65,12 +60,10 @@ class CodecSample:
         }
 
     @cached_property
-    def _rows(self) -> npt.NDArray[np.int64]:
-        return self._scan.order(self._spec.seed)[:SAMPLE_ROWS]
-
-    @property
-    def _num_judged(self) -> int:
-        return len(self._rows) // _JUDGED_SHARE
+    def _rows(self) -> list[npt.NDArray[np.int64]]:
+        """Rows to judge codecs by, and rows to fit tables to."""
+        rows = self._scan.order(self._spec.seed)[:SAMPLE_ROWS]
+        return np.split(rows, [len(rows) // _JUDGED_SHARE])
 
     def _features(
         self, rows: npt.NDArray[np.int64], what: str
@@ -79,10 +72,10 @@ class CodecSample:
         spec = self._spec
         maker = ViewMaker(self._scan.paths, spec.view, spec.seed)
         with tqdm(total=len(rows), desc=what, unit="image") as progress:
-            for chunk in sample_chunks(self._scan, spec.seed, rows, spec.chunk_rows):
+            for chunk in sample_chunks(self._scan, rows, spec.chunk_rows):
                 made = maker(chunk)
                 good = [idx for idx in range(len(made.views)) if idx not in made.bad]
-                arrays = self._teacher.chunk_features(made.views, spec.chunk_rows)
+                arrays = self.teacher.chunk_features(made.views, spec.chunk_rows)
                 yield {array: features[good] for array, features in arrays.items()}
                 progress.update(len(made.views))
 
@@ -115,11 +108,8 @@ def fit_rows(features: torch.Tensor) -> KltBasis:
     return moments.fit()
 
 
-def sample_chunks(
-    scan: Scan, seed: int, rows: npt.NDArray[np.int64], chunk_rows: int
-) -> Iterator[ChunkRows]:
+def sample_chunks(scan: Scan, rows: npt.NDArray[np.int64], chunk_rows: int) -> Iterator[ChunkRows]:
     """Yield rows of a scan as what their views are made of, in view 0."""
     for start in range(0, len(rows), chunk_rows):
         some = rows[start : start + chunk_rows]
-        source, lmdb_index = scan.rows["source"][some], scan.rows["lmdb_index"][some]
-        yield rows_of_views(seed, scan.sources, 0, source, lmdb_index)
+        yield ChunkRows(0, scan.rows["source"][some], scan.rows["lmdb_index"][some])

@@ -98,7 +98,7 @@ def write_index(
         for group in map(names.metadata_file, names.parents(layout.name)):
             files[group] = storage.ensure(group, GROUP_METADATA)
     libraries = versions_with("torch", "open_clip_torch", "pillow", "simplejpeg", "numpy", "zarr")
-    built_with = {**libraries, "device": describe_device(sample.device)}
+    built_with = {**libraries, "device": describe_device(sample.teacher.device)}
     manifest = replace(manifest, files=files, built_with=built_with)
     storage.write(MANIFEST_NAME, encode_record(manifest.to_json()))
     return manifest

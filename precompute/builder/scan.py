@@ -9,9 +9,8 @@ Shapes: N rows.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from ...shared.charset import LabelProblem, LabelRules
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
 from ...shared.hashing import mix
-from .views import ChunkRows
 
 _ABSENT = 0xFFFFFFFF
 
@@ -37,8 +35,8 @@ class Scan:
     """All samples of all sources, sorted into rows and rejects."""
 
     sources: tuple[SourceSpec, ...]
-    paths: tuple[Path, ...]
-    """Where each source is on this machine."""
+    paths: Mapping[str, Path]
+    """Where each source is on this machine, by name."""
     rows: dict[str, Array]
     """The columns of `CacheSpec.row_layouts` by name, rows in source order. Shape: (N,) each."""
     labels: list[str]
@@ -53,32 +51,43 @@ class Scan:
 
     def order(self, seed: int) -> npt.NDArray[np.int64]:
         """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
-        names = [source.name for source in self.sources]
-        hashes = sample_hashes(seed, names, self.rows["source"], self.rows["lmdb_index"])
+        source, lmdb_index = self.rows["source"], self.rows["lmdb_index"]
+        hashes = sample_hashes(seed, list(self.paths), source, lmdb_index)
         return np.argsort(hashes, kind="stable")
 
 
 def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
     """Read every key and label of every source once, and no image."""
     label_ids: dict[str, int] = {}
-    columns = _Columns()
-    specs = [
-        _scan_source(source_idx, name, path, rules, label_ids, columns)
-        for source_idx, (name, path) in enumerate(sources.items())
-    ]
+    scanned = [_scan_source(name, path, rules, label_ids) for name, path in sources.items()]
+    verdicts = [verdict for _, verdict in scanned]
+    rows = _columns([verdict >= 0 for verdict in verdicts])
+    rejected = _columns([verdict < 0 for verdict in verdicts])
+    verdict = np.concatenate(verdicts)
+    reason = (-1 - verdict[verdict < 0]).astype(np.uint8)
     if not label_ids:
-        raise DataError(_why_nothing_is_usable(list(sources.values()), columns, rules))
+        raise DataError(_why_nothing_is_usable(sources.values(), reason, rules))
     return Scan(
-        sources=tuple(specs),
-        paths=tuple(sources.values()),
-        rows={key: np.asarray(column) for key, column in columns.rows.items()},
+        sources=tuple(source for source, _ in scanned),
+        paths=sources,
+        rows=rows | {"label": verdict[verdict >= 0].view(np.uint32)},
         labels=list(label_ids),
-        rejected={key: np.asarray(column) for key, column in columns.rejected.items()},
+        rejected=rejected | {"reason": reason},
     )
 
 
-def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: LabelRules) -> str:
-    reasons = Counter(REJECTION_REASONS[code] for code in columns.rejected["reason"])
+def _columns(chosen: Sequence[npt.NDArray[np.bool_]]) -> dict[str, Array]:
+    """Return which samples were chosen, of each source."""
+    found = [np.flatnonzero(of_source).astype(np.uint32) for of_source in chosen]
+    sources = np.arange(len(found), dtype=np.uint16)
+    return {
+        "source": np.repeat(sources, [len(of_source) for of_source in found]),
+        "lmdb_index": np.concatenate(found) + np.uint32(1),
+    }
+
+
+def _why_nothing_is_usable(paths: Iterable[Path], reason: Array, rules: LabelRules) -> str:
+    reasons = Counter(REJECTION_REASONS[code] for code in reason)
     listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
     unicode_hint = (
         "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
@@ -91,32 +100,14 @@ def _why_nothing_is_usable(paths: Sequence[Path], columns: _Columns, rules: Labe
     )
 
 
-class _Columns:
-    """Growing columns in machine types: 16 million rows in 160 MB, not in Python objects."""
-
-    def __init__(self) -> None:
-        self.rows = {"source": array("H"), "lmdb_index": array("I"), "label": array("I")}
-        self.rejected = {"source": array("H"), "lmdb_index": array("I"), "reason": array("B")}
-
-    def keep(self, source_idx: int, sample_idx: int, label_id: int) -> None:
-        self.rows["source"].append(source_idx)
-        self.rows["lmdb_index"].append(sample_idx)
-        self.rows["label"].append(label_id)
-
-    def reject(self, source_idx: int, sample_idx: int, reason: str) -> None:
-        values = source_idx, sample_idx, REJECTION_REASONS.index(reason)
-        for column, value in zip(self.rejected.values(), values, strict=True):
-            column.append(value)
+def _rejection(reason: str) -> int:
+    return -1 - REJECTION_REASONS.index(reason)
 
 
 def _scan_source(
-    source_idx: int,
-    name: str,
-    path: Path,
-    rules: LabelRules,
-    label_ids: dict[str, int],
-    columns: _Columns,
-) -> SourceSpec:
+    name: str, path: Path, rules: LabelRules, label_ids: dict[str, int]
+) -> tuple[SourceSpec, npt.NDArray[np.int32]]:
+    """Return a source, and for each of its samples the id of its label, or its `_rejection`."""
     source = WordLmdb(path)
     num_samples = len(source)
     if num_samples > source.num_keys:
@@ -125,53 +116,42 @@ def _scan_source(
             "keys; it is another set's count, or the LMDB was only partly written"
         )
     image_bytes = np.full(num_samples, _ABSENT, np.uint32)
+    verdicts = np.full(num_samples, _rejection("missing label"), np.int32)
     digest = hashlib.sha256(num_samples.to_bytes(8, "little"))
-    # Raw label -> its id or why it is rejected; words repeat, so most samples take this path.
-    known: dict[bytes, int | LabelProblem] = {}
+    # Words repeat, so most labels are known already.
+    known: dict[bytes, int] = {}
     try:
         with source.env.begin(buffers=True) as txn:
             for sample_idx, value in _items(txn, b"image-", num_samples):
                 image_bytes[sample_idx - 1] = len(value)
             digest.update(image_bytes.tobytes())
-            expected_idx = 1
-            progress = tqdm(
-                _items(txn, b"label-", num_samples),
-                total=num_samples,
-                desc=f"scanning {name}",
-                unit="label",
-                mininterval=0.5,
-            )
-            for sample_idx, value in progress:
-                for missing_idx in range(expected_idx, sample_idx):
-                    columns.reject(source_idx, missing_idx, "missing label")
-                expected_idx = sample_idx + 1
+            labels = _items(txn, b"label-", num_samples)
+            for sample_idx, value in tqdm(
+                labels, total=num_samples, desc=f"scanning {name}", unit="label", mininterval=0.5
+            ):
                 raw = bytes(value)
                 digest.update(b"%d:%d:" % (sample_idx, len(raw)))
                 digest.update(raw)
                 if image_bytes[sample_idx - 1] == _ABSENT:
-                    columns.reject(source_idx, sample_idx, "missing image")
+                    verdicts[sample_idx - 1] = _rejection("missing image")
                     continue
                 verdict = known.get(raw)
                 if verdict is None:
                     verdict = known[raw] = _judge(raw, rules, label_ids)
-                if isinstance(verdict, LabelProblem):
-                    columns.reject(source_idx, sample_idx, verdict.value)
-                else:
-                    columns.keep(source_idx, sample_idx, verdict)
-            for missing_idx in range(expected_idx, num_samples + 1):
-                columns.reject(source_idx, missing_idx, "missing label")
+                verdicts[sample_idx - 1] = verdict
     except lmdb.Error as e:
         raise DataError(f"{path} cannot be read to its end: {e}; it may be truncated") from e
-    return SourceSpec(name=name, num_samples=num_samples, digest=digest.hexdigest())
+    spec = SourceSpec(name=name, num_samples=num_samples, digest=digest.hexdigest())
+    return spec, verdicts
 
 
-def _judge(raw: bytes, rules: LabelRules, label_ids: dict[str, int]) -> int | LabelProblem:
+def _judge(raw: bytes, rules: LabelRules, label_ids: dict[str, int]) -> int:
     try:
         label = rules.apply(raw.decode())
     except UnicodeDecodeError:
-        return LabelProblem.NOT_UTF8
+        label = LabelProblem.NOT_UTF8
     if isinstance(label, LabelProblem):
-        return label
+        return _rejection(label.value)
     return label_ids.setdefault(label, len(label_ids))
 
 
@@ -202,19 +182,6 @@ def sample_hashes(
     digests = [hashlib.sha256(name.encode()).digest() for name in names]
     name_keys = np.array([int.from_bytes(d[:8], "little") for d in digests], np.uint64)
     return mix(seed, name_keys[source], lmdb_index)
-
-
-def rows_of_views(
-    seed: int, sources: Sequence[SourceSpec], view_idx: int, source: Array, lmdb_index: Array
-) -> ChunkRows:
-    """Return rows as what their views are made of."""
-    names = [spec.name for spec in sources]
-    return ChunkRows(
-        view_idx=view_idx,
-        sources=source.tolist(),
-        lmdb_indexes=lmdb_index.tolist(),
-        hashes=sample_hashes(seed, names, source, lmdb_index).tolist(),
-    )
 
 
 def hash_keys(rows: Mapping[str, Array]) -> str:

@@ -9,24 +9,24 @@ Shapes: B rows of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ...shared.cache.codecs.codecs import Pixels, filter_pixels
 from ...shared.cache.memory import Bytes
-from ...shared.cache.shards import ArrayLayout, encode_chunk
+from ...shared.cache.shards import Array, ArrayLayout, encode_chunk
 from ...shared.cache.spec import ViewSpec
 from ...shared.data.images import ImageProblemError, decode_image, stretch, upright
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.geometry import VIEW_SHAPE
 from .augment import Draws, augment, view_keys
+from .scan import sample_hashes
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewChunk:
+class ViewChunk(NamedTuple):
     """The views of one chunk of rows."""
 
     views: Pixels
@@ -35,36 +35,36 @@ class ViewChunk:
     """Position in the chunk -> why that image could not become a view."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChunkRows:
+class ChunkRows(NamedTuple):
     """The rows of a chunk, as much as a view needs to know of them."""
 
     view_idx: int
-    sources: Sequence[int]
+    source: Array
     """Index of each row's source."""
-    lmdb_indexes: Sequence[int]
+    lmdb_index: Array
     """LMDB index of each row, from 1."""
-    hashes: Sequence[int]
-    """`sample_hashes` of each row."""
 
 
 class ViewMaker:
     """Makes chunks of views from the sources; travels to worker processes."""
 
-    def __init__(self, sources: Sequence[Path], view: ViewSpec, cache_seed: int) -> None:
-        self._sources = [WordLmdb(path) for path in sources]
+    def __init__(self, sources: Mapping[str, Path], view: ViewSpec, cache_seed: int) -> None:
+        self._names = list(sources)
+        self._sources = [WordLmdb(path) for path in sources.values()]
         self._is_augmented = view.augment == "randaugment"
         self._tall = view.tall
         self._cache_seed = cache_seed
 
     def __call__(self, rows: ChunkRows) -> ViewChunk:
         """Make the views of a chunk."""
-        views = np.zeros((len(rows.sources), *VIEW_SHAPE), np.uint8)
+        view_idx, source, lmdb_index = rows
+        views = np.zeros((len(source), *VIEW_SHAPE), np.uint8)
         bad: dict[int, str] = {}
-        keys = view_keys(self._cache_seed, rows.hashes, rows.view_idx)
-        places = zip(rows.sources, rows.lmdb_indexes, keys, strict=True)
-        for idx, (source_idx, lmdb_index, key) in enumerate(places):
-            encoded = self._sources[source_idx].image(lmdb_index)
+        hashes = sample_hashes(self._cache_seed, self._names, source, lmdb_index)
+        keys = view_keys(self._cache_seed, hashes, view_idx)
+        places = zip(source.tolist(), lmdb_index.tolist(), keys, strict=True)
+        for idx, (source_idx, sample_idx, key) in enumerate(places):
+            encoded = self._sources[source_idx].image(sample_idx)
             try:
                 image = upright(decode_image(encoded or b""), self._tall)
             except ImageProblemError as e:
@@ -73,20 +73,12 @@ class ViewMaker:
             if self._is_augmented:
                 image = augment(image, Draws(key))
             views[idx] = stretch(image)
-        return ViewChunk(views=views, bad=bad)
+        return ViewChunk(views, bad)
 
 
-class StoredViewMaker:
-    """Makes chunks of views and what is stored of them, so that compression is where decoding is.
-
-    Travels to worker processes.
-    """
-
-    def __init__(self, views: ViewMaker, layout: ArrayLayout) -> None:
-        """Make views by `views`, stored as the pixel array of that layout is."""
-        self._views, self._layout = views, layout
-
-    def __call__(self, rows: ChunkRows) -> tuple[ViewChunk, Bytes]:
-        """Make the views of a chunk, and the payload of their pixels."""
-        made = self._views(rows)
-        return made, encode_chunk(self._layout, filter_pixels(made.views))
+def make_stored_views(
+    maker: ViewMaker, layout: ArrayLayout, rows: ChunkRows
+) -> tuple[ViewChunk, Bytes]:
+    """Make the views of a chunk and the payload of their pixels: compressing is decoders' work."""
+    made = maker(rows)
+    return made, encode_chunk(layout, filter_pixels(made.views))

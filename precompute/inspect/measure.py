@@ -23,7 +23,7 @@ from ...shared.cache.spec import CacheSpec
 from ...shared.cache.storage import LocalStorage
 from ..builder.calibrate import fit_rows, sample_chunks
 from ..builder.scan import Scan
-from ..builder.views import StoredViewMaker, ViewMaker
+from ..builder.views import ViewMaker, make_stored_views
 from ..teacher.clip import Teacher
 from ..teacher.tokens import TokenTrie
 
@@ -52,16 +52,14 @@ def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
     They are compressed too, as decoders do that.
     """
     of_batches = replace(spec, unit_rows=_FIRST_BATCH, chunk_rows=_FIRST_BATCH)
-    maker = StoredViewMaker(
-        ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed),
-        of_batches.image_layouts(0)[PIXELS],
-    )
+    maker = ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed)
+    layout = of_batches.image_layouts(0)[PIXELS]
     made: list[Pixels] = []
     bad: Counter[str] = Counter()
     started = time.perf_counter()
     first_rows = scan.order(spec.seed)[: 2 * spec.chunk_rows]
-    for rows in sample_chunks(scan, spec.seed, first_rows, _FIRST_BATCH):
-        chunk, _ = maker(rows)
+    for rows in sample_chunks(scan, first_rows, _FIRST_BATCH):
+        chunk, _ = make_stored_views(maker, layout, rows)
         made.append(chunk.views)
         bad.update(chunk.bad.values())
         if time.perf_counter() - started > _VIEWS_BUDGET_S:

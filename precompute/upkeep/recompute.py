@@ -26,9 +26,8 @@ from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device, describe_device
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheMismatchError, CacheMissingError
-from ..builder.scan import rows_of_views
 from ..builder.text import load_same_teacher
-from ..builder.views import ViewMaker
+from ..builder.views import ChunkRows, ViewMaker
 from .config import VerifyConfig
 
 UNKNOWN = "unknown"
@@ -128,7 +127,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     )
 
 
-def _same_sources(cache: FeatureCache, roots: Sequence[Path]) -> list[Path]:
+def _same_sources(cache: FeatureCache, roots: Sequence[Path]) -> dict[str, Path]:
     """Return where each source of the cache is below `roots`."""
     found = find_named_lmdbs(roots)
     have = {source.name: source.num_samples for source in cache.spec.sources}
@@ -138,7 +137,7 @@ def _same_sources(cache: FeatureCache, roots: Sequence[Path]) -> list[Path]:
             f"{cache.storage} was built from (name: samples) {have}, but --data holds {want}; "
             "pass the roots it was built from"
         )
-    return [found[source.name] for source in cache.spec.sources]
+    return {name: found[name] for name in have}
 
 
 def _draw(cache: FeatureCache, num_rows: int, seed: int) -> list[_Batch]:
@@ -180,7 +179,7 @@ def _view_problem(
     spec, columns = cache.spec, cache.rows(unit.unit_idx)
     at = slice(row - unit.rows[0], row - unit.rows[0] + 1)
     source, lmdb_index = columns["source"][at], columns["lmdb_index"][at]
-    made = maker(rows_of_views(spec.seed, spec.sources, unit.view_idx, source, lmdb_index))
+    made = maker(ChunkRows(unit.view_idx, source, lmdb_index))
     name = f"view {unit.view_idx} of row {row} ({spec.sources[source[0]].name}, {lmdb_index[0]})"
     if made.bad:
         return f"{name}: now {made.bad[0]}"

@@ -18,7 +18,6 @@ from clipocr.precompute.builder.augment import (
     Draws,
     augment,
     draw_operations,
-    view_draws,
     view_keys,
 )
 from clipocr.shared.hashing import mix
@@ -37,6 +36,10 @@ class Scripted(Draws):
     def below(self, limit: int) -> int:
         assert self._numbers[0] < limit
         return self._numbers.pop(0)
+
+
+def view_draws(cache_seed: int, sample_hash: int, view_idx: int) -> Draws:
+    return Draws(view_keys(cache_seed, [sample_hash], view_idx)[0])
 
 
 def random_image(width: int = 60, height: int = 20) -> Image.Image:

@@ -18,7 +18,7 @@ from PIL import Image
 from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute.builder import units
-from clipocr.precompute.builder.augment import augment, view_draws
+from clipocr.precompute.builder.augment import Draws, augment, view_keys
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.scan import sample_hashes
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
@@ -220,7 +220,7 @@ def test_views_are_the_augmented_pictures(data_root: Path, tmp_path: Path) -> No
             continue
         for view_idx in range(2):
             image = Image.open(io.BytesIO(sources[source].image(index)))
-            image = augment(image, view_draws(0, int(hashes[row]), view_idx))
+            image = augment(image, Draws(view_keys(0, hashes, view_idx)[row]))
             expected = np.asarray(image.resize((128, 32), Image.BICUBIC))
             np.testing.assert_array_equal(views[view_idx][row], expected)
 
