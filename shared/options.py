@@ -73,6 +73,12 @@ def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": Option(**about)})
 
 
+def option_of(config: type[Options], field: str) -> Any:
+    """Declare a field as the option that another class has already."""
+    there = config.__dataclass_fields__[field]
+    return dataclasses.field(default=there.default, metadata=there.metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Field:
     """One option of a class, with its type taken apart."""

@@ -17,21 +17,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...shared.cache import names
+from ...shared.cache.codecs.codec import Codec, codec_per_array
 from ...shared.cache.json_record import as_json, require_equal
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest
-from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec, ViewSpec
+from ...shared.cache.spec import CacheSpec, ImageArraySpec, SourceSpec, TeacherSpec
 from ...shared.cache.storage import LocalStorage
-from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import DataError
 from ..teacher.clip import load_teacher
 from .calibrate import CodecSample
-from .config import BuildConfig, default_precision
+from .config import BuildConfig, LabelsConfig, PoolConfig, default_precision
+from .contents import Contents, natural_images, pictures_of_words, words_alone
 from .index import ensure_index, is_index_whole
-from .scan import scan_sources
-from .text import build_text_table, find_text
+from .text import build_text_table, find_text, require_same_weights, same_teacher_name
 from .units import UnitBuilder
+
+_POOL_UNIT_ROWS = 512
+_POOL_CHUNK_ROWS = 32
+"""Of natural images: 100 MB and 6.5 MB of ViT-B/16's 197 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +62,35 @@ class _Missing(NamedTuple):
     """(view, unit) pairs, view by view."""
 
 
-def build_cache(config: BuildConfig) -> BuildSummary:
-    """Build a cache, finish a half-built one, or find that nothing is missing."""
-    storage, sources = LocalStorage(config.out), find_named_lmdbs(config.data)
+def build_cache(
+    config: BuildConfig, contents: Contents | None = None, teacher: TeacherSpec | None = None
+) -> BuildSummary:
+    """Build a cache, finish a half-built one, or find that nothing is missing.
+
+    Args:
+        config: What is asked for.
+        contents: What it is of; None: the LMDBs that the config names.
+        teacher: Whose weights the teacher must have; None: any.
+    """
+    contents = contents or pictures_of_words(config)
+    storage = LocalStorage(config.out)
     manifest = read_manifest(storage)
     if manifest is None:
         names.require_free(config.out)
         config.out.mkdir(parents=True, exist_ok=True)
     else:
-        want = _wanted_so_far(config, sources, manifest.spec)
-        _require_equal_spec(manifest.spec, want, config.out)
+        want = _wanted_so_far(config, contents, manifest.spec)
+        _require_equal_spec(manifest.spec, want, config.out, contents.command)
     num_rows_built, image_seconds = 0, 0.0
-    if manifest is None or any(_look(config, storage, manifest)[1]):
-        manifest, num_rows_built, image_seconds = _make_missing(config, storage, sources, manifest)
+    if manifest is None or any(_look(config, contents, storage, manifest)[1]):
+        manifest, num_rows_built, image_seconds = _make_missing(
+            config, contents, storage, manifest, teacher
+        )
     # Read anew: another process may have built other units of this cache.
-    cache, missing = _look(config, storage, manifest)
+    cache, missing = _look(config, contents, storage, manifest)
     bad = [cache.committed.units[0, unit_idx].bad_rows for unit_idx in cache.units()]
     if not any(missing):
-        _require_good_rows(cache, bad, config.data)
+        _require_good_rows(cache, bad, contents.places)
         cache = FeatureCache(storage, manifest, publish_seal(storage, manifest))
     return BuildSummary(
         cache=cache,
@@ -86,14 +101,43 @@ def build_cache(config: BuildConfig) -> BuildSummary:
     )
 
 
+def build_labels(config: LabelsConfig) -> BuildSummary:
+    """Build a cache of words without pictures, or finish it."""
+    return build_cache(config.build, words_alone(config))
+
+
+def build_pool(config: PoolConfig) -> BuildSummary:
+    """Build the pool of natural images of a cache, or finish it, by the teacher of that cache."""
+    spec = FeatureCache.open(config.cache).spec
+    teacher = spec.teacher
+    build = BuildConfig(
+        data=(config.images,),
+        out=config.cache / names.POOL_FOLDER,
+        teacher=same_teacher_name(config.cache, teacher, config.teacher),
+        image_taps=(),
+        text_taps=spec.text_taps,
+        codec=(Codec.parse("fp16"),),
+        activation=teacher.activation,
+        precision=teacher.precision,
+        unit_rows=_POOL_UNIT_ROWS,
+        chunk_rows=_POOL_CHUNK_ROWS,
+        seed=config.seed,
+        device=config.device,
+        workers=config.workers,
+        process=config.process,
+    )
+    return build_cache(build, natural_images(config), teacher)
+
+
 def _look(
-    config: BuildConfig, storage: LocalStorage, manifest: Manifest
+    config: BuildConfig, contents: Contents, storage: LocalStorage, manifest: Manifest
 ) -> tuple[FeatureCache, _Missing]:
     """Return the cache as it is by now, and what it lacks, whoever is to make it."""
     committed = read_committed(storage, manifest, through_seal=False)
     missing = _Missing(
         lacks_index=not is_index_whole(storage, manifest),
-        lacks_text=find_text(committed, config.charset) is None,
+        lacks_text=bool(contents.tokenizer)
+        and find_text(committed, config.charset, contents.tokenizer, contents.template) is None,
         units=[
             (view_idx, unit_idx)
             for view_idx in range(config.views)
@@ -120,9 +164,10 @@ def _require_good_rows(
 
 def _make_missing(
     config: BuildConfig,
+    contents: Contents,
     storage: LocalStorage,
-    sources: Mapping[str, Path],
     manifest: Manifest | None,
+    same_as: TeacherSpec | None,
 ) -> tuple[Manifest, int, float]:
     """Make what is missing and this process's share of the units.
 
@@ -138,21 +183,27 @@ def _make_missing(
         precision=config.precision or begun_with or default_precision(device.type),
         device=device,
         activation=config.activation,
+        final=names.FINAL in contents.arrays,
+        view_px=(contents.view.height_px, contents.view.width_px),
     )
+    if same_as is not None:
+        require_same_weights(config.out, same_as, teacher)
     teacher.require_room(config.labels.max_label_length)
-    scan = scan_sources(sources, config.labels)
-    spec = _spec(config, teacher.spec, teacher.image_shapes, scan.sources, scan.num_rows)
+    scan = contents.scan()
+    spec = _spec(config, contents, teacher.spec, teacher.image_shapes, scan.sources, scan.num_rows)
     spec.image_layouts(0)  # Refuses what cannot be stored before anything is computed.
     if manifest is not None:
         # What is made now must be made from exactly what the rest was made from.
-        _require_equal_spec(manifest.spec, spec, config.out)
+        _require_equal_spec(manifest.spec, spec, config.out, contents.command)
     storage.sweep()
     manifest = ensure_index(storage, manifest, spec, scan, CodecSample(spec, scan, teacher))
-    cache, missing = _look(config, storage, manifest)
+    cache, missing = _look(config, contents, storage, manifest)
     if missing.lacks_text and config.process.rank == 0:
-        cache.publish(build_text_table(cache, config.charset, teacher))
+        cache.publish(
+            build_text_table(cache, config.charset, teacher, contents.tokenizer, contents.template)
+        )
     started = time.perf_counter()
-    builder = UnitBuilder(cache, teacher, sources, config.num_workers(device.type))
+    builder = UnitBuilder(cache, teacher, contents.pictures, config.num_workers(device.type))
     # Split all units among processes, not the missing ones: the missing ones change while others
     # build, so two processes would compute different splits.
     share = [
@@ -160,22 +211,23 @@ def _make_missing(
         for view_idx, unit_idx in missing.units
         if config.process.takes(view_idx * spec.num_units + unit_idx)
     ]
-    num_rows_built = builder.build(share)
+    num_rows_built = builder.build(share) if spec.image_layouts(0) else builder.commit(share)
     return manifest, num_rows_built, time.perf_counter() - started
 
 
 def _spec(
     config: BuildConfig,
+    contents: Contents,
     teacher: TeacherSpec,
     image_shapes: Mapping[str, tuple[int, int]],
     sources: tuple[SourceSpec, ...],
     num_rows: int,
 ) -> CacheSpec:
     """Return the spec of the cache that was asked for."""
-    codecs = config.codecs
+    codecs = codec_per_array(config.codec, contents.arrays)
     return CacheSpec(
         teacher=teacher,
-        view=ViewSpec(augment=config.augment, tall=config.tall),
+        view=contents.view,
         labels=config.labels,
         images=tuple(
             ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
@@ -185,12 +237,13 @@ def _spec(
         seed=config.seed,
         sources=sources,
         num_rows=num_rows,
+        pixels=contents.pixels,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )
 
 
-def _wanted_so_far(config: BuildConfig, sources: Mapping[str, Path], have: CacheSpec) -> CacheSpec:
+def _wanted_so_far(config: BuildConfig, contents: Contents, have: CacheSpec) -> CacheSpec:
     """Return what was asked for, as far as neither teacher nor labels have to be read for it.
 
     The rest is as in `have`.
@@ -205,16 +258,17 @@ def _wanted_so_far(config: BuildConfig, sources: Mapping[str, Path], have: Cache
         activation=config.activation or have.teacher.activation,
         precision=config.precision or have.teacher.precision,
     )
-    image_shapes = dict.fromkeys(config.codecs, have.images[0].row_shape)
+    shape = have.images[0].row_shape if have.images else (0, 0)
+    image_shapes = dict.fromkeys(contents.arrays, shape)
     digests = {source.name: source.digest for source in have.sources}
     found = tuple(
-        SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest=digests.get(name, "new"))
-        for name, path in sources.items()
+        SourceSpec(name=name, num_samples=num_samples, digest=digests.get(name, "new"))
+        for name, num_samples in contents.count().items()
     )
-    return _spec(config, teacher, image_shapes, found, have.num_rows)
+    return _spec(config, contents, teacher, image_shapes, found, have.num_rows)
 
 
-def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
+def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path, command: str) -> None:
     """Refuse to go on with a cache of something else, naming the options that would."""
     options = zip(_options_of(have), _options_of(want), strict=True)
     differing = [text for (text, value), (_, wanted) in options if value != wanted]
@@ -222,7 +276,7 @@ def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path) -> None:
         as_json(have, complete=True),
         as_json(want, complete=True),
         f"{out} holds another cache",
-        f"Go on with that one by: clipocr cache build --out {out} "
+        f"Go on with that one by: clipocr {command} --out {out} "
         f"{' '.join(differing) or '(with the clipocr that began it)'} ...; or build this one into "
         "another folder with --out",
     )

@@ -70,7 +70,7 @@ class CodecSample:
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the features of rows, chunk by chunk, by array; those of bad images left out."""
         spec = self._spec
-        maker = ViewMaker(self._scan.paths, spec.view, spec.seed)
+        maker = ViewMaker(self._scan.pictures, spec.view, spec.seed)
         with tqdm(total=len(rows), desc=what, unit="image") as progress:
             for chunk in sample_chunks(self._scan, rows, spec.chunk_rows):
                 made = maker(chunk)

@@ -10,7 +10,15 @@ from ...shared.cache.names import LABEL_PLACE, PROMPT, TEMPLATE, TOKENIZERS, blo
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
 from ...shared.geometry import TALL, TALL_RATIO
-from ...shared.options import FOLDER, NEW_CACHE, Options, device_option, num_cores, option
+from ...shared.options import (
+    FOLDER,
+    NEW_CACHE,
+    Options,
+    device_option,
+    num_cores,
+    option,
+    option_of,
+)
 from ...shared.processes import Process
 
 AUGMENTATIONS = ("clean", "randaugment")
@@ -131,30 +139,22 @@ class BuildConfig(SourceOptions):
         return codec_per_array(self.codec, block_names(self.image_taps))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(Options):
-    """What `clipocr cache text` is asked for."""
+_TOKENIZER_HELP = (
+    "char: one token per character, as CLIP-OCR does; word: the label whole (table 7); prompt: the "
+    "label in a sentence, as DPTR does."
+)
 
-    cache: Path
-    charset: Charset = charset_option(f"{CHARSET_HELP}.", is_required=True)
-    tokenizer: str = option(
-        "char",
-        choices=TOKENIZERS,
-        help="char: one token per character, as CLIP-OCR does; word: the label whole (table 7); "
-        "prompt: the label in a sentence, as DPTR does.",
-    )
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(Options):
+    """How the teacher reads labels."""
+
+    tokenizer: str = option("char", choices=TOKENIZERS, help=_TOKENIZER_HELP)
     template: str = option(
         TEMPLATE,
         help="The sentence of --tokenizer prompt. Its quote splits some labels oddly, as "
         "officially; quotes apart from the label, ' {label} ', do not.",
     )
-    teacher: str | None = option(
-        None,
-        metavar="MODEL/WEIGHTS",
-        default_text="the cache's own",
-        help="Where its weights are now; needed if they were a file.",
-    )
-    device: str = device_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,3 +173,70 @@ class TextConfig(Options):
     def prompt(self) -> str:
         """The template of prompts, empty where there are none."""
         return self.template if self.tokenizer == PROMPT else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TextOptions):
+    """What `clipocr cache text` is asked for."""
+
+    cache: Path
+    charset: Charset = charset_option(f"{CHARSET_HELP}.", is_required=True)
+    teacher: str | None = option(
+        None,
+        metavar="MODEL/WEIGHTS",
+        default_text="the cache's own",
+        help="Where its weights are now; needed if they were a file.",
+    )
+    device: str = device_option()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig(TextOptions):
+    """What `clipocr cache labels` is asked for."""
+
+    words: Path
+    out: Path = option_of(BuildConfig, "out")
+    charset: Charset = option_of(BuildConfig, "charset")
+    tokenizer: str = option(PROMPT, choices=TOKENIZERS, help=_TOKENIZER_HELP)
+    labels: LabelRules = LabelRules()
+    teacher: str = option_of(BuildConfig, "teacher")
+    activation: str | None = option_of(BuildConfig, "activation")
+    precision: str | None = option_of(BuildConfig, "precision")
+    text_taps: tuple[int, ...] = option_of(BuildConfig, "text_taps")
+    unit_rows: int = option_of(BuildConfig, "unit_rows")
+    chunk_rows: int = option_of(BuildConfig, "chunk_rows")
+    seed: int = option_of(BuildConfig, "seed")
+    device: str = device_option()
+
+    @property
+    def build(self) -> BuildConfig:
+        """The build that this is."""
+        return BuildConfig(
+            data=(self.words,),
+            image_taps=(),
+            codec=(),
+            **{name: getattr(self, name) for name in _OF_LABELS},
+        )
+
+
+_OF_LABELS = (
+    *("out", "charset", "labels", "teacher", "activation", "precision", "text_taps"),
+    *("unit_rows", "chunk_rows", "seed", "device"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(Options):
+    """What `clipocr cache pool` is asked for."""
+
+    cache: Path
+    images: Path = option(
+        type=FOLDER, help="Folder with natural images at any depth, such as COCO's train2017."
+    )
+    count: int = option(10_000, minimum=1, help="Most images to take.")
+    seed: int = option(0, help="Decides which.")
+    teacher: str | None = option_of(TextConfig, "teacher")
+    device: str = device_option()
+    workers: int | None = option_of(BuildConfig, "workers")
+    process: Process = Process()
+    """Which units this process builds, of several processes."""

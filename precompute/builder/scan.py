@@ -23,9 +23,11 @@ from ...shared.cache.records import REJECTION_REASONS
 from ...shared.cache.shards import Array
 from ...shared.cache.spec import SourceSpec
 from ...shared.charset import LabelProblem, LabelRules
+from ...shared.data.folders import as_text
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
 from ...shared.hashing import mix
+from .pictures import ImageFolder, PictureSource
 
 _ABSENT = 0xFFFFFFFF
 
@@ -35,8 +37,9 @@ class Scan:
     """All samples of all sources, sorted into rows and rejects."""
 
     sources: tuple[SourceSpec, ...]
-    paths: Mapping[str, Path]
-    """Where each source is on this machine, by name."""
+    pictures: Mapping[str, Path | PictureSource]
+    """Where the pictures of each source are on this machine, by name: an LMDB, or something else
+    that yields them."""
     rows: dict[str, Array]
     """The columns of `CacheSpec.row_layouts` by name, rows in source order. Shape: (N,) each."""
     labels: list[str]
@@ -52,7 +55,7 @@ class Scan:
     def order(self, seed: int) -> npt.NDArray[np.int64]:
         """Return the rows in their lasting order, as indexes into the columns. Shape: (N,)."""
         source, lmdb_index = self.rows["source"], self.rows["lmdb_index"]
-        hashes = sample_hashes(seed, list(self.paths), source, lmdb_index)
+        hashes = sample_hashes(seed, list(self.pictures), source, lmdb_index)
         return np.argsort(hashes, kind="stable")
 
 
@@ -60,19 +63,57 @@ def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
     """Read every key and label of every source once, and no image."""
     label_ids: dict[str, int] = {}
     scanned = [_scan_source(name, path, rules, label_ids) for name, path in sources.items()]
-    verdicts = [verdict for _, verdict in scanned]
-    rows = _columns([verdict >= 0 for verdict in verdicts])
-    rejected = _columns([verdict < 0 for verdict in verdicts])
-    verdict = np.concatenate(verdicts)
-    reason = (-1 - verdict[verdict < 0]).astype(np.uint8)
+    specs, verdicts = zip(*scanned, strict=True)
+    scan = _sorted(specs, sources, verdicts, list(label_ids))
     if not label_ids:
-        raise DataError(_why_nothing_is_usable(sources.values(), reason, rules))
+        raise DataError(_why_nothing_is_usable(sources.values(), scan, rules))
+    return scan
+
+
+def scan_words(path: Path, rules: LabelRules) -> Scan:
+    """Read the lines of a file, each of them a label without a picture."""
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}") from e
+    lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    label_ids: dict[str, int] = {}
+    verdicts = np.array([_judge(line, rules, label_ids) for line in lines], np.int32)
+    digest = hashlib.sha256(b"\n".join(lines)).hexdigest()
+    source = SourceSpec(name=as_text(path.name), num_samples=len(lines), digest=digest)
+    scan = _sorted([source], {source.name: path}, [verdicts], list(label_ids))
+    if not label_ids:
+        raise DataError(_why_nothing_is_usable([path], scan, rules))
+    return scan
+
+
+def scan_images(images: ImageFolder) -> Scan:
+    """Take every image of a folder for a row, whose label is the name of its file."""
+    digest = hashlib.sha256("".join(f"{name}\0" for name in images.names).encode())
+    for name in images.names:
+        digest.update((images.root / name).stat().st_size.to_bytes(8, "little"))
+    source = SourceSpec(name="images", num_samples=len(images), digest=digest.hexdigest())
+    verdicts = np.arange(len(images), dtype=np.int32)
+    labels = [as_text(name) for name in images.names]
+    return _sorted([source], {source.name: images}, [verdicts], labels)
+
+
+def _sorted(
+    sources: Sequence[SourceSpec],
+    pictures: Mapping[str, Path | PictureSource],
+    verdicts: Sequence[npt.NDArray[np.int32]],
+    labels: list[str],
+) -> Scan:
+    """Return the scan of samples whose label ids, or `_rejection`s, are known."""
+    verdict = np.concatenate(verdicts)
+    rows = _columns([of_source >= 0 for of_source in verdicts])
+    rejected = _columns([of_source < 0 for of_source in verdicts])
     return Scan(
-        sources=tuple(source for source, _ in scanned),
-        paths=sources,
+        sources=tuple(sources),
+        pictures=pictures,
         rows=rows | {"label": verdict[verdict >= 0].view(np.uint32)},
-        labels=list(label_ids),
-        rejected=rejected | {"reason": reason},
+        labels=labels,
+        rejected=rejected | {"reason": (-1 - verdict[verdict < 0]).astype(np.uint8)},
     )
 
 
@@ -86,8 +127,8 @@ def _columns(chosen: Sequence[npt.NDArray[np.bool_]]) -> dict[str, Array]:
     }
 
 
-def _why_nothing_is_usable(paths: Iterable[Path], reason: Array, rules: LabelRules) -> str:
-    reasons = Counter(REJECTION_REASONS[code] for code in reason)
+def _why_nothing_is_usable(paths: Iterable[Path], scan: Scan, rules: LabelRules) -> str:
+    reasons = Counter(REJECTION_REASONS[code] for code in scan.rejected["reason"])
     listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
     unicode_hint = (
         "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "

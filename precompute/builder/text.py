@@ -29,7 +29,7 @@ from ...shared.cache.shards import (
     write_array,
     write_metadata,
 )
-from ...shared.cache.spec import CacheSpec
+from ...shared.cache.spec import CacheSpec, TeacherSpec
 from ...shared.cache.storage import FileRecord, LocalStorage
 from ...shared.cache.strings import encode_strings
 from ...shared.cache.text_spec import TextArraySpec, TextSpec
@@ -68,26 +68,40 @@ def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
 
 
 def load_same_teacher(
-    place: str | Path, spec: CacheSpec, name: str | None, device: torch.device
+    place: str | Path,
+    spec: CacheSpec,
+    name: str | None,
+    device: torch.device,
 ) -> Teacher:
     """Load the teacher that made the cache at `place`, from the weights ``MODEL/WEIGHTS``.
 
     None: as the cache names them, which a weights file cannot be.
     """
     have = spec.teacher
-    if name is None and have.weights.startswith("file:"):
-        raise UsageError(
-            f"{place} was built with the weights file {have.weights[5:]}; "
-            f"pass it by --teacher {have.model}/PATH"
-        )
     teacher = load_teacher(
-        name or have.name,
+        same_teacher_name(place, have, name),
         image_taps=spec.image_taps,
         text_taps=spec.text_taps,
         precision=have.precision,
         device=device,
         activation=have.activation,
     )
+    require_same_weights(place, have, teacher)
+    return teacher
+
+
+def same_teacher_name(place: str | Path, have: TeacherSpec, name: str | None) -> str:
+    """Return where the weights of the cache at `place` are: as named, or as it says itself."""
+    if name is None and have.weights.startswith("file:"):
+        raise UsageError(
+            f"{place} was built with the weights file {have.weights[5:]}; "
+            f"pass it by --teacher {have.model}/PATH"
+        )
+    return name or have.name
+
+
+def require_same_weights(place: str | Path, have: TeacherSpec, teacher: Teacher) -> None:
+    """Refuse a teacher of other weights than those of the cache at `place`."""
     if teacher.spec.weights_sha256 != have.weights_sha256:
         raise CacheMismatchError(
             f"{place} holds what {have.name} says (weights sha256 "
@@ -95,7 +109,6 @@ def load_same_teacher(
             f"{teacher.spec.weights_sha256[:16]}...). Pass the weights it was built with, by "
             f"--teacher {have.model}/PATH"
         )
-    return teacher
 
 
 def build_text_table(

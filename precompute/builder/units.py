@@ -25,6 +25,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.records import UnitRecord
 from ...shared.cache.shards import GROUP_METADATA, ArrayWriter, encode_chunk, write_metadata
 from ..teacher.clip import Teacher
+from .pictures import PictureSource
 from .scan import hash_keys
 from .views import ChunkRows, ViewChunk, ViewMaker, make_stored_views
 
@@ -37,15 +38,19 @@ class UnitBuilder:
     """Makes units: views ahead of the teacher, so that it need not wait, and files after it."""
 
     def __init__(
-        self, cache: FeatureCache, teacher: Teacher, sources: Mapping[str, Path], num_workers: int
+        self,
+        cache: FeatureCache,
+        teacher: Teacher,
+        pictures: Mapping[str, Path | PictureSource],
+        num_workers: int,
     ) -> None:
         self._cache = cache
         self._spec = cache.spec
         self._teacher = teacher
         self._make_views = partial(
             make_stored_views,
-            ViewMaker(sources, cache.spec.view, cache.spec.seed),
-            cache.spec.image_layouts(0)[names.PIXELS],
+            ViewMaker(pictures, cache.spec.view, cache.spec.seed),
+            cache.spec.image_layouts(0).get(names.PIXELS),
         )
         self._num_workers = num_workers
 
@@ -63,7 +68,7 @@ class UnitBuilder:
         def threads(count: int) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(count, initializer=on_start)
 
-        num_arrays = 1 + len(self._spec.images)
+        num_arrays = len(self._spec.image_layouts(0))
         published: Future[None] | None = None
         with (
             tqdm(
@@ -99,6 +104,13 @@ class UnitBuilder:
                 published.result()
         return num_built
 
+    def commit(self, units: Sequence[tuple[int, int]]) -> int:
+        """Commit units of which nothing is stored but what their rows are; return their rows."""
+        with ThreadPoolExecutor(1) as pool:
+            for view_idx, unit_idx in units:
+                PendingUnit(self._cache, view_idx, unit_idx).publish(pool)
+        return sum(self._spec.unit_size(unit_idx) for _, unit_idx in units)
+
     def _chunks(
         self, units: Sequence[tuple[int, int]], progress: tqdm[Any]
     ) -> Iterator[tuple[int, ChunkRows]]:
@@ -116,7 +128,7 @@ class UnitBuilder:
     def _encoded(
         self,
         chunks: Iterator[tuple[int, ChunkRows]],
-        views: Iterator[tuple[ViewChunk, Bytes]],
+        views: Iterator[tuple[ViewChunk, Bytes | None]],
         at_end: ExitStack,
     ) -> Iterator[EncodedChunk]:
         """Yield chunks on their way to this memory.
@@ -168,8 +180,8 @@ class EncodedChunk(NamedTuple):
 
     unit: PendingUnit
     made: ViewChunk
-    pixels: Bytes
-    """Their payload."""
+    pixels: Bytes | None
+    """Their payload; None: they are not stored."""
     stored: Mapping[str, torch.Tensor]
     """Image arrays by name, in this memory."""
     largest: torch.Tensor
@@ -223,7 +235,7 @@ class PendingUnit:
         """Wait for a chunk, check it and write it. On one thread, in order."""
         if chunk.arrived is not None:
             chunk.arrived.synchronize()
-        payloads = {names.PIXELS: chunk.pixels}
+        payloads = {} if chunk.pixels is None else {names.PIXELS: chunk.pixels}
         for (array, stored), largest in zip(
             chunk.stored.items(), chunk.largest.tolist(), strict=True
         ):

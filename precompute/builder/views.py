@@ -17,12 +17,13 @@ import numpy as np
 
 from ...shared.cache.codecs.codecs import Pixels, filter_pixels
 from ...shared.cache.memory import Bytes
+from ...shared.cache.names import CENTER_CROP
 from ...shared.cache.shards import Array, ArrayLayout, encode_chunk
 from ...shared.cache.spec import ViewSpec
-from ...shared.data.images import ImageProblemError, decode_image, stretch, upright
+from ...shared.data.images import ImageProblemError, center_crop, decode_image, stretch, upright
 from ...shared.data.word_lmdb import WordLmdb
-from ...shared.geometry import VIEW_SHAPE
 from .augment import Draws, augment, view_keys
+from .pictures import PictureSource
 from .scan import sample_hashes
 
 
@@ -30,7 +31,7 @@ class ViewChunk(NamedTuple):
     """The views of one chunk of rows."""
 
     views: Pixels
-    """Black where the image is bad. Shape: (B, 32, 128, 3)."""
+    """Black where the image is bad. Shape: (B, 32, 128, 3), or of the size that the spec says."""
     bad: dict[int, str]
     """Position in the chunk -> why that image could not become a view."""
 
@@ -48,9 +49,15 @@ class ChunkRows(NamedTuple):
 class ViewMaker:
     """Makes chunks of views from the sources; travels to worker processes."""
 
-    def __init__(self, sources: Mapping[str, Path], view: ViewSpec, cache_seed: int) -> None:
-        self._names = list(sources)
-        self._sources = [WordLmdb(path) for path in sources.values()]
+    def __init__(
+        self, pictures: Mapping[str, Path | PictureSource], view: ViewSpec, cache_seed: int
+    ) -> None:
+        self._names = list(pictures)
+        self._sources = [
+            WordLmdb(source) if isinstance(source, Path) else source for source in pictures.values()
+        ]
+        self._shape = (view.height_px, view.width_px, 3)
+        self._crops = view.resize == CENTER_CROP
         self._is_augmented = view.augment == "randaugment"
         self._tall = view.tall
         self._cache_seed = cache_seed
@@ -58,7 +65,7 @@ class ViewMaker:
     def __call__(self, rows: ChunkRows) -> ViewChunk:
         """Make the views of a chunk."""
         view_idx, source, lmdb_index = rows
-        views = np.zeros((len(source), *VIEW_SHAPE), np.uint8)
+        views = np.zeros((len(source), *self._shape), np.uint8)
         bad: dict[int, str] = {}
         hashes = sample_hashes(self._cache_seed, self._names, source, lmdb_index)
         keys = view_keys(self._cache_seed, hashes, view_idx)
@@ -72,13 +79,16 @@ class ViewMaker:
                 continue
             if self._is_augmented:
                 image = augment(image, Draws(key))
-            views[idx] = stretch(image)
+            views[idx] = center_crop(image, self._shape[0]) if self._crops else stretch(image)
         return ViewChunk(views, bad)
 
 
 def make_stored_views(
-    maker: ViewMaker, layout: ArrayLayout, rows: ChunkRows
-) -> tuple[ViewChunk, Bytes]:
-    """Make the views of a chunk and the payload of their pixels: compressing is decoders' work."""
+    maker: ViewMaker, layout: ArrayLayout | None, rows: ChunkRows
+) -> tuple[ViewChunk, Bytes | None]:
+    """Make the views of a chunk, and the payload of their pixels if those are stored.
+
+    Compressing is work of the processes that decode.
+    """
     made = maker(rows)
-    return made, encode_chunk(layout, filter_pixels(made.views))
+    return made, None if layout is None else encode_chunk(layout, filter_pixels(made.views))

@@ -1,4 +1,4 @@
-"""The commands ``clipocr cache build|text|plan``, which run the teacher."""
+"""The commands ``clipocr cache build|text|labels|pool|plan``, which run the teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from ...shared.cache import names
 from ...shared.charset import Charset
-from ...shared.options import FOLDER, takes
+from ...shared.options import FILE, FOLDER, takes
 from ...shared.processes import Process
 from ...shared.terminal import (
     byte_size,
@@ -20,7 +20,7 @@ from ...shared.terminal import (
     plain_table,
     warn_of_random_teacher,
 )
-from ..builder.config import BuildConfig, TextConfig
+from ..builder.config import BuildConfig, LabelsConfig, PoolConfig, TextConfig
 from ..inspect.plan_config import PlanConfig
 
 if TYPE_CHECKING:
@@ -96,6 +96,63 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
         f"{counted(spec.num_strings, 'label')}, "
         f"{counted(spec.num_prefixes, 'prefix', 'prefixes')}, "
         f"{byte_size(num_bytes)}{'; nothing was missing' if was_there else ''}."
+    )
+
+
+@cache.command("labels")
+@click.argument("words", metavar="WORDS", type=FILE)
+@takes(LabelsConfig)
+def labels_command(words: Path, given: Mapping[str, Any]) -> None:
+    """Make a cache of text features alone, from a file with a word a line.
+
+    A decoder can be pre-trained on it (clipocr train --method dptr), on a lexicon of any language
+    that the charset writes. Running the same command again finishes what is missing.
+
+    \b
+    Example:
+      clipocr cache labels lexicon.txt --out lexicon.cache --charset 94
+    """
+    config = LabelsConfig.from_values(given, words=words)
+    from ..builder.build import build_labels
+
+    summary = build_labels(config)
+    spec = summary.cache.spec
+    warn_of_random_teacher(spec.teacher.is_random, spec.teacher.name)
+    _say_what_is_deleted(config.charset, summary.cache)
+    rejected = summary.cache.manifest.num_rejected
+    click.echo(
+        f"Wrote {config.out}: {counted(spec.num_rows, 'word')} ({rejected:,} lines rejected), "
+        f"{byte_size(summary.cache.num_bytes())}"
+        f"{'' if summary.num_rows_built else '; nothing was missing'}."
+    )
+
+
+@cache.command("pool")
+@click.argument("cache_path", metavar="CACHE", type=FOLDER)
+@takes(PoolConfig)
+def pool_command(cache_path: Path, given: Mapping[str, Any]) -> None:
+    """Add tokens of natural images to a cache, which perturb text features in pre-training.
+
+    They are what the cache's teacher says of each image at its own preprocessing, in the joint
+    space. Images that cannot be decoded are listed by cache info CACHE/pool --bad. Running the same
+    command again finishes what is missing.
+
+    \b
+    Example:
+      clipocr cache pool mjst.cache --images coco/train2017 --count 10000
+    """
+    config = PoolConfig.from_values(given, cache=cache_path, process=Process.of_torchrun_or_slurm())
+    from ..builder.build import build_pool
+
+    summary = build_pool(config)
+    spec = summary.cache.spec
+    warn_of_random_teacher(spec.teacher.is_random, spec.teacher.name)
+    tokens = spec.images[0].num_tokens
+    click.echo(
+        f"Wrote {summary.cache.storage}: {counted(spec.num_rows, 'image')} "
+        f"({summary.num_bad_rows:,} bad) of {tokens} tokens, "
+        f"{byte_size(summary.cache.num_bytes())}"
+        f"{'' if summary.num_rows_built else '; nothing was missing'}."
     )
 
 

@@ -52,7 +52,7 @@ def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
     They are compressed too, as decoders do that.
     """
     of_batches = replace(spec, unit_rows=_FIRST_BATCH, chunk_rows=_FIRST_BATCH)
-    maker = ViewMaker(scan.paths, replace(spec.view, augment=augment), spec.seed)
+    maker = ViewMaker(scan.pictures, replace(spec.view, augment=augment), spec.seed)
     layout = of_batches.image_layouts(0)[PIXELS]
     made: list[Pixels] = []
     bad: Counter[str] = Counter()

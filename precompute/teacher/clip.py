@@ -49,12 +49,26 @@ class Teacher:
         spec: TeacherSpec,
         device: torch.device,
         *,
-        image_taps: Sequence[int],
+        image_arrays: Sequence[str],
         text_taps: Sequence[int],
+        view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
     ) -> None:
+        """Put a model to use.
+
+        Args:
+            model: Of open_clip.
+            spec: What it is.
+            device: Where it computes.
+            image_arrays: What `image_features` returns: ``block3``, ..., ``final``.
+            text_taps: Text blocks that a table of labels holds.
+            view_px: Height and width of what the image encoder sees.
+
+        Raises:
+            TeacherError: an array or a size is not possible.
+        """
         self.spec = spec
         self.device = device
-        self._image_taps, self._text_taps = tuple(image_taps), tuple(text_taps)
+        self._text_taps = tuple(text_taps)
         if device.type == "cuda":
             store_products_in(PRECISIONS[spec.precision], model)
         self._model = model.to(device)
@@ -62,12 +76,15 @@ class Teacher:
         text: Any = getattr(model, "text", model)
         self._visual, self._text = visual, text
         self._image_positions = crop_positions(
-            visual.positional_embedding.detach(), visual.conv1.kernel_size
+            visual.positional_embedding.detach(), visual.conv1.kernel_size, view_px
         )
         self.context_length: int = text.positional_embedding.shape[0]
         num_tokens, width = self._image_positions.shape
-        self.image_shapes = dict.fromkeys(names.block_names(self._image_taps), (num_tokens, width))
+        self.image_shapes = dict.fromkeys(image_arrays, (num_tokens, width))
         """(T, D) of a row of each array of `image_features`."""
+        if names.FINAL in self.image_shapes:
+            self._require_projection()
+            self.image_shapes[names.FINAL] = num_tokens, visual.proj.shape[1]
         projection = text.text_projection
         is_layer = isinstance(projection, torch.nn.Linear)
         self._project = projection if is_layer else lambda eot: eot @ projection
@@ -90,14 +107,21 @@ class Teacher:
 
     @torch.no_grad()
     def image_features(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the image arrays by name: the residual stream after each tapped block, in float32.
+        """Return the image arrays by name, in float32; blocks after the last one are not run.
 
-        Shape: (B, 32, 128, 3) uint8 -> (B, T, D) each.
+        Shape: (B, 32, 128, 3) uint8, or of the teacher's view size -> (B, T, D) each.
         """
+        visual = self._visual
+        num_blocks = len(visual.transformer.resblocks)
+        block_of = {name: names.block_of(name) or num_blocks for name in self.image_shapes}
         with self._exact():
             x = self._embed(views)
-            kept = _run_blocks(self._visual.transformer, x, self._image_taps, None)
-            return {names.block_name(block): features for block, features in kept.items()}
+            kept = _run_blocks(visual.transformer, x, tuple(block_of.values()), None)
+            found = {name: kept[block] for name, block in block_of.items()}
+            if names.FINAL in found:
+                normed = visual.ln_post(found[names.FINAL].to(x.dtype))
+                found[names.FINAL] = (normed @ visual.proj).float()
+            return found
 
     def chunk_features(
         self, views: Pixels, chunk_rows: int, places: Sequence[int] | None = None
@@ -128,17 +152,21 @@ class Teacher:
         Shape: (B, 32, 128, 3) uint8 -> (B, E).
         """
         visual = self._visual
-        pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
-        if pools or visual.proj is None:
-            raise TeacherError(
-                f"{self.spec.model} does not project its class token, as CLIP does; {_CHOOSE_VIT}"
-            )
+        self._require_projection()
         with self._exact():
             num_blocks = len(visual.transformer.resblocks)
             x = self._embed(views)
             last = _run_blocks(visual.transformer, x, (num_blocks,), None)[num_blocks]
             pooled: torch.Tensor = visual.ln_post(last[:, 0].to(x.dtype)) @ visual.proj
             return pooled.float()
+
+    def _require_projection(self) -> None:
+        visual = self._visual
+        pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
+        if pools or visual.proj is None:
+            raise TeacherError(
+                f"{self.spec.model} does not project its class token, as CLIP does; {_CHOOSE_VIT}"
+            )
 
     @property
     def logit_scale(self) -> float:
@@ -216,22 +244,26 @@ def _run_blocks(
     kept = {}
     if not transformer.batch_first:
         x = x.transpose(0, 1)
-    for block_idx, block in enumerate(transformer.resblocks[: max(taps)], start=1):
+    for block_idx, block in enumerate(transformer.resblocks[: max(taps, default=0)], start=1):
         x = block(x, attn_mask=mask)
         if block_idx in taps:
             kept[block_idx] = (x if transformer.batch_first else x.transpose(0, 1)).float()
     return kept
 
 
-def crop_positions(positions: torch.Tensor, patch_px: Sequence[int]) -> torch.Tensor:
-    """Return the positional rows for a 32x128 view: class row, then the top-left block of the grid.
+def crop_positions(
+    positions: torch.Tensor,
+    patch_px: Sequence[int],
+    view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
+) -> torch.Tensor:
+    """Return the positional rows for a view: class row, then the top-left block of the grid.
 
-    For ViT-B/16 that is rows 0, 1-8 and 15-22 of 197 (official ``system.py`` 257-260).
+    For ViT-B/16 and 32x128 that is rows 0, 1-8 and 15-22 of 197 (official ``system.py`` 257-260).
 
     Shape: (1 + G * G, D) -> (T, D).
     """
     grid = round((len(positions) - 1) ** 0.5)
-    height, width = IMAGE_HEIGHT_PX // patch_px[0], IMAGE_WIDTH_PX // patch_px[1]
+    height, width = (view // patch for view, patch in zip(view_px, patch_px, strict=True))
     if height > grid or width > grid:
         raise TeacherError(
             f"a {height}x{width} view does not fit this teacher's {grid}x{grid} grid of positions; "
@@ -249,11 +281,23 @@ def load_teacher(
     precision: str,
     device: torch.device,
     activation: str | None = None,
+    final: bool = False,
+    view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
 ) -> Teacher:
-    """Load `MODEL/WEIGHTS`, frozen, in eval mode; taps count blocks from 1.
+    """Load `MODEL/WEIGHTS`, frozen, in eval mode.
+
+    Args:
+        name: ``MODEL/WEIGHTS``.
+        image_taps: Blocks, counted from 1, whose residual streams are image arrays.
+        text_taps: Blocks whose residual streams are text arrays.
+        precision: Of matrix products.
+        device: Where it computes.
+        activation: See `load_weights`.
+        final: Whether ``final`` is an image array too.
+        view_px: Height and width of what the image encoder sees.
 
     Raises:
-        UsageError: the name or a tap is not possible.
+        UsageError: the name or a block is not possible.
         TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
     """
     loaded = load_weights(name, activation)
@@ -269,7 +313,8 @@ def load_teacher(
         activation=loaded.activation,
         precision=precision,
     )
-    return Teacher(model, spec, device, image_taps=image_taps, text_taps=text_taps)
+    arrays = (*names.block_names(tuple(image_taps)), *([names.FINAL] if final else []))
+    return Teacher(model, spec, device, image_arrays=arrays, text_taps=text_taps, view_px=view_px)
 
 
 def _require_two_transformers(model: Any, model_name: str) -> None:
@@ -290,8 +335,10 @@ def _require_two_transformers(model: Any, model_name: str) -> None:
 
 
 def _require_taps(kind: str, taps: Sequence[int], num_blocks: int) -> None:
-    is_increasing = bool(taps) and list(taps) == sorted(set(taps))
-    if not is_increasing or not 1 <= taps[0] <= taps[-1] <= num_blocks:
+    # A cache of words has no image arrays.
+    if list(taps) != sorted({tap for tap in taps if 1 <= tap <= num_blocks}) or (
+        kind == "text" and not taps
+    ):
         raise UsageError(
             f"{kind} taps {tuple(taps)} are not possible; expected increasing block numbers "
             f"from 1 to {num_blocks}"

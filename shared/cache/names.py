@@ -7,6 +7,7 @@
     rows/label, labels/utf8, ...       arrays of the index
     codec/DIGEST/block3                the table of a codec
     image/view0/block3                 an image array of a view
+    pool/...                           a cache of natural images, with names like these
     text/char-36/eot                   an array of a text table, text/prompt-36-5f3a9c01/eot another
 
 A *unit* is ``view0/unit-00003`` or, for a text table, ``text/char-36``. An image array is called
@@ -29,11 +30,17 @@ METADATA_NAME = "zarr.json"
 COMMITS_FOLDER = "commits"
 TMP_FOLDER = ".tmp"
 CODEC_FOLDER = "codec"
+POOL_FOLDER = "pool"
+"""A cache within the cache: tokens of natural images."""
 GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 """Folders that are Zarr groups in every cache."""
 
 PIXELS = "pixels"
 """The views themselves."""
+FINAL = "final"
+"""Every token through the last LayerNorm and the projection, in the joint space."""
+CENTER_CROP = "pillow-bicubic-crop"
+"""How a picture becomes CLIP's square: its shorter side is resized to it, its middle is kept."""
 EOT = "eot"
 """The projected EOT embedding of each string."""
 LN_FINAL = "ln_final"
@@ -58,7 +65,10 @@ def require_free(folder: Path) -> None:
 
     What a build or a copy has left that was killed before its manifest is no other thing.
     """
-    own = {TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, MANIFEST_NAME, SEAL_NAME}
+    own = {
+        *(TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, POOL_FOLDER),
+        *(MANIFEST_NAME, SEAL_NAME),
+    }
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     strange = [name for name in there if name not in own and name not in GROUPS]
     if strange:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..charset import Charset
 from ..errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
@@ -24,6 +27,7 @@ from .records import (
     parse_record,
 )
 from .remote import open_storage
+from .row_table import RowTable
 from .shards import Array, ArrayLayout, ArrayReader
 from .spec import FORMAT_VERSION, CacheSpec
 from .storage import FileRecord, LocalStorage, ReadStorage
@@ -40,6 +44,7 @@ class FeatureCache:
         self.committed = committed
         self._readers: dict[tuple[int, str], ArrayReader] = {}
         self._codecs: dict[str, FeatureCodec] = {}
+        self._open_pool: Callable[[], FeatureCache] | None = None
 
     @classmethod
     def open(
@@ -54,7 +59,49 @@ class FeatureCache:
                 f"{place} is not a feature cache (no {MANIFEST_NAME}); "
                 f"make one with: clipocr cache build --data ROOT --out {folder}"
             )
-        return cls(storage, manifest, read_committed(storage, manifest, through_seal=True))
+        cache = cls(storage, manifest, read_committed(storage, manifest, through_seal=True))
+        cache._open_pool = partial(
+            cls.open,
+            f"{str(place).rstrip('/')}/{names.POOL_FOLDER}"
+            if not isinstance(place, Path)
+            else place / names.POOL_FOLDER,
+            cache_dir=cache_dir,
+            max_cache_bytes=max_cache_bytes,
+        )
+        return cache
+
+    @cached_property
+    def pool(self) -> FeatureCache | None:
+        """The pool of natural images, itself a cache, of one view and one array; None: no pool."""
+        has_one = self.storage.exists(f"{names.POOL_FOLDER}/{MANIFEST_NAME}")
+        return self._open_pool() if has_one and self._open_pool else None
+
+    def pool_rows(self, count: int) -> tuple[RowTable, npt.NDArray[np.int64]]:
+        """Open the tokens of the pool's images, and say which rows are images that could be read.
+
+        Raises:
+            CacheMismatchError: there is no finished pool of at least `count` images.
+        """
+        advice = f"clipocr cache pool {self.storage} --images FOLDER"
+        if self.pool is None:
+            raise CacheMismatchError(
+                f"{self.storage} has no pool of natural images, this run needs one; add it with: "
+                f"{advice}"
+            )
+        if not self.pool.is_sealed:
+            raise CacheMismatchError(
+                f"the pool of {self.storage} is not finished; run this again: {advice}"
+            )
+        spec = self.pool.spec
+        bad = [list(self.pool.unit(0, unit_idx).bad_rows) for unit_idx in self.pool.units()]
+        good = np.setdiff1d(np.arange(spec.num_rows), np.concatenate([[], *bad]))
+        if len(good) < count:
+            raise CacheMismatchError(
+                f"the pool of {self.storage} has {len(good):,} images that could be read, this run "
+                f"draws {count:,} different ones at once; pass a smaller --batch-size, or build "
+                f"another cache with a larger pool: {advice} --count {count}"
+            )
+        return self.pool.image_reader(0, spec.images[0].name).row_table(), good
 
     @property
     def folder(self) -> LocalStorage:
@@ -236,14 +283,24 @@ class FeatureCache:
             f"--charset {charset.name} --tokenizer {tokenizer}{of_template}"
         )
 
-    def require_images(self, arrays: Sequence[str]) -> None:
-        """Check that the image arrays a run wants are there."""
+    def require_images(self, arrays: Sequence[str], pixels: bool = False) -> None:
+        """Check that the image arrays a run wants are there, and the views themselves."""
         self._require_arrays("image", self.spec.image_names, arrays)
+        if pixels and not self.spec.pixels:
+            raise CacheMismatchError(
+                f"{self.storage} holds no pictures, this run needs them; train on a cache of "
+                "pictures: clipocr cache build --data ROOT ..."
+            )
 
     def _require_arrays(self, kind: str, held: Sequence[str], wanted: Sequence[str]) -> None:
         missing = [array for array in wanted if array not in held]
         if not missing:
             return
+        if not held:
+            raise CacheMismatchError(
+                f"{self.storage} holds no {kind} arrays, this run needs {', '.join(wanted)}; train "
+                "on a cache of pictures: clipocr cache build --data ROOT ..."
+            )
         blocks = {
             name: ",".join(str(names.block_of(a)) for a in arrays if names.block_of(a))
             for name, arrays in (("held", held), ("wanted", wanted))

@@ -96,7 +96,8 @@ class ImageArraySpec:
     """What the teacher says of every view at one place of the image encoder."""
 
     name: str
-    """``block3``: the residual stream after block 3, all tokens, before any LayerNorm."""
+    """``block3``: the residual stream after block 3, all tokens, before any LayerNorm; ``final``:
+    all tokens in the joint space."""
     num_tokens: int
     """T: the class token and the cropped grid."""
     width: int
@@ -126,6 +127,9 @@ class CacheSpec:
     sources: tuple[SourceSpec, ...]
     num_rows: int
     """N."""
+    pixels: bool = later_field(True)
+    """Whether the views themselves are stored; not those of natural images, or where rows are words
+    without a picture."""
     unit_rows: int
     """Rows per unit: the unit of work, publication and verification."""
     chunk_rows: int
@@ -170,7 +174,7 @@ class CacheSpec:
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
         """Return the arrays of one view by name: the pixels, then the image arrays."""
         rows = {
-            names.PIXELS: pixel_layout(),
+            **({names.PIXELS: pixel_layout()} if self.pixels else {}),
             **{
                 image.name: feature_codec(image.codec).layout(image.row_shape)
                 for image in self.images

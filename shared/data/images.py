@@ -165,3 +165,15 @@ def stretch(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Resize to a view with Pillow's bicubic filter, aspect ratio not kept. Shape: (32, 128, 3)."""
     resized = image.resize((IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX), Image.Resampling.BICUBIC)
     return np.asarray(resized)
+
+
+def center_crop(image: Image.Image, side_px: int) -> npt.NDArray[np.uint8]:
+    """Resize the shorter side and keep the middle, as CLIP's own preprocessing does.
+
+    Shape: (side, side, 3).
+    """
+    scale = side_px / min(image.size)
+    width, height = (max(side_px, int(scale * length)) for length in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - side_px) / 2), round((height - side_px) / 2)
+    return np.asarray(resized.crop((left, top, left + side_px, top + side_px)))

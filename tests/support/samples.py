@@ -25,6 +25,8 @@ TINY_CLIP = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 4},
 }
 TINY_TEACHER = "ViT-tiny-test/random:0"
+EQUAL_TEACHER = "ViT-equal-test/random:0"
+"""The same with text tokens as wide as the joint space, as those of ViT-B/16 are."""
 TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 """The command clipocr as a program that knows the tiny teacher."""
 
@@ -37,6 +39,8 @@ WORDS = (
 def register_tiny_clip(folder: Path) -> None:
     """Make the tiny teacher known to open_clip, by files in `folder`; with QuickGELU, too."""
     (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
+    equal = {**TINY_CLIP, "embed_dim": 32}
+    (folder / "ViT-equal-test.json").write_text(json.dumps(equal))
     quick = folder / "ViT-tiny-test-quickgelu.json"
     quick.write_text(json.dumps({**TINY_CLIP, "quick_gelu": True}))
     open_clip.add_model_config(folder)

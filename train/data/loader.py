@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,6 +37,7 @@ from ...shared.cache.names import PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.shards import Array, ArrayReader
 from ...shared.errors import UsageError
+from ...shared.hashing import mix
 from ...shared.options import num_cores
 from ..methods.base import Needs
 from ..models.tokenizer import LabelTokenizer
@@ -79,6 +80,8 @@ class _Step:
     """(chunk, which of its usable rows), in the order of the batch's rows."""
     sizes: tuple[BatchPart, ...] = ()
     """Of every process's part of the batch, by rank."""
+    pool_rows: npt.NDArray[np.int64] | None = None
+    """Which images of the pool come with the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,8 @@ class EncodedBatch:
     text: _Arrays
     """Text arrays by name, or, if those are on the device, the rows of them that belong to each
     ``label``, Shape: (B,), and each ``position``, Shape: (B, L)."""
+    pool: torch.Tensor | None
+    """Tokens of natural images. Shape: (B, T, D)."""
 
     def to(self, device: torch.device) -> EncodedBatch:
         """Begin to copy the arrays to a device."""
@@ -103,6 +108,7 @@ class EncodedBatch:
             token_ids=self.token_ids.to(device, non_blocking=True),
             images={k: t.to(device, non_blocking=True) for k, t in self.images.items()},
             text={k: t.to(device, non_blocking=True) for k, t in self.text.items()},
+            pool=None if self.pool is None else self.pool.to(device, non_blocking=True),
         )
 
     @property
@@ -111,6 +117,8 @@ class EncodedBatch:
         yield self.token_ids
         yield from self.images.values()
         yield from self.text.values()
+        if self.pool is not None:
+            yield self.pool
 
 
 class CacheLoader:
@@ -151,7 +159,7 @@ class CacheLoader:
                 the others.
 
         Raises:
-            CacheMismatchError: the cache lacks an array.
+            CacheMismatchError: the cache lacks an array, or a pool of so many images.
             CacheMissingError: the cache lacks a unit.
             UsageError: no row is usable, or there are more processes than lanes or rows in a batch.
         """
@@ -174,6 +182,7 @@ class CacheLoader:
             for name, reader in self._readers[0].items()
         }
         self._codecs = {name: cache.codec(name) for name in needs.images}
+        self._pool = cache.pool_rows(batch_size) if needs.pool else None
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._pads_together = needs.pads_together
@@ -286,8 +295,21 @@ class CacheLoader:
             step.sizes = tuple(
                 BatchPart(rows, length + 1) for rows, length in zip(num_rows, longest, strict=True)
             )
+            if self._pool is not None:
+                step.pool_rows = self._draw_pool(epoch, batch_idx, num_rows)
             step.to_close.extend(sorted(chunk for chunk in left if not num_lanes_in[chunk]))
             yield step
+
+    def _draw_pool(
+        self, epoch: int, batch_idx: int, num_rows: Sequence[int]
+    ) -> npt.NDArray[np.int64]:
+        """Draw another image for every row of a global batch; return those of this process."""
+        assert self._pool is not None
+        _, good = self._pool
+        keys = mix(self._seed, 2, epoch, batch_idx, good)
+        first = sum(num_rows[: self._rank])
+        drawn = np.argsort(keys, kind="stable")[first : first + num_rows[self._rank]]
+        return good[drawn]
 
     def _gather(
         self, epoch: int, first_batch: int, readers: Mapping[str, ArrayReader]
@@ -332,6 +354,7 @@ class CacheLoader:
             parts=step.sizes,
             images=images,
             text=self._text_of(label_ids, num_positions),
+            pool=self._pool_tokens(step.pool_rows),
         )
 
     def _text_of(self, label_ids: npt.NDArray[np.int32], num_positions: int) -> _Arrays:
@@ -350,6 +373,14 @@ class CacheLoader:
             arrays[name] = self._empty(len(where), table[where[:0]])
             table.take(where, arrays[name].numpy())
         return arrays
+
+    def _pool_tokens(self, rows: npt.NDArray[np.int64] | None) -> torch.Tensor | None:
+        if self._pool is None or rows is None:
+            return None
+        table, _ = self._pool
+        tokens = self._empty(len(rows), table[:0])
+        table.take(rows, tokens.numpy())
+        return tokens
 
     def _text_features(self, text: _Arrays) -> _Arrays:
         """Return the text arrays of a batch that is on the device."""
@@ -392,6 +423,7 @@ class CacheLoader:
             views=None if pixels is None else unfilter_pixels(pixels),
             images={name: codec.decode(batch.images[name]) for name, codec in self._codecs.items()},
             text=self._text_features(batch.text),
+            pool=batch.pool,
             device=self._device,
         )
 

@@ -56,7 +56,7 @@ class Preflight:
         Raises:
             CacheError: it has not.
         """
-        cache.require_images(needs.images)
+        cache.require_images(needs.images, needs.pixels)
         text = None
         if needs.text is not None:
             text = cache.require_text(
@@ -104,7 +104,9 @@ class Preflight:
                 has_all = self.text.is_prompt and array.rows == "prefix"
                 of_sentence = (self.text.num_positions,) if has_all else ()
                 text[array.name] = (*of_sentence, array.width)
-        return Shapes(images=images, text=text)
+        pool = self.cache.pool if self.needs.pool else None
+        tokens = None if pool is None else pool.spec.images[0].row_shape
+        return Shapes(images=images, text=text, pool=tokens)
 
     def loader(
         self,

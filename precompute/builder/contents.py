@@ -1,0 +1,96 @@
+"""What a cache is of: pictures of words, words alone, or natural images.
+
+    pictures of words   LMDBs; views, image arrays, and a text table (`cache build`)
+    words               the lines of a file; a text table and nothing else (`cache labels`)
+    natural images      the files of a folder; one array, and no text (`cache pool`)
+
+All have rows that are keyed by (source, index), units, records and a seal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared.cache import names
+from ...shared.cache.spec import ViewSpec
+from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
+from .config import BuildConfig, LabelsConfig, PoolConfig
+from .pictures import ImageFolder, PictureSource
+from .scan import Scan, scan_images, scan_sources, scan_words
+
+POOL_IMAGE_PX = 224
+"""Side of a natural image as CLIP sees it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Where the rows of a cache come from, and what is stored of them."""
+
+    command: str
+    """What makes such a cache."""
+    places: Sequence[Path]
+    """What the user named."""
+    pictures: Mapping[str, Path | PictureSource]
+    """Sources by name."""
+    count: Callable[[], Mapping[str, int]]
+    """Counts the samples of each source."""
+    scan: Callable[[], Scan]
+    view: ViewSpec
+    pixels: bool
+    """Whether the views themselves are stored."""
+    arrays: tuple[str, ...]
+    """Image arrays."""
+    tokenizer: str = ""
+    """How the text table reads labels; empty: there is none."""
+    template: str = ""
+    """Of prompts."""
+
+
+def pictures_of_words(config: BuildConfig) -> Contents:
+    """Return what `cache build` makes a cache of."""
+    paths = find_named_lmdbs(config.data)
+    return Contents(
+        command="cache build",
+        places=config.data,
+        pictures=paths,
+        count=lambda: {name: len(WordLmdb(path)) for name, path in paths.items()},
+        scan=lambda: scan_sources(paths, config.labels),
+        view=ViewSpec(augment=config.augment, tall=config.tall),
+        pixels=True,
+        arrays=names.block_names(config.image_taps),
+        tokenizer="char",
+    )
+
+
+def words_alone(config: LabelsConfig) -> Contents:
+    """Return what `cache labels` makes a cache of."""
+    scan = scan_words(config.words, config.labels)
+    return Contents(
+        command="cache labels",
+        places=(config.words,),
+        pictures=scan.pictures,
+        count=lambda: {source.name: source.num_samples for source in scan.sources},
+        scan=lambda: scan,
+        view=ViewSpec(),
+        pixels=False,
+        arrays=(),
+        tokenizer=config.tokenizer,
+        template=config.prompt,
+    )
+
+
+def natural_images(config: PoolConfig) -> Contents:
+    """Return what `cache pool` makes a cache of, within another."""
+    scan = scan_images(ImageFolder(config.images, config.count, config.seed))
+    return Contents(
+        command="cache pool",
+        places=(config.images,),
+        pictures=scan.pictures,
+        count=lambda: {source.name: source.num_samples for source in scan.sources},
+        scan=lambda: scan,
+        view=ViewSpec(height_px=POOL_IMAGE_PX, width_px=POOL_IMAGE_PX, resize=names.CENTER_CROP),
+        pixels=False,
+        arrays=(names.FINAL,),
+    )
