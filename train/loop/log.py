@@ -1,15 +1,13 @@
-"""What a run says of itself: its values step by step, how fast it is, and how both are logged.
+"""What a run says of itself: its values step by step, and how fast it is.
 
 Shapes: V values (the loss terms, their total, the gradient norm).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import torch
 
@@ -44,16 +42,16 @@ class Meter:
         self.names = tuple(names)
         self._processes = processes
         self._max_in_a_row = max_skipped_in_a_row
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        self._sums = zero.repeat(len(self.names))
-        self._num_counted, self._num_skipped, self._in_a_row = zero.clone(), zero.clone(), zero
-        self._latest = self._last_skipped = self._sums
+        self._latest = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self._last_skipped = self._latest
+        self._in_a_row = self._latest.new_zeros(())
+        self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Forget the sums, but not how many steps in a row were skipped."""
-        self._sums = torch.zeros_like(self._sums)
-        self._num_counted = torch.zeros_like(self._num_counted)
-        self._num_skipped = torch.zeros_like(self._num_skipped)
+        self._sums = torch.zeros_like(self._latest)
+        self._num_counted = torch.zeros_like(self._in_a_row)
+        self._num_skipped = torch.zeros_like(self._in_a_row)
 
     def add(self, values: torch.Tensor) -> None:
         """Count one step. Shape: (V,)."""
@@ -74,14 +72,11 @@ class Meter:
         """
         in_a_row = int(self._in_a_row)
         if in_a_row > self._max_in_a_row:
-            bad = [
-                name
-                for name, value in zip(self.names, self._last_skipped.tolist(), strict=True)
-                if not -float("inf") < value < float("inf")
-            ]
+            skipped = zip(self.names, self._last_skipped.tolist(), strict=True)
+            bad = [name for name, value in skipped if not math.isfinite(value)]
             raise TrainingError(
-                f"steps {step - in_a_row + 1} to {step} had to be skipped: {', '.join(bad)} "
-                f"{'is' if len(bad) == 1 else 'are'} not finite. {advice}"
+                f"steps {step - in_a_row + 1} to {step} had to be skipped; not finite: "
+                f"{', '.join(bad)}. {advice}"
             )
 
     def latest(self) -> dict[str, float]:
@@ -118,92 +113,38 @@ class Meter:
 
 
 class Clock:
-    """Counts samples, and the time spent training and waiting for data."""
+    """Counts samples, and the time spent training and waiting for data.
+
+    Only between the batches of an iterator: what follows its end, as validation does, is not
+    counted, nor is the wait for the very first batch.
+    """
 
     def __init__(self) -> None:
-        self.num_samples = 0
-        self._waited = self._elapsed = 0.0
-        self._since: float | None = None
-        self._has_started = False
+        self._num_samples = 0
+        self._waited_s = self._trained_s = 0.0
 
-    def waiting(self, batches: Iterator[Batch]) -> Generator[Batch]:
-        """Yield `batches`, timing each wait; the very first only starts the clock."""
+    def timed(self, batches: Iterator[Batch]) -> Generator[Batch]:
+        """Yield `batches`, timing each wait and what is done with each."""
         while True:
             asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
+            batch = next(batches, None)
+            if batch is None:
                 return
-            now = time.perf_counter()
-            if self._has_started:
-                self._waited += now - asked
-            if self._since is None:
-                self._since = asked if self._has_started else now
-            self._has_started = True
-            self.num_samples += len(batch.labels)
-            yield batch
-
-    def pause(self) -> None:
-        """Stop counting until the next batch: what follows is not training."""
-        if self._since is not None:
-            self._elapsed += time.perf_counter() - self._since
-            self._since = None
-
-    @property
-    def _seconds(self) -> float:
-        running = time.perf_counter() - self._since if self._since is not None else 0.0
-        return max(self._elapsed + running, 1e-9)
+            got = time.perf_counter()
+            if self._num_samples:
+                self._waited_s += got - asked
+            try:
+                yield batch
+            finally:
+                self._trained_s += time.perf_counter() - got
+                self._num_samples += len(batch.labels)
 
     @property
     def samples_per_second(self) -> float:
-        """Samples per second of training."""
-        return self.num_samples / self._seconds
+        """Samples per second of training; 0 if there were none."""
+        return self._num_samples / max(self._trained_s + self._waited_s, 1e-9)
 
     @property
     def wait_fraction(self) -> float:
         """Share of training time spent waiting for a batch."""
-        return self._waited / self._seconds
-
-
-class Logbook:
-    """TensorBoard's log: loss terms below ``loss/``, all else of a step below ``train/``."""
-
-    def __init__(self, out: Path | None, step: int) -> None:
-        """Open the log.
-
-        Args:
-            out: The run's folder; None: write nothing, as processes do that are not the first.
-            step: Steps taken; what an earlier process logged of later ones is forgotten.
-        """
-        self._board: Any = None
-        if out is not None:
-            # Imported here: it takes a second that other commands need not spend.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out), purge_step=step + 1)
-
-    def write_step(
-        self, step: int, values: Mapping[str, float], speed: Mapping[str, float]
-    ) -> None:
-        """Log the values of `Meter`, and how the run goes on."""
-        terms = {f"loss/{k}": v for k, v in values.items() if k != "grad_norm"}
-        other = {"grad_norm": values["grad_norm"], **speed}
-        self.write(step, terms | {f"train/{k}": v for k, v in other.items()})
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values by their full names."""
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def __enter__(self) -> Logbook:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._board is not None:
-            self._board.close()
+        return self._waited_s / max(self._trained_s + self._waited_s, 1e-9)

@@ -1,12 +1,9 @@
-"""The processes that train together, as torchrun starts them, and the signals that stop them.
-
-In a process that is alone every method of `Processes` does nothing, so the loop has no case for it.
-"""
+"""The processes that train together, as torchrun starts them, and the signals that stop them."""
 
 from __future__ import annotations
 
-import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from ...shared.device import choose_device
 from ...shared.errors import UsageError
@@ -30,12 +28,17 @@ _TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Processes(Process):
-    """This process among those of the run."""
+    """This process among those of the run. Where it is alone, no method waits for anything."""
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line to stderr, above a progress bar, once for all processes."""
+        if self.is_first and text:
+            tqdm.write(text, file=sys.stderr)
 
     def choose_device(self, name: str) -> torch.device:
         """Return the device of that name; of a machine's GPUs each process has its own.
@@ -56,17 +59,15 @@ class Processes(Process):
         if self.world_size == 1:
             yield
             return
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
-            raise UsageError(
-                f"RANK is {self.rank} and WORLD_SIZE {self.world_size}, but "
-                f"{' and '.join(missing)} not set: the processes cannot find each other. Start "
-                "the command by torchrun "
-                "--nproc-per-node N -m clipocr train ..., or run it alone by: env -u RANK -u "
-                "WORLD_SIZE"
-            )
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        except ValueError as e:  # A variable of torchrun's is missing.
+            raise UsageError(
+                f"the {self.world_size} processes that RANK and WORLD_SIZE speak of cannot find "
+                f"each other ({e}); start the command by torchrun --nproc-per-node N -m clipocr "
+                "train ..., or run it alone by: env -u RANK -u WORLD_SIZE"
+            ) from None
         try:
             yield
         finally:
@@ -87,11 +88,9 @@ class Processes(Process):
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Return whether the flag is set in any process."""
-        return (
-            flag
-            if self.world_size == 1
-            else bool(self.mean(torch.tensor(float(flag), device=device)))
-        )
+        if self.world_size == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=device)))
 
     def gather(self, thing: _Thing) -> list[_Thing]:
         """Return every process's thing, in rank order."""

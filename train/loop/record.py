@@ -64,42 +64,40 @@ def write_record(
         partial.write_text(text, encoding="utf-8")
 
 
-def holds_run(out: Path, *, resume: bool) -> bool:
-    """Return whether a folder holds the run to go on with.
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Check that a run can begin in a folder, or that there is one to go on with.
 
-    One that failed before it saved anything is none, unless it is to be resumed.
+    One that failed before it saved anything is in no other's way.
 
     Raises:
-        CheckpointError: it holds none, and one is to be resumed; or its record is damaged.
-        UsageError: it holds one, and none is to be resumed, or it is a cache.
+        CheckpointError: there is none to resume; or its record is damaged.
+        UsageError: the folder holds a run already, or is a cache.
     """
     if not is_text(out):
         raise UsageError(
             f"{out} has bytes in its name that are not UTF-8, and TensorBoard's log cannot be "
             "written there; choose another --out"
         )
-    has_begun = (out / LAST_NAME).exists() or (out / RUN_NAME).exists()
-    if has_begun and not resume and not has_saved(out):
-        return False
     if (out / MANIFEST_NAME).exists():
         raise UsageError(f"{out} is a feature cache; choose another --out for the run")
-    if has_begun and not resume:
+    if resume and not any((out / name).exists() for name in (LAST_NAME, RUN_NAME)):
+        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
+    if not resume and has_saved(out):
         raise UsageError(
             f"{out} holds a run already; go on with it by --resume, or choose another --out"
         )
-    if resume and not has_begun:
-        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
-    return has_begun
 
 
 def has_saved(out: Path) -> bool:
-    """Return whether a folder with the record of a run holds anything that the run has made.
+    """Return whether a folder holds anything that a run has made.
 
     Raises:
-        CheckpointError: the record is damaged.
+        CheckpointError: its record is damaged.
     """
     names = (BEST_NAME, LAST_NAME, MODEL_NAME)
-    return any((out / name).exists() for name in names) or bool(read_record(out)["history"])
+    return any((out / name).exists() for name in names) or (
+        (out / RUN_NAME).exists() and bool(read_record(out)["history"])
+    )
 
 
 def require_same_run(path: Path, *, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

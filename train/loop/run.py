@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -45,10 +44,10 @@ from .checkpoint import (
 )
 from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
-from .log import Clock, Logbook, Meter
+from .log import Clock, Meter
 from .optimizer import Optimizer
 from .processes import Processes, StopRequestedError, stop_signals
-from .record import RUN_NAME, holds_run, read_record, require_same_run, write_record
+from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
     from .validation import Validation
@@ -106,11 +105,15 @@ def train(
     precision, reason = choose_precision(config.precision, device)
     config = replace(config, precision=precision)
     preflight = check_cache(config, open_cache(place))
-    if processes.is_first:
-        tqdm.write(f"Training on {device} in {precision} ({reason}).", file=sys.stderr)
-        if unfinished := preflight.describe_unfinished():
-            tqdm.write(f"Note: {unfinished}.", file=sys.stderr)
-    with processes.joined(device), explained_memory(_less_memory(place)):
+    processes.say(f"Training on {device} in {precision} ({reason}).")
+    if unfinished := preflight.describe_unfinished():
+        processes.say(f"Note: {unfinished}.")
+    less_memory = (
+        "pass a smaller --batch-size, a larger --accumulate (which cuts each batch into that many "
+        "parts), or --recipe small-gpu. Begin again with the same --out if it holds no checkpoint "
+        f"yet, else with another one, by --init {place.out} from its weights"
+    )
+    with processes.joined(device), explained_memory(less_memory):
         run = _Run(config, place, preflight, processes, device, resume=resume, init=init)
         try:
             return run.train()
@@ -120,14 +123,6 @@ def train(
             if run.step and processes.world_size == 1:
                 run.save()
             raise
-
-
-def _less_memory(place: TrainPlace) -> str:
-    return (
-        "pass a smaller --batch-size, a larger --accumulate (which cuts each batch into that many "
-        "parts), or --recipe small-gpu. Begin again with the same --out if it holds no checkpoint "
-        f"yet, else with another one, by --init {place.out} from its weights"
-    )
 
 
 def open_cache(place: TrainPlace) -> FeatureCache:
@@ -169,7 +164,7 @@ class _Run:
     ) -> None:
         """Make the run: at its first step, or where the one in the folder stopped."""
         self.config, self.place, self.device = config, place, device
-        self.cache, self.processes = preflight.cache, processes
+        self.preflight, self.cache, self.processes = preflight, preflight.cache, processes
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
@@ -178,35 +173,40 @@ class _Run:
         self.optimizer = Optimizer(self.trainee, config, device)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
-        self.validation = self._open_validation()
+        self.clock = Clock()
+        self.validation: Validation | None = None
+        if place.val_data:
+            self._recogniser_for("--val-data")
+            # Only validation opens LMDBs; training from a cache needs none.
+            from .validation import Validation
+
+            self.validation = Validation(config, place, processes)
         self.step = 0
         self.history: list[dict[str, float]] = []
+        """Means of each finished epoch."""
         self.best_accuracy: float | None = None
         self.begun_with: dict[str, str] | None = None
         """Which checkpoint the run began with; None: random weights."""
         self.commands: list[list[str]] = []
+        self.board: Any = None
+        """TensorBoard's log while the first process trains."""
         self._saved_at = time.monotonic()
         """Seconds, when last.pt was written, or the run was made."""
 
-        has_begun = holds_run(place.out, resume=resume)
-        if has_begun and (place.out / RUN_NAME).exists():
+        check_folder(place.out, resume=resume)
+        if resume and (place.out / RUN_NAME).exists():
             self.commands = read_record(place.out)["commands"]
-        if has_begun and (place.out / LAST_NAME).exists():
-            units, num_views = self._restore(place.out / LAST_NAME)
-            # The cache may have grown since; the run goes on with the rows it began with.
-            preflight = replace(preflight, units=units, num_views=num_views)
+        if resume and (place.out / LAST_NAME).exists():
+            self._restore(place.out / LAST_NAME)
         elif init is not None:
             self._begin_with(init)
         elif self.trainee.recogniser is not None:
             self.trainee.recogniser.load_pretrained()
         # Every process must have looked for a run here before the first one begins to write.
         processes.wait()
-        self.units, self.num_views = preflight.units, preflight.num_views
         allow_fast_products(config.precision)
-        compiled = compile_trainee(self.trainee, config.compile, device, config.method.name)
-        if compiled and processes.is_first:
-            tqdm.write(compiled, file=sys.stderr)
-        self.loader = preflight.loader(
+        processes.say(compile_trainee(self.trainee, config.compile, device, config.method.name))
+        self.loader = self.preflight.loader(
             batch_size=config.batch_size // config.accumulate,
             seed=config.seed,
             device=device,
@@ -229,9 +229,7 @@ class _Run:
             )
         new = recogniser.take_from(other)
         self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
-        if self.processes.is_first:
-            but = f"; anew: {new}" if new else ""
-            tqdm.write(f"Beginning with {path}{but}.", file=sys.stderr)
+        self.processes.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
 
     def _recogniser_for(self, option: str) -> Recogniser:
         """Return the recogniser, which an option needs.
@@ -246,80 +244,63 @@ class _Run:
             )
         return self.trainee.recogniser
 
-    def _open_validation(self) -> Validation | None:
-        """Open the validation sets before the first step, not after hours of training."""
-        if not self.place.val_data:
-            return None
-        self._recogniser_for("--val-data")
-        # Imported here: only validation opens LMDBs; training from a cache needs none.
-        from .validation import Validation
-
-        return Validation(self.config, self.place, self.processes)
-
     def save(self) -> None:
         """Write last.pt: the recogniser and all that resuming needs. For all processes together.
 
         Random numbers are functions of the step, and the order of rows is one of the epoch, so
         neither has a state.
         """
-        sums = self.meter.state()
-        self._saved_at = time.monotonic()
-        if not self.processes.is_first:
-            return
-        self._write_checkpoint(
-            LAST_NAME,
-            {
-                "config": self.config.to_values(),
-                "cache_id": self.cache.manifest.cache_id,
-                "units": self.units,
-                "num_views": self.num_views,
-                "validation": self._num_samples(),
-                "step": self.step,
-                # Beside the recogniser, whose weights the checkpoint holds by itself.
-                "trainee": {
-                    name: value
-                    for name, value in self.trainee.state_dict().items()
-                    if not name.startswith(_RECOGNISER)
-                },
-                "optimizer": self.optimizer.state(),
-                "history": self.history,
-                "epoch_sums": sums,
-                "best_accuracy": self.best_accuracy,
-                "init": self.begun_with,
+        training = {
+            **self._identity(),
+            "units": self.preflight.units,
+            "num_views": self.preflight.num_views,
+            "step": self.step,
+            # Beside the recogniser, whose weights the checkpoint holds by itself.
+            "trainee": {
+                name: value
+                for name, value in self.trainee.state_dict().items()
+                if not name.startswith(_RECOGNISER)
             },
-        )
+            "optimizer": self.optimizer.state(),
+            "history": self.history,
+            "epoch_sums": self.meter.state(),
+            "best_accuracy": self.best_accuracy,
+            "init": self.begun_with,
+        }
+        self._saved_at = time.monotonic()
+        self._write_checkpoint(LAST_NAME, training)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a run must go on with as it began."""
+        return {
+            "config": self.config.to_values(),
+            "cache_id": self.cache.manifest.cache_id,
+            "validation": {} if self.validation is None else self.validation.num_samples,
+        }
 
     def _write_checkpoint(self, name: str, training: Mapping[str, Any] | None = None) -> None:
-        save_checkpoint(
-            self.place.out / name,
-            self.config.method,
-            self.tokenizer,
-            self.trainee.recogniser,
-            training,
-            teacher=self.cache.spec.teacher.name,
-        )
+        if self.processes.is_first:
+            save_checkpoint(
+                self.place.out / name,
+                self.config.method,
+                self.tokenizer,
+                self.trainee.recogniser,
+                training,
+                teacher=self.cache.spec.teacher.name,
+            )
 
-    def _num_samples(self) -> dict[str, int]:
-        return {} if self.validation is None else self.validation.num_samples
-
-    def _restore(self, path: Path) -> tuple[dict[int, int], int]:
-        """Take up the state of a checkpoint; return its units, and how many of their views."""
+    def _restore(self, path: Path) -> None:
+        """Take up the state of a checkpoint."""
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
+        wanted = self._identity()
         require_same_run(
             path,
             had={
-                "config": training["config"],
-                "cache": training["cache_id"],
+                **{name: training[name] for name in wanted},
                 "tall": checkpoint.get("tall", TALL[0]),
-                "validation samples": training["validation"],
             },
-            wanted={
-                "config": self.config.to_values(),
-                "cache": self.cache.manifest.cache_id,
-                "tall": tall_of(self.trainee.recogniser),
-                "validation samples": self._num_samples(),
-            },
+            wanted={**wanted, "tall": tall_of(self.trainee.recogniser)},
         )
         of_recogniser = checkpoint["recogniser"] or {}
         self.trainee.load_state_dict(
@@ -332,59 +313,70 @@ class _Run:
         self.meter.restore(training["epoch_sums"])
         self.best_accuracy = training["best_accuracy"]
         self.begun_with = training["init"]
-        return training["units"], training["num_views"]
+        # The cache may have grown since; the run goes on with the rows it began with.
+        self.preflight = replace(
+            self.preflight, units=training["units"], num_views=training["num_views"]
+        )
 
     # -- training ----------------------------------------------------------------------------
 
     def train(self) -> TrainSummary:
         """Take every step that is left."""
-        config, loader = self.config, self.loader
-        steps_per_epoch = -(-loader.batches_per_epoch // config.accumulate)
-        num_steps = steps_per_epoch * config.epochs
-        trainee = self._shared_by_processes()
-        clock = Clock()
+        out = self.place.out
+        trainee: nn.Module = self.trainee
+        if self.processes.world_size > 1:
+            trainee = DistributedDataParallel(trainee, gradient_as_bucket_view=True)
+        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.processes.is_first:
-            self.place.out.mkdir(parents=True, exist_ok=True)
+            out.mkdir(parents=True, exist_ok=True)
+            # Imported here: it takes a second that other commands need not spend.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process logged of later steps is forgotten.
+            board = SummaryWriter(str(out), purge_step=self.step + 1)
         self.commands.append(list(self.place.command))
         if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
-        with self._logbook() as logbook, stop_signals(said) as stop:
-            while True:
-                # Also after a resume: the signal may have come with an epoch's last step.
-                if len(self.history) < self.step // steps_per_epoch:
-                    self._end_epoch(logbook, stop)
-                if self.step >= num_steps:
-                    break
-                epoch, first_step = divmod(self.step, steps_per_epoch)
-                bar = tqdm(
-                    total=steps_per_epoch,
-                    initial=first_step,
-                    desc=f"epoch {epoch + 1}/{config.epochs}",
-                    unit="step",
-                    disable=not self.processes.is_first,
-                )
-                first_batch = first_step * config.accumulate
-                batches = clock.waiting(loader.epoch(epoch, first_batch))
-                with bar, contextlib.closing(batches):
-                    for step in range(first_step, steps_per_epoch):
-                        num_left = loader.batches_per_epoch - step * config.accumulate
-                        parts = min(config.accumulate, num_left)
-                        self._take_step(trainee, batches, parts, num_steps)
-                        is_last = step + 1 == steps_per_epoch
-                        self._after_step(logbook, bar, clock, stop, is_last)
-                clock.pause()
-        return self._summary(clock)
+        with board as self.board, stop_signals(said) as stop:
+            # A signal may have come between an epoch's last step and its end.
+            for epoch in range(len(self.history), self.config.epochs):
+                self._take_steps(trainee, epoch, stop)
+                self._end_epoch(stop)
+        is_validated = self.best_accuracy is not None
+        return TrainSummary(
+            checkpoint=out / (BEST_NAME if is_validated else LAST_NAME),
+            num_steps=self.step,
+            first_loss=self.history[0].get("loss/total", float("nan")),
+            last_loss=self.history[-1].get("loss/total", float("nan")),
+            samples_per_second=self.clock.samples_per_second * self.processes.world_size,
+            data_wait_fraction=self.clock.wait_fraction,
+            num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
+            best_accuracy=self.best_accuracy,
+            teacher_is_random=self.cache.spec.teacher.is_random,
+        )
 
-    def _shared_by_processes(self) -> nn.Module:
-        if self.processes.world_size == 1:
-            return self.trainee
-        return DistributedDataParallel(self.trainee, gradient_as_bucket_view=True)
-
-    def _logbook(self) -> Logbook:
-        return Logbook(self.place.out if self.processes.is_first else None, self.step)
+    def _take_steps(self, trainee: nn.Module, epoch: int, stop: list[int]) -> None:
+        """Take the steps of an epoch that are left."""
+        num_batches, num_parts = self.loader.batches_per_epoch, self.config.accumulate
+        steps_per_epoch = -(-num_batches // num_parts)
+        num_steps = steps_per_epoch * self.config.epochs
+        first_step = self.step - epoch * steps_per_epoch
+        bar = tqdm(
+            total=steps_per_epoch,
+            initial=first_step,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            unit="step",
+            disable=not self.processes.is_first,
+        )
+        batches = self.clock.timed(self.loader.epoch(epoch, first_step * num_parts))
+        with bar, contextlib.closing(batches):
+            for step in range(first_step, steps_per_epoch):
+                parts = min(num_parts, num_batches - step * num_parts)
+                self._take_step(trainee, batches, parts, num_steps)
+                self._after_step(bar, stop, is_last=step + 1 == steps_per_epoch)
 
     def _take_step(
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
@@ -414,50 +406,55 @@ class _Run:
         assert values is not None
         self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
-    def _after_step(
-        self, logbook: Logbook, bar: tqdm[Any], clock: Clock, stop: list[int], is_last: bool
-    ) -> None:
-        """Log, save and stop, each when it is due; every process decides alike."""
+    def _after_step(self, bar: tqdm[Any], stop: list[int], *, is_last: bool) -> None:
+        """Log, stop and save, each when it is due; every process decides alike."""
         bar.update(1)
         is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
         if is_logged:
-            self._log(logbook, bar, clock)
-        # One process alone stops at once. Several have to agree: on GPUs, where that waits for the
-        # device, when they log.
-        asked = bool(stop)
-        if is_logged or self.processes.world_size == 1 or self.device.type == "cpu":
-            asked = self.processes.any(asked, self.device)
-            if asked:
-                self.save()
-                # torchrun ends every process as soon as one of them is gone.
-                self.processes.wait()
-                raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
-        if not is_last and (is_logged or self.processes.world_size == 1):
-            is_due = time.monotonic() - self._saved_at >= 60 * self.place.checkpoint_minutes
-            if self.processes.any(is_due, self.device):
-                self.save()
+            self._log(bar)
+        # One process alone decides at every step. Several have to agree, which on GPUs waits for
+        # the device: when they log.
+        elif self.processes.world_size > 1:
+            return
+        if self.processes.any(bool(stop), self.device):
+            self.save()
+            # torchrun ends every process as soon as one of them is gone.
+            self.processes.wait()
+            raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
+        is_due = time.monotonic() - self._saved_at >= 60 * self.place.checkpoint_minutes
+        if not is_last and self.processes.any(is_due, self.device):
+            self.save()
 
-    def _log(self, logbook: Logbook, bar: tqdm[Any], clock: Clock) -> None:
-        self.meter.check(self.step, self._advice())
-        values = self.meter.latest()
-        bar.set_postfix(loss=f"{values['total']:.3f}")
-        speed = {
-            "learning_rate": self.optimizer.learning_rate,
-            "samples_per_second": clock.samples_per_second * self.processes.world_size,
-            "data_wait_fraction": clock.wait_fraction,
-            "skipped_steps": float(self.meter.num_skipped),
-        }
-        logbook.write_step(self.step, values, speed)
-
-    def _advice(self) -> str:
+    def _log(self, bar: tqdm[Any]) -> None:
         last = self.place.out / LAST_NAME
         kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
-        return (
+        self.meter.check(
+            self.step,
             "Begin again in another --out with a lower --learning-rate or with --precision fp32; "
-            f"{kept}"
+            f"{kept}",
+        )
+        values = self.meter.latest()
+        bar.set_postfix(loss=f"{values['total']:.3f}")
+        norm = values.pop("grad_norm")
+        self._write(
+            {f"loss/{name}": value for name, value in values.items()}
+            | {
+                "train/grad_norm": norm,
+                "train/learning_rate": self.optimizer.learning_rate,
+                "train/samples_per_second": self.clock.samples_per_second
+                * self.processes.world_size,
+                "train/data_wait_fraction": self.clock.wait_fraction,
+                "train/skipped_steps": float(self.meter.num_skipped),
+            }
         )
 
-    def _end_epoch(self, logbook: Logbook, stop: list[int]) -> None:
+    def _write(self, values: Mapping[str, float]) -> None:
+        """Write values of this step to TensorBoard's log."""
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, self.step)
+
+    def _end_epoch(self, stop: list[int]) -> None:
         if self.validation is not None:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
@@ -465,37 +462,17 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            entry |= self._validate(self.validation, stop)
-            logbook.write(self.step, {name: entry[name] for name in ("val/accuracy", "val/1-NED")})
+            figures = self.validation.figures(self._recogniser_for("--val-data"), stop)
+            if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
+                self.best_accuracy = figures.accuracy
+                self._write_checkpoint(BEST_NAME)
+            scores = {"val/accuracy": figures.accuracy, "val/1-NED": figures.one_minus_ned}
+            self._write(scores)
+            entry |= scores
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
         self.save()
         self._write_record()
-
-    def _validate(self, validation: Validation, stop: list[int]) -> dict[str, float]:
-        """Read the validation sets; keep the recogniser if it is the best so far."""
-        figures = validation.figures(self._recogniser_for("--val-data"), stop)
-        if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
-            self.best_accuracy = figures.accuracy
-            if self.processes.is_first:
-                self._write_checkpoint(BEST_NAME)
-        return {"val/accuracy": figures.accuracy, "val/1-NED": figures.one_minus_ned}
-
-    # -- the record --------------------------------------------------------------------------
-
-    def _summary(self, clock: Clock) -> TrainSummary:
-        return TrainSummary(
-            checkpoint=self.place.out
-            / (BEST_NAME if self.best_accuracy is not None else LAST_NAME),
-            num_steps=self.step,
-            first_loss=self.history[0].get("loss/total", float("nan")),
-            last_loss=self.history[-1].get("loss/total", float("nan")),
-            samples_per_second=clock.samples_per_second * self.processes.world_size,
-            data_wait_fraction=clock.wait_fraction,
-            num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
-            best_accuracy=self.best_accuracy,
-            teacher_is_random=self.cache.spec.teacher.is_random,
-        )
 
     def _write_record(self) -> None:
         if not self.processes.is_first:
@@ -509,8 +486,8 @@ class _Run:
             num_processes=self.processes.world_size,
             commands=self.commands,
             init=self.begun_with,
-            units=self.units,
-            num_views=self.num_views,
+            units=self.preflight.units,
+            num_views=self.preflight.num_views,
             num_parameters=sum(p.numel() for p in kept.parameters()),
             steps=self.step,
             history=self.history,

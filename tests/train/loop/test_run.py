@@ -263,7 +263,7 @@ def test_steps_that_are_not_finite_are_skipped_until_they_are_too_many(
     place = replace(place, checkpoint_minutes=1e-9)
     config = replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30, max_skipped_steps=3)
     with pytest.raises(
-        TrainingError, match=r"steps \d+ to \d+ had to be skipped: .*--learning-rate"
+        TrainingError, match=r"steps \d+ to \d+ had to be skipped; .*--learning-rate"
     ):
         train(config, place)
     weights = load_checkpoint(place.out / "last.pt")["recogniser"]
@@ -284,7 +284,7 @@ def test_a_run_goes_on_with_the_validation_it_began_with(
         interrupt_after(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(StopRequestedError):
             train(CONFIG, replace(place, val_data=(data_root,)))
-    with pytest.raises(UsageError, match=r"validation samples.ST was 13, now None"):
+    with pytest.raises(UsageError, match=r"validation.ST was 13, now None"):
         train(CONFIG, place, resume=True)
 
 
