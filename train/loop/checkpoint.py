@@ -3,7 +3,8 @@
     method, settings            the method's name, and the values of its settings
     charset, max_label_length   what the recogniser's tokenizer is made of
     tall                        what it makes of tall pictures; those without are older: stretch
-    recogniser                  its weights; None of a method that has none
+    recogniser                  its weights, or those of the part of one that the method trains;
+                                None of a method that has neither
     teacher                     name of the CLIP behind the cache
     training                    step, the trainee's other weights, optimizer, ...; only in last.pt
 
@@ -28,7 +29,7 @@ from ...shared.geometry import TALL
 from ..deploy.safetensors_file import MODEL_NAME, read_safetensors
 from ..methods import find_method
 from ..methods.base import Method
-from ..models.recogniser import Recogniser
+from ..models.recogniser import Recogniser, RecogniserPart
 from ..models.tokenizer import LabelTokenizer
 
 BEST_NAME = "best.pt"
@@ -44,7 +45,7 @@ def save_checkpoint(
     path: Path,
     method: Method,
     tokenizer: LabelTokenizer,
-    recogniser: Recogniser | None,
+    recogniser: RecogniserPart | None,
     training: Mapping[str, Any] | None = None,
     *,
     teacher: str | None = None,
@@ -55,7 +56,7 @@ def save_checkpoint(
         path: Of the file.
         method: What makes the recogniser.
         tokenizer: What it was made with.
-        recogniser: Whose weights to keep; None of a method that has none.
+        recogniser: Whose weights to keep, a whole one or a part; None of a method that has none.
         training: All that resuming needs; None for a recogniser to use.
         teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
     """
@@ -74,9 +75,9 @@ def save_checkpoint(
         torch.save(checkpoint, file)
 
 
-def tall_of(recogniser: Recogniser | None) -> str:
+def tall_of(recogniser: RecogniserPart | None) -> str:
     """Return what a checkpoint records of tall pictures; the default of what reads none."""
-    return TALL[0] if recogniser is None else recogniser.tall
+    return recogniser.tall if isinstance(recogniser, Recogniser) else TALL[0]
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
@@ -144,11 +145,25 @@ def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
         CheckpointError: it has none, its weights are of another one, or its method is not
             installed; names `path`.
     """
-    if checkpoint["recogniser"] is None:
+    kept = build_kept(checkpoint, path)
+    if not isinstance(kept, Recogniser):
         raise CheckpointError(
             f"{path} holds nothing that reads images: its method, {checkpoint['method']}, only "
             "pre-trains. Expected a checkpoint of a method that has a recogniser"
         )
+    return kept
+
+
+def build_kept(checkpoint: Mapping[str, Any], path: Path) -> RecogniserPart | None:
+    """Return the recogniser of a checkpoint's content, or the part of one, in eval mode.
+
+    None: it has neither.
+
+    Raises:
+        CheckpointError: its weights are of another one, or its method is not installed.
+    """
+    if checkpoint["recogniser"] is None:
+        return None
     try:
         method = find_method(checkpoint["method"]).from_values(checkpoint["settings"])
     except UsageError as e:
@@ -159,13 +174,15 @@ def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
     try:
         charset = Charset(**checkpoint["charset"])
         tokenizer = LabelTokenizer(charset, checkpoint["max_label_length"])
-        recogniser = method.recogniser(tokenizer)
+        recogniser: RecogniserPart | None = method.recogniser(tokenizer) or method.part(tokenizer)
         if recogniser is None:
             raise TypeError(f"method {method.name} has no recogniser")
         recogniser.load_state_dict(checkpoint["recogniser"])
-        recogniser.tall = checkpoint.get("tall", TALL[0])
-        if recogniser.tall not in TALL:
-            raise TypeError(f"tall is {recogniser.tall!r}, expected one of {', '.join(TALL)}")
+        tall = checkpoint.get("tall", TALL[0])
+        if tall not in TALL:
+            raise TypeError(f"tall is {tall!r}, expected one of {', '.join(TALL)}")
+        if isinstance(recogniser, Recogniser):
+            recogniser.tall = tall
     except (TypeError, RuntimeError) as e:
         # PyTorch names every parameter that is missing, unexpected or of another shape.
         raise CheckpointError(

@@ -30,15 +30,16 @@ from ...shared.errors import CacheError, UsageError, explained_memory
 from ...shared.geometry import TALL
 from ...shared.hashing import mix
 from ..data.batch import Batch
+from ..data.loader import CacheLoader
 from ..data.preflight import Preflight
 from ..models.recogniser import Recogniser
 from ..models.tokenizer import LabelTokenizer
 from .checkpoint import (
     BEST_NAME,
     LAST_NAME,
+    build_kept,
     find_checkpoint,
     load_checkpoint,
-    load_recogniser,
     save_checkpoint,
     tall_of,
 )
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from .validation import Validation
 
 _LOG_EVERY_STEPS = 10
-_RECOGNISER = "recogniser."
-"""What the names of the recogniser's weights begin with among those of the trainee."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +175,11 @@ class _Run:
         self.clock = Clock()
         self.validation: Validation | None = None
         if place.val_data:
-            self._recogniser_for("--val-data")
-            # Only validation opens LMDBs; training from a cache needs none.
-            from .validation import Validation
+            recogniser = self._recogniser_for("--val-data")
+            # Only this validation opens LMDBs; training from a cache needs none.
+            from .validation import PictureValidation
 
-            self.validation = Validation(config, place, processes)
+            self.validation = PictureValidation(config, place, processes, recogniser)
         self.step = 0
         self.history: list[dict[str, float]] = []
         """Means of each finished epoch."""
@@ -206,22 +205,25 @@ class _Run:
         processes.wait()
         allow_fast_products(config.precision)
         processes.say(compile_trainee(self.trainee, config.compile, device, config.method.name))
-        self.loader = self.preflight.loader(
-            batch_size=config.batch_size // config.accumulate,
-            seed=config.seed,
-            device=device,
-            rank=processes.rank,
-            world_size=processes.world_size,
-        )
+        for note in self.trainee.notes:
+            processes.say(f"Note: {note}.")
+        self.loader = self._loader(config.batch_size // config.accumulate)
+        if self.validation is None and preflight.needs.held_out:
+            from .validation import HeldOutValidation
+
+            held_out = self._loader(config.batch_size, held_out=True)
+            self.validation = HeldOutValidation(config, processes, self.trainee, held_out)
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
     def _begin_with(self, init: Path) -> None:
-        """Take up the recogniser of another run, as far as it fits."""
+        """Take up the recogniser of another run, or the part of one, as far as it fits."""
         path = find_checkpoint(init)
         recogniser = self._recogniser_for("--init")
-        other = load_recogniser(path, torch.device("cpu"))
-        if other.tall != recogniser.tall:
+        other = build_kept(load_checkpoint(path), path)
+        if other is None:
+            raise UsageError(f"--init {path} holds no recogniser, and no part of one")
+        if isinstance(other, Recogniser) and other.tall != recogniser.tall:
             raise UsageError(
                 f"--init {path} was trained with tall pictures as --tall {other.tall}, "
                 f"{self.cache.storage} was built with --tall {recogniser.tall}; begin with another "
@@ -244,6 +246,21 @@ class _Run:
             )
         return self.trainee.recogniser
 
+    @property
+    def _kept_name(self) -> str:
+        """What the names of the weights that checkpoints hold apart begin with, in the trainee."""
+        return "part." if self.trainee.recogniser is None else "recogniser."
+
+    def _loader(self, batch_size: int, *, held_out: bool = False) -> CacheLoader:
+        return self.preflight.loader(
+            batch_size=batch_size,
+            seed=self.config.seed,
+            device=self.device,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            held_out=held_out,
+        )
+
     def save(self) -> None:
         """Write last.pt: the recogniser and all that resuming needs. For all processes together.
 
@@ -259,7 +276,7 @@ class _Run:
             "trainee": {
                 name: value
                 for name, value in self.trainee.state_dict().items()
-                if not name.startswith(_RECOGNISER)
+                if not name.startswith(self._kept_name)
             },
             "optimizer": self.optimizer.state(),
             "history": self.history,
@@ -284,7 +301,7 @@ class _Run:
                 self.place.out / name,
                 self.config.method,
                 self.tokenizer,
-                self.trainee.recogniser,
+                self.trainee.recogniser or self.trainee.part,
                 training,
                 teacher=self.cache.spec.teacher.name,
             )
@@ -302,9 +319,9 @@ class _Run:
             },
             wanted={**wanted, "tall": tall_of(self.trainee.recogniser)},
         )
-        of_recogniser = checkpoint["recogniser"] or {}
+        kept = checkpoint["recogniser"] or {}
         self.trainee.load_state_dict(
-            {f"{_RECOGNISER}{name}": value for name, value in of_recogniser.items()}
+            {f"{self._kept_name}{name}": value for name, value in kept.items()}
             | training["trainee"]
         )
         self.optimizer.restore(training["optimizer"])
@@ -462,7 +479,7 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            figures = self.validation.figures(self._recogniser_for("--val-data"), stop)
+            figures = self.validation.figures(stop)
             if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
                 self.best_accuracy = figures.accuracy
                 self._write_checkpoint(BEST_NAME)

@@ -1,4 +1,4 @@
-"""Validation at the end of an epoch, each process on its share of every set."""
+"""Validation at the end of an epoch, each process on its share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ...shared.device import autocast
 from ...shared.errors import explained_memory
+from ..data.loader import CacheLoader
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.metrics import Figures, WordCounts
 from ..evaluation.options import EvalOptions
 from ..evaluation.test_sets import open_test_sets
+from ..methods.trainee import Trainee
 from ..models.recogniser import Recogniser
 from ..reading.readers import Reader, Text
 from .config import TrainConfig, TrainPlace
@@ -18,37 +21,28 @@ from .processes import Processes, StopRequestedError
 
 
 class Validation:
-    """The validation sets of a run, opened before its first step."""
+    """Words to read after each epoch; a subclass says which."""
 
-    def __init__(self, config: TrainConfig, place: TrainPlace, processes: Processes) -> None:
-        """Open the sets.
-
-        Raises:
-            DataError: they cannot be used.
-        """
-        self._processes, self._precision = processes, config.precision
-        self._sets = open_test_sets(place.val_data, config.charset, config.max_label_length)
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
 
     @property
     def num_samples(self) -> dict[str, int]:
-        """How many samples of each set count.
+        """How many samples of each set count, where it is not the cache and the config that say so.
 
         Scores in best.pt are comparable only on the same validation samples.
         """
-        return {test_set.name: len(test_set.pictures) for test_set in self._sets}
+        return {}
 
-    def figures(self, recogniser: Recogniser, stop: Sequence[int] = ()) -> Figures:
-        """Read every set. All processes must call this.
+    def figures(self, stop: Sequence[int] = ()) -> Figures:
+        """Read everything. All processes must call this.
 
         Raises:
             StopRequestedError: a signal is in `stop` of some process. Reading ends with the batch
                 in which it came, and the run is as it was before.
         """
-        rank, world_size = self._processes.rank, self._processes.world_size
-        reader = _StoppableReader(recogniser.eval(), self._precision, stop)
         try:
-            counts = evaluate_sets(reader, [s.share(rank, world_size) for s in self._sets]).counts
-            parts = self._processes.gather((counts, 0))
+            parts = self._processes.gather((self._counts(stop), 0))
         except StopRequestedError as e:
             # The others have to know; they are reading, or wait for this process's counts.
             parts = self._processes.gather((WordCounts(), e.signal_number))
@@ -56,6 +50,62 @@ class Validation:
             self._processes.wait()  # torchrun ends every process as soon as one of them is gone.
             raise StopRequestedError(stopped_by)
         return sum((counts for counts, _ in parts), WordCounts()).figures
+
+    def _counts(self, stop: Sequence[int]) -> WordCounts:
+        """Read this process's share, until a signal is in `stop`."""
+        raise NotImplementedError
+
+
+class PictureValidation(Validation):
+    """The validation sets of a run, opened before its first step."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        place: TrainPlace,
+        processes: Processes,
+        recogniser: Recogniser,
+    ) -> None:
+        """Open the sets.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        super().__init__(processes)
+        self._precision, self._recogniser = config.precision, recogniser
+        self._sets = open_test_sets(place.val_data, config.charset, config.max_label_length)
+
+    @property
+    def num_samples(self) -> dict[str, int]:
+        """How many samples of each set count."""
+        return {test_set.name: len(test_set.pictures) for test_set in self._sets}
+
+    def _counts(self, stop: Sequence[int]) -> WordCounts:
+        reader = _StoppableReader(self._recogniser.eval(), self._precision, stop)
+        share = self._processes.rank, self._processes.world_size
+        return evaluate_sets(reader, [s.share(*share) for s in self._sets]).counts
+
+
+class HeldOutValidation(Validation):
+    """The labels that a run does not learn, read in their features."""
+
+    def __init__(
+        self, config: TrainConfig, processes: Processes, trainee: Trainee, loader: CacheLoader
+    ) -> None:
+        """Take what reads, and the loader of the held-out labels."""
+        super().__init__(processes)
+        self._precision, self._trainee, self._loader = config.precision, trainee, loader
+
+    def _counts(self, stop: Sequence[int]) -> WordCounts:
+        counts, trainee = WordCounts(), self._trainee.eval()
+        for batch in self._loader.epoch(0):
+            if stop:
+                raise StopRequestedError(stop[0])
+            with torch.no_grad(), autocast(batch.device, self._precision):
+                read = trainee.read(batch)
+            for text, label in zip(read, batch.labels, strict=True):
+                counts.add(text, label, None)
+        return counts
 
 
 class _StoppableReader(Reader):
