@@ -109,7 +109,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     expected = files_of(own_cache)
     rename = storage.rename
     num_files = sum(name.startswith("pool/") for name in expected)
-    for at in range(0, num_files, 4):
+    for at in range(0, num_files, 9):
         shutil.rmtree(own_cache / "pool")
         left = [at]
 
@@ -138,7 +138,8 @@ def test_damage_is_found_and_mended(own_cache: Path, images: Path) -> None:
     shard.write_bytes(damaged)
     with pytest.raises(CacheCorruptError):
         FeatureCache.open(own_cache).pool_rows(1)
-    assert invoke("cache", "verify", own_cache / "pool", "--repair").exit_code == 1
+    assert invoke("cache", "verify", own_cache / "pool").exit_code == 1
+    invoke("cache", "verify", own_cache / "pool", "--repair")
     add_pool(own_cache, images)
     assert files_of(own_cache) == expected
 
