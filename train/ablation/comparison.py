@@ -10,8 +10,8 @@ from typing import Any
 
 from ...shared.atomic import replacing
 from ...shared.cache.spec import TeacherSpec
+from ...shared.terminal import markdown_table
 from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, WEIGHTED, benchmark_of
-from ..evaluation.tables import as_markdown
 from .table import AblationTable
 
 
@@ -61,7 +61,7 @@ def write_comparison(
         f"{', '.join(map(str, table.seeds))}. Avg: {average}, {WEIGHTED}.",
         f"Teacher {teacher.name}{untrained}.",
     ]
-    markdown = as_markdown(headers, rows, len(table.columns))
+    markdown = markdown_table(rows, headers, len(table.columns))
     text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
     with replacing(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")

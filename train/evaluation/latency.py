@@ -1,9 +1,8 @@
 """`clipocr latency`: time per picture, as in table 11 of the paper, on real pictures.
 
-How long a recogniser decodes depends on the longest word of a batch, so noise would not do. Two
-things are timed apart: preprocessing (decoding the file's bytes and stretching, one picture at a
-time on one thread) and reading (from uint8 views in memory to texts and confidences in memory:
-copying, normalising, encoding, decoding). Every figure is a median.
+How long a recogniser decodes depends on the longest word of a batch, so noise would not do. Timed
+apart: preprocessing (decoding and stretching, one picture at a time on one thread) and reading
+(from uint8 views in memory to texts and confidences in memory). Every figure is a median.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 from math import ceil
-from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
@@ -55,11 +53,8 @@ def measure_latency(
 ) -> ShownTable:
     """Time preprocessing and reading; return a row per batch size.
 
-    Args:
-        reader: On the device to measure.
-        pictures: Encoded; repeated where a batch needs more.
-        batch_sizes: Each is measured on `MIN_BATCHES` batches at least, after
-            `NUM_WARM_UP_BATCHES` that are not counted.
+    Each is measured on `MIN_BATCHES` batches at least, after `NUM_WARM_UP_BATCHES` that are not
+    counted. Pictures are repeated where a batch needs more.
     """
     views, times = [], []
     for encoded in pictures:
@@ -107,18 +102,8 @@ def _setting(reader: Reader) -> str:
     if reader.device.type == "cuda":
         machine = torch.cuda.get_device_name(reader.device)
     else:
-        machine = f"CPU ({_processor()}), {counted(torch.get_num_threads(), 'thread')}"
+        machine = f"{platform.machine()} CPU, {counted(torch.get_num_threads(), 'thread')}"
     return (
         f"{reader.num_parameters:,} parameters, {reader.precision}, {machine}, "
         f"PyTorch {torch.__version__}"
     )
-
-
-def _processor() -> str:
-    """Return the processor's model where Linux says it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())

@@ -36,8 +36,8 @@ class EvalOptions(TestSetOptions):
     batch_size: int = batch_size_option(512)
     json: Path | None = option(
         None,
-        help="Where the figures of one RUN are written, or the comparison of several; what was "
-        "read in each picture goes to a .predictions.jsonl beside them.",
+        help="Where the figures of one RUN are written; what was read in each picture goes to a "
+        ".predictions.jsonl beside them.",
         default_text="eval.json in the run's folder",
         type=NEW_PATH,
     )

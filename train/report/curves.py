@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES_NAME = "curves.png"
-
 _PANELS = (
     ("loss/total", "total loss", "log"),
     ("loss/", "terms", "log"),
@@ -39,7 +37,11 @@ class Panel:
 
 def read_panels(run: Path) -> list[Panel]:
     """Return what a run logged, without what a resumed run did over; nothing if it has no log."""
-    curves = _read_curves(run)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(run), size_guidance={"scalars": 2000})
+    log.Reload()
+    curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
     panels = []
     for prefix, title, scale in _PANELS:
         named = {
@@ -69,32 +71,18 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
 
 
 def draw_curves(run: Path) -> Path:
-    """Draw what a run logged into its `CURVES_NAME`.
+    """Draw what a run logged into its ``curves.png``; return the path.
 
     Raises:
         ImportError: matplotlib cannot be imported; training itself does without.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = read_panels(run)
     num_rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(num_rows, 3, squeeze=False).flatten()
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes, panels, strict=False):
-        draw_panel(axis, panel)
+    for position, panel in enumerate(panels, start=1):
+        draw_panel(figure.add_subplot(num_rows, 3, position), panel)
     figure.suptitle(str(run.resolve().name))
-    figure.savefig(run / CURVES_NAME, dpi=110)
-    return run / CURVES_NAME
-
-
-def _read_curves(run: Path) -> dict[str, Curve]:
-    """Return (step, value) pairs by tag, without what a resumed run did over."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = EventAccumulator(str(run), size_guidance={"scalars": 2000})
-    log.Reload()
-    return {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+    figure.savefig(run / "curves.png", dpi=110)
+    return run / "curves.png"

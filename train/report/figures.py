@@ -140,11 +140,7 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
     )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    used = set(re.findall(r'#([\w-]+)[)"]', svg))
-    svg = re.sub(
-        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' * (found[1] in used), svg
-    )
-    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     # The page decides the size; the view box keeps the shape.
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg)
     for stand_in, colour in _PAGE_COLOURS.items():

@@ -21,16 +21,9 @@ from .gallery import gallery, pick_at_random, shown_characters
 from .reader_section import NUM_CARDS, section_of
 from .statistics import NUM_CONFIDENCE_BINS, Rate, accuracy_by_length
 
-PAGE_NAME = "index.html"
-
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
-    """Write a page into a folder, which is made; return its path.
-
-    Args:
-        folder: Gets `PAGE_NAME`; what else is there stays.
-        evaluations: One per reader, of the same sets under the same charset.
-    """
+    """Write ``index.html`` about evaluations of the same sets into a folder, which is made."""
     letters = reader_letters(len(evaluations)) if len(evaluations) > 1 else [""]
     named = dict(zip(letters, evaluations, strict=True))
     sections = [section_of(some, letter, i) for i, (letter, some) in enumerate(named.items())]
@@ -56,7 +49,7 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         charset=charset,
         readers=sections,
-        comparison=compare(evaluations).table() if len(sections) > 1 else None,
+        comparison=compare(evaluations) if len(sections) > 1 else None,
         remarks=dict.fromkeys(remark for each in evaluations for remark in each.remarks),
         length_chart=length_figure(by_length),
         length_table=_rate_table("characters", by_length),
@@ -73,10 +66,11 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         ],
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / PAGE_NAME) as partial_path:
+    path = folder / "index.html"
+    with replacing(path) as partial_path:
         # A file's name may be bytes that are no text.
         partial_path.write_text(html, encoding="utf-8", errors="backslashreplace")
-    return folder / PAGE_NAME
+    return path
 
 
 def _rate_table(
@@ -118,7 +112,7 @@ def _pair(
             if (pair[0].is_correct, pair[1].is_correct) == outcome
         ]
         shown = pick_at_random(found, NUM_CARDS)
-        galleries.append(gallery(f"Only {letter} reads", found, shown, evaluations[0]))
+        galleries.append(gallery(f"Only {letter} reads", len(found), shown, evaluations[0]))
     return {
         "first": sections[0],
         "second": sections[1],
