@@ -138,12 +138,6 @@ def export(
     num_pictures, num_texts, difference = export_student(
         run_or_checkpoint, file_format, out, pictures=check_images
     )
-    if num_texts == 1 and num_pictures > 1:
-        click.echo(
-            "Note: the student reads the same text in every picture of the check, which says "
-            "little of others; pass pictures that it can read by --check-images.",
-            err=True,
-        )
     of = "given" if check_images else "drawn"
     click.echo(
         f"Wrote {out}: {byte_size(out.stat().st_size)}; it agrees with PyTorch on "

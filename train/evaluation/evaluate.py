@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from ...shared.charset import Charset
 from ...shared.errors import UsageError
-from ..reading.readers import PictureReader, WordReader, load_reader, reader_of
+from ..reading.readers import FunctionReader, PictureBatchReader, PictureReader, load_reader
 from .options import EvalOptions
 from .results import Evaluation, SetResult
 from .test_sets import TestSet, open_test_sets
 
 
 def evaluate(
-    reader: str | os.PathLike[str] | WordReader | PictureReader,
+    reader: str | os.PathLike[str] | PictureBatchReader | PictureReader,
     data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     charset: str = EvalOptions.charset,
@@ -56,20 +56,20 @@ def evaluate(
     """
     if isinstance(reader, str | os.PathLike):
         reader = load_reader(reader, batch_size=batch_size)
-    elif not isinstance(reader, WordReader):
+    elif not isinstance(reader, PictureBatchReader):
         if not callable(reader):
             raise UsageError(
                 f"reader is a {type(reader).__name__}; expected a run folder or checkpoint, what "
                 "clipocr.load returned, or a function from a list of pictures to a list of texts"
             )
-        reader = reader_of(reader, batch_size=batch_size, name=name)
+        reader = FunctionReader(reader, batch_size=batch_size, name=name)
     roots = [data] if isinstance(data, str | os.PathLike) else data
     length = max_label_length or reader.max_label_length
     test_sets = open_test_sets([Path(root) for root in roots], Charset.load(charset), length)
     return evaluate_sets(reader, test_sets)
 
 
-def evaluate_sets(reader: WordReader, test_sets: Sequence[TestSet]) -> Evaluation:
+def evaluate_sets(reader: PictureBatchReader, test_sets: Sequence[TestSet]) -> Evaluation:
     """Read every picture of some test sets under one test charset, with bars on stderr."""
     results = []
     for test_set in test_sets:

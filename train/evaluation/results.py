@@ -13,7 +13,7 @@ from typing import Any
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.terminal import counted
-from ..reading.readers import WordReader
+from ..reading.readers import PictureBatchReader
 from ..reading.words import ReadWord
 from .metrics import Figures, WordCounts, plain_mean
 from .paired import compare
@@ -65,7 +65,7 @@ class Mean:
 class Evaluation:
     """What one reader read of some test sets, and the figures that come of it."""
 
-    reader: WordReader
+    reader: PictureBatchReader
     sets: tuple[SetResult, ...]
     """Each test set's name, words, and counts with their ``figures``."""
 

@@ -17,7 +17,7 @@ from clipocr.cli import main
 from clipocr.shared.charset import Charset
 from clipocr.train.evaluation.results import Evaluation, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
-from clipocr.train.reading.readers import load_reader, reader_of
+from clipocr.train.reading.readers import FunctionReader, load_reader
 from clipocr.train.reading.words import ReadWord
 
 CHARSET = Charset.load("94")
@@ -294,7 +294,7 @@ def test_a_function_has_no_confidence_and_no_attention(
     (result,) = student.sets
     words = tuple(replace(word, character_confidence=None) for word in result.words)
     function = Evaluation(
-        reader=reader_of(list, name="<i>theirs"),
+        reader=FunctionReader(list, name="<i>theirs"),
         sets=(replace(result, words=words),),
     )
     alone = page_of([function], tmp_path / "alone")

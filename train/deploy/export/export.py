@@ -21,13 +21,9 @@ SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
 def export(
     run_or_checkpoint: Path, file_format: str, out: Path, *, pictures: Path | None = None
 ) -> Agreement:
-    """Write a recogniser in another format, if it agrees there with the one in PyTorch.
+    """Write a recogniser to a file of one of `SUFFIXES`, if it agrees with the one in PyTorch.
 
-    Args:
-        run_or_checkpoint: The recogniser.
-        file_format: One of `SUFFIXES`.
-        out: The file; what was there is replaced.
-        pictures: LMDB, folder or file of pictures to compare on; None: words drawn here.
+    They are compared on `pictures`, an LMDB, a folder or a file; None: on words drawn here.
 
     Raises:
         CheckpointError: there is no recogniser.
