@@ -44,7 +44,8 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
             f"teacher {teacher or 'not recorded'}"
         )
     checkpoint = reader.checkpoint
-    panels = read_panels(checkpoint.parent) if checkpoint else []
+    has_log = checkpoint is not None and any(checkpoint.parent.glob("events.out.tfevents.*"))
+    panels = read_panels(checkpoint.parent) if checkpoint and has_log else []
     confusions, bins = Confusions(words), reliability(words)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
     by_character = confusions.by_character()
