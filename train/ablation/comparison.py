@@ -23,11 +23,7 @@ def write_comparison(
 ) -> None:
     """Write table.md, table.csv and table.png to a folder.
 
-    Args:
-        table: What was run.
-        results: ``ablation.json`` of each run by its name; None if there is none yet.
-        out: The folder.
-        teacher: Whose features the students followed.
+    `results` holds ``ablation.json`` of each run by its name; None if there is none yet.
     """
     sets = sorted(
         {name for result in results.values() if result for name in result["sets"]}, key=_set_order

@@ -20,13 +20,12 @@ class Variant:
     """One row of a table."""
 
     name: str
-    """Names the run folders."""
     cells: tuple[str, ...]
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
 
     def run_name(self, seed: int) -> str:
-        """Return the name of the run with a seed, and of its folder."""
+        """Return the name of a run's folder."""
         return f"{self.name}-seed{seed}"
 
 

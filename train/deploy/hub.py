@@ -52,8 +52,6 @@ def push(
 ) -> str:
     """Upload a student with its card; return the address of the commit.
 
-    ``run.json`` and ``eval.json`` are looked for beside the checkpoint.
-
     Raises:
         CheckpointError: there is no student, or its record is damaged.
         DataError: the figures are not of this checkpoint, or not figures.
@@ -125,18 +123,17 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turn what the hub's client raises into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # Whatever fails in the HTTP library that the client is built on, which has changed twice, has
-    # the same base as the client's own error.
+    # The bases of the client's error are those of every error of its HTTP library, which has
+    # changed twice. RuntimeError: the upload of one file failed, its cause behind it.
     expected: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
-    # RuntimeError: what became of the upload of one file, its cause behind it.
     expected += (OSError, HFValidationError, RuntimeError)
     try:
         yield
     except expected as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise  # Of a file of this machine.
-        reasons = [e, e.__cause__] if isinstance(e, RuntimeError) and e.__cause__ else [e]
-        said = " ".join(" ".join(map(str, reasons)).split()) or e.__class__.__name__
+        cause = e.__cause__ if isinstance(e, RuntimeError) else None
+        said = " ".join(f"{e} {cause or ''}".split()) or e.__class__.__name__
         raise HubError(
             f"{repo}: the hub says: {said}. Private repositories and pushing need a token: "
             "hf auth login, or HF_TOKEN"

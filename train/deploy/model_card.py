@@ -33,8 +33,8 @@ def model_card(
     Args:
         repo: ``owner/name``.
         description: Of `export.description.describe`.
-        record: Of ``run.json``, if there is one.
-        figures: Of ``eval.json``, if there is one.
+        record: ``run.json``, if there is one.
+        figures: ``eval.json``, if there is one.
         license_id: Of the hub, such as ``apache-2.0``; None states none.
     """
     method = description["method"]

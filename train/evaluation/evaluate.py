@@ -25,7 +25,6 @@ def evaluate(
     data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     charset: str = EvalOptions.charset,
-    max_label_length: int | None = None,
     batch_size: int = EvalOptions.batch_size,
     name: str | None = None,
 ) -> Evaluation:
@@ -43,8 +42,6 @@ def evaluate(
             file. Benchmarks are known by their folders' names and averaged in groups.
         charset: Test charset, which label and text pass through: ``36``, ``62``, ``94``, or a text
             file.
-        max_label_length: Longest label that counts; None: the longest that a recogniser can
-            write, 25 for a function.
         batch_size: Pictures at once, of a run or a function; what `load` returned has its own.
         name: What tables and reports call a function; None: its own name.
 
@@ -64,9 +61,10 @@ def evaluate(
             )
         reader = FunctionReader(reader, batch_size=batch_size, name=name)
     roots = [data] if isinstance(data, str | os.PathLike) else data
-    length = max_label_length or reader.max_label_length
-    test_sets = open_test_sets([Path(root) for root in roots], Charset.load(charset), length)
-    return evaluate_sets(reader, test_sets)
+    paths = [Path(root) for root in roots]
+    return evaluate_sets(
+        reader, open_test_sets(paths, Charset.load(charset), reader.max_label_length)
+    )
 
 
 def evaluate_sets(reader: PictureBatchReader, test_sets: Sequence[TestSet]) -> Evaluation:

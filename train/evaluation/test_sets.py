@@ -34,10 +34,7 @@ class TestSet:
     """Samples left out: the test charset leaves nothing of their label, or it is too long."""
 
     def image(self, key: Any) -> bytes:
-        """Return the encoded image of a sample, empty if the set has none.
-
-        Args:
-            key: Its number in an LMDB, from 1, or its file in an image folder.
+        """Return an encoded image by its number in an LMDB, or its file in an image folder.
 
         Raises:
             ImageProblemError: its file cannot be read.

@@ -96,7 +96,7 @@ def reliability_figure(reliabilities: Mapping[str, Sequence[ConfidenceBin]]) -> 
 
 @mpl.rc_context(_STYLE)
 def curve_figure(panel: Panel, name: str) -> Markup:
-    """Draw one panel of a run's curves; `name` tells it from the others on the page."""
+    """Draw one panel of a run's curves."""
     figure = Figure(figsize=(4.2, 2.9))
     draw_panel(figure.subplots(), panel)
     return _svg(figure, name, f"Training curves: {panel.title}")

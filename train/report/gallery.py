@@ -1,7 +1,4 @@
-"""Which words the page shows, and how each of them is shown.
-
-What is picked is picked with a fixed seed: the same results give the same page.
-"""
+"""Which words the page shows, and how each of them is shown."""
 
 from __future__ import annotations
 
@@ -50,10 +47,7 @@ def gallery(
     shown: Sequence[Mapping[str, ReadWord]],
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Return what the page shows of `num_all` pictures of an evaluation's test sets.
-
-    `shown` is what each reader read of those that are shown, by its letter, which is empty if it is
-    alone.
+    """Return what the page shows of `num_all` pictures: for some, what each reader read, by letter.
 
     Raises:
         ImageProblemError: a picture is not there any more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -61,7 +61,7 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         ),
         num_bins=NUM_CONFIDENCE_BINS,
         pairs=[
-            _pair((sections[0], section), (evaluations[0], evaluation))
+            _pair(sections[0], section, [evaluations[0], evaluation])
             for section, evaluation in zip(sections[1:], evaluations[1:], strict=True)
         ],
     )
@@ -93,36 +93,32 @@ def _rate_table(
 
 
 def _pair(
-    sections: tuple[Mapping[str, Any], Mapping[str, Any]],
-    evaluations: tuple[Evaluation, Evaluation],
+    first: Mapping[str, Any], second: Mapping[str, Any], evaluations: Sequence[Evaluation]
 ) -> dict[str, Any]:
     """Return what the page shows of two readers, on the samples that both were given."""
-    first, second = (
-        {(word.set_name, word.image): word for word in evaluation.words}
-        for evaluation in evaluations
+    a, b = first["letter"], second["letter"]
+    by_first, by_second = (
+        {(word.set_name, word.image): word for word in each.words} for each in evaluations
     )
-    both = [(first[key], second[key]) for key in first if key in second]
-    counts = Counter((x.is_correct, y.is_correct) for x, y in both)
-    letters = a, b = sections[0]["letter"], sections[1]["letter"]
+    by_outcome = defaultdict(list)
+    for key in by_first:
+        if key not in by_second:
+            continue
+        words = {a: by_first[key], b: by_second[key]}
+        by_outcome[words[a].is_correct, words[b].is_correct].append(words)
     galleries = []
     for letter, outcome in ((a, (True, False)), (b, (False, True))):
-        found = [
-            dict(zip(letters, pair, strict=True))
-            for pair in both
-            if (pair[0].is_correct, pair[1].is_correct) == outcome
-        ]
+        found = by_outcome[outcome]
         shown = pick_at_random(found, NUM_CARDS)
         galleries.append(gallery(f"Only {letter} reads", len(found), shown, evaluations[0]))
+    rows = [
+        [f"{a} {is_right}", *(f"{len(by_outcome[x, y]):,}" for y in (True, False))]
+        for x, is_right in ((True, "right"), (False, "wrong"))
+    ]
     return {
-        "first": sections[0],
-        "second": sections[1],
+        "first": first,
+        "second": second,
         "anchor": f"{a}-or-{b}".lower(),
-        "table": ShownTable(
-            headers=["words", f"{b} right", f"{b} wrong"],
-            rows=[
-                [f"{a} right", f"{counts[True, True]:,}", f"{counts[True, False]:,}"],
-                [f"{a} wrong", f"{counts[False, True]:,}", f"{counts[False, False]:,}"],
-            ],
-        ),
+        "table": ShownTable(headers=["words", f"{b} right", f"{b} wrong"], rows=rows),
         "galleries": galleries,
     }

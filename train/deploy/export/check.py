@@ -1,7 +1,7 @@
 """Whether an exported recogniser reads as it does in PyTorch.
 
-The pictures are the user's, because only pictures like those that it will read show what matters;
-without any, words drawn here: random characters in a font that matplotlib ships, on noise.
+It reads the user's pictures, or else words drawn here: random characters in a font that matplotlib
+ships, on noise.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class Agreement(NamedTuple):
 def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
     """Return views of the first pictures of an LMDB, a folder or a file.
 
-    Args:
-        root: Of the pictures.
-        tall: What becomes of tall ones.
-
     Raises:
         DataError: it holds none that can be decoded.
     """
@@ -97,7 +93,7 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
 def check(
     run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str
 ) -> Agreement:
-    """Compare an exported recogniser, called `what`, with the one in PyTorch, on the CPU.
+    """Compare an exported recogniser with the one in PyTorch, on the CPU.
 
     Raises:
         ExportError: they read different texts, or their probabilities differ by more than

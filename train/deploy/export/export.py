@@ -12,7 +12,7 @@ from ...loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoin
 from ...models.recogniser import Recogniser
 from ..safetensors_file import read_safetensors, write_safetensors
 from .check import Agreement, check, drawn_views, given_views, read_in_pytorch
-from .description import describe, describe_graph
+from .description import describe
 
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
 """File name endings by format."""
@@ -45,7 +45,7 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         if file_format == "onnx":
-            write_onnx(partial, recogniser, description | describe_graph())
+            write_onnx(partial, recogniser, description)
             run = open_onnx(partial)
         else:
             write_safetensors(partial, recogniser, description)

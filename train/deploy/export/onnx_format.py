@@ -29,13 +29,34 @@ from ...models.attention import KeysValues
 from ...models.autoregressive import AutoregressiveRecogniser, DecoderState
 from ...models.recogniser import Recogniser
 from ..safetensors_file import as_strings
-from .description import INPUT_NAME, OUTPUT_NAME
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
 """The first with GELU as one operator; onnxruntime has it since 1.17 (2024)."""
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "probabilities"
+
+_GRAPH: dict[str, Any] = {
+    "input": {
+        "name": INPUT_NAME,
+        "dtype": "uint8",
+        "layout": "NHWC",
+        "shape": ["batch", *VIEW_SHAPE],
+        "normalization": "done by the graph",
+    },
+    "output": {
+        "name": OUTPUT_NAME,
+        "dtype": "float32",
+        "shape": ["batch", "positions", "classes"],
+        "reading": "the likeliest class of each position, up to the first EOS; what follows the "
+        "EOS of a row is noise. Positions end when every row has said EOS.",
+        "confidence": "product of the probabilities of a row's classes, EOS included",
+    },
+}
+"""What is true of a graph, besides what is true of a recogniser in any format."""
 
 _IMAGES = f"uint8[batch, {', '.join(map(str, VIEW_SHAPE))}] {INPUT_NAME}"
 
@@ -73,7 +94,7 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
     )
-    helper.set_model_props(model, as_strings(description | {"opset": OPSET}))
+    helper.set_model_props(model, as_strings(description | _GRAPH | {"opset": OPSET}))
     checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
