@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,9 @@ from ...shared.atomic import replacing
 from ..evaluation.paired import compare, reader_letters
 from ..evaluation.results import Evaluation
 from ..evaluation.tables import ShownTable
-from .figures import length_figure, reliability_figure
 from .gallery import gallery, pick_at_random, shown_characters
 from .reader_section import NUM_CARDS, section_of
-from .statistics import NUM_CONFIDENCE_BINS, Rate, accuracy_by_length
+from .statistics import NUM_CONFIDENCE_BINS, Rate
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -28,12 +27,8 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     named = dict(zip(letters, evaluations, strict=True))
     sections = [section_of(some, letter, i) for i, (letter, some) in enumerate(named.items())]
     charset = evaluations[0].charset
-    by_length = {letter: accuracy_by_length(some.words) for letter, some in named.items()}
-    reliabilities = {
-        section["letter"]: section["reliability"]
-        for section in sections
-        if section["reliability"] is not None
-    }
+    confident = [section for section in sections if section["reliability"] is not None]
+    by_confidence = [{b.low: b.rate for b in section["reliability"]} for section in confident]
     environment = Environment(
         loader=PackageLoader(__package__ or ""),
         autoescape=True,
@@ -51,14 +46,12 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         readers=sections,
         comparison=compare(evaluations) if len(sections) > 1 else None,
         remarks=dict.fromkeys(remark for each in evaluations for remark in each.remarks),
-        length_chart=length_figure(by_length),
-        length_table=_rate_table("characters", by_length),
-        reliability_chart=reliability_figure(reliabilities) if reliabilities else None,
-        reliability_table=_rate_table(
-            "confidence, %",
-            {letter: {b.low: b.rate for b in bins} for letter, bins in reliabilities.items()},
-            lambda low: f"{100 * low:.0f} to {100 * (low + 1 / NUM_CONFIDENCE_BINS):.0f}",
-        ),
+        by_length=_rows([section["by_length"] for section in sections]),
+        confident=confident,
+        by_confidence=[
+            (f"{100 * low:.0f} to {100 * (low + 1 / NUM_CONFIDENCE_BINS):.0f}", rates)
+            for low, rates in _rows(by_confidence)
+        ],
         num_bins=NUM_CONFIDENCE_BINS,
         pairs=[
             _pair(sections[0], section, [evaluations[0], evaluation])
@@ -73,23 +66,10 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     return path
 
 
-def _rate_table(
-    what: str, rates: Mapping[str, Mapping[Any, Rate]], shown: Callable[[float], str] = str
-) -> ShownTable:
-    """Return a table of rates, a row for each key; several readers leave out the intervals."""
-    columns = ("words", "right, %", "95 %") if len(rates) == 1 else ("words", "right, %")
-    rows = []
-    for key in sorted({key for of_one in rates.values() for key in of_one}):
-        row = [shown(key)]
-        for of_one in rates.values():
-            cells = [""] * 3
-            if key in of_one:
-                rate, (low, high) = of_one[key], of_one[key].interval
-                cells = [f"{rate.num_samples:,}", f"{rate.percent:.1f}", f"{low:.1f} to {high:.1f}"]
-            row += cells[: len(columns)]
-        rows.append(row)
-    headers = [what, *(f"{letter} {name}".strip() for letter in rates for name in columns)]
-    return ShownTable(headers=headers, rows=rows)
+def _rows(rates: Sequence[Mapping[Any, Rate]]) -> list[tuple[Any, list[Rate | None]]]:
+    """Return a row for each key: the key, and the rate of each reader, None if it has none."""
+    keys = sorted({key for of_one in rates for key in of_one})
+    return [(key, [of_one.get(key) for of_one in rates]) for key in keys]
 
 
 def _pair(

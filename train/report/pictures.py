@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,11 @@ def picture_uri(encoded: bytes) -> str:
     picture = decode_image(encoded)
     picture.thumbnail((_MAX_WIDTH_PX, _MAX_HEIGHT_PX))
     return _data_uri(picture)
+
+
+def png_uri(path: Path) -> str:
+    """Return a chart of ours as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def attention_pictures(

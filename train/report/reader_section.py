@@ -10,14 +10,23 @@ from ..evaluation.results import Evaluation
 from ..evaluation.tables import ShownTable
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
-from .curves import read_panels
-from .figures import NUM_COLOURS, curve_figure
+from .curves import CURVES_NAME
 from .gallery import encoded_picture, gallery, most_confident, pick_at_random
-from .pictures import AttentionPicture, attention_pictures
-from .statistics import NOTHING, Confusions, Rate, expected_error, reliability
+from .pictures import AttentionPicture, attention_pictures, png_uri
+from .statistics import (
+    NOTHING,
+    Confusions,
+    Rate,
+    accuracy_by_length,
+    expected_error,
+    reliability,
+)
 
 NUM_CARDS = 24
 """Of a gallery, at most."""
+
+_NUM_COLOURS = 6
+"""Of the style sheet; readers beyond so many share them."""
 
 _NUM_CHARACTERS = 96
 _NUM_CONFUSIONS = 20
@@ -44,14 +53,13 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
             f"teacher {teacher or 'not recorded'}"
         )
     checkpoint = reader.checkpoint
-    has_log = checkpoint is not None and any(checkpoint.parent.glob("events.out.tfevents.*"))
-    panels = read_panels(checkpoint.parent) if checkpoint and has_log else []
+    curves = checkpoint.parent / CURVES_NAME if checkpoint else None
     confusions, bins = Confusions(words), reliability(words)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
     by_character = confusions.by_character()
     return {
         "letter": letter,
-        "colour": 1 + number % NUM_COLOURS,
+        "colour": 1 + number % _NUM_COLOURS,
         "name": f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
         if checkpoint
         else reader.name,
@@ -61,6 +69,7 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "anchor": f"reader-{letter.lower() or 'a'}",
         "figures": evaluation.counts.figures,
         "table": evaluation.results,
+        "by_length": accuracy_by_length(words),
         "reliability": bins,
         "calibration_error": None if bins is None else expected_error(bins),
         "num_characters": len(by_character),
@@ -78,7 +87,7 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "confusion_table": _confusion_table(confusions, by_character),
         "galleries": _galleries(evaluation, letter),
         "attention": attention,
-        "curves": [curve_figure(some, f"curve-{letter}{i}") for i, some in enumerate(panels)],
+        "curves": png_uri(curves) if curves and curves.exists() else None,
     }
 
 
