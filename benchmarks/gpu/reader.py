@@ -15,7 +15,7 @@ from typing import Any
 
 import clipocr
 import small_clip
-from clipocr.train.deploy.export.export import load_described
+from clipocr.train.deploy.description import load_described
 from clipocr.train.deploy.safetensors_file import write_safetensors
 
 from .place import Place, loss_of

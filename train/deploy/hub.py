@@ -23,8 +23,7 @@ from ...shared.atomic import replacing
 from ...shared.errors import DataError, HubError, UsageError
 from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_recogniser, find_checkpoint
 from ..loop.record import RUN_NAME, read_record
-from .export.description import settings_without_folders, teacher_without_folder
-from .export.export import load_described
+from .description import load_described, settings_without_folders, teacher_without_folder
 from .model_card import model_card, results_of
 from .safetensors_file import MODEL_NAME, read_safetensors, write_safetensors
 

@@ -32,7 +32,7 @@ def model_card(
 
     Args:
         repo: ``owner/name``.
-        description: Of `export.description.describe`.
+        description: Of `description.describe`.
         record: ``run.json``, if there is one.
         figures: ``eval.json``, if there is one.
         license_id: Of the hub, such as ``apache-2.0``; None states none.

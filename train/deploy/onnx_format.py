@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ....shared.errors import UsageError
-from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
-from ...models.attention import KeysValues
-from ...models.autoregressive import AutoregressiveRecogniser, DecoderState
-from ...models.recogniser import Recogniser
-from ..safetensors_file import as_strings
+from ...shared.errors import UsageError
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ..models.attention import KeysValues
+from ..models.autoregressive import AutoregressiveRecogniser, DecoderState
+from ..models.recogniser import Recogniser
+from .safetensors_file import as_strings
 
 if TYPE_CHECKING:
     import onnx
@@ -144,15 +144,10 @@ class _Step(_Part):
     def forward(
         self, tokens_B: Tensor, contents: list[Tensor], memories: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Decode a position.
+        """Return the probability of each class, and the contents with one more position.
 
-        Args:
-            tokens_B: The token before it, BOS at first. Shape: (B,).
-            contents: Of the positions so far. Shape: any number of (B, H, P, D / H).
-            memories: From `_Begin`.
-
-        Returns:
-            Probability of each class, Shape: (B, C + 1), and the contents with one more position.
+        Shapes: tokens before it (B,), contents so far any number of (B, H, P, D / H), memories as
+        from `_Begin` -> (B, C + 1), contents.
         """
         state = DecoderState(memories=_paired(memories), contents=_paired(contents))
         logits_BC, state = self.recogniser.step(tokens_B, state)

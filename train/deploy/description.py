@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .... import __version__
-from ....shared.cache.spec import TeacherSpec
-from ....shared.cache.storage import hash_file
-from ....shared.geometry import (
+from ... import __version__
+from ...shared.cache.spec import TeacherSpec
+from ...shared.cache.storage import hash_file
+from ...shared.geometry import (
     IMAGE_HEIGHT_PX,
     IMAGE_WIDTH_PX,
     STUDENT_MEAN,
@@ -18,7 +18,16 @@ from ....shared.geometry import (
     TALL,
     TALL_RATIO,
 )
-from ...models.recogniser import Recogniser
+from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
+from ..models.recogniser import Recogniser
+
+
+def load_described(run_or_checkpoint: Path) -> tuple[Recogniser, dict[str, Any]]:
+    """Return a recogniser on the CPU, and what is true of it in any format."""
+    path = find_checkpoint(run_or_checkpoint)
+    checkpoint = load_checkpoint(path)
+    recogniser = build_recogniser(checkpoint, path)
+    return recogniser, describe(recogniser, checkpoint, path)
 
 
 def describe(
