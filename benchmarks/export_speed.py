@@ -20,8 +20,7 @@ import torch
 from tabulate import tabulate
 
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from clipocr.train.deploy.export.check import Run, given_views
-from clipocr.train.deploy.export.export import SUFFIXES, export
+from clipocr.train.deploy.export import Run, export, given_views
 from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser
 
 BATCH_SIZES = (1, 32)
@@ -37,8 +36,8 @@ def open_onnx(path: Path) -> Run:
 
 def main(run: Path, pictures: Path) -> None:
     torch.set_num_threads(1)
-    views = given_views(pictures)
     student = load_recogniser(run, torch.device("cpu"))
+    views = given_views(pictures, student.tall)
 
     def in_pytorch(batch: np.ndarray) -> np.ndarray:
         images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)
@@ -47,7 +46,7 @@ def main(run: Path, pictures: Path) -> None:
     runs: dict[str, Run] = {"PyTorch": in_pytorch}
     sizes = {"PyTorch": find_checkpoint(run).stat().st_size}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{SUFFIXES['onnx']}"
+        path = Path(folder) / "model.onnx"
         export(run, "onnx", path, pictures=pictures)
         runs["ONNX"], sizes["ONNX"] = open_onnx(path), path.stat().st_size
         times = [best_times(runs, views[:n]) for n in BATCH_SIZES]

@@ -22,8 +22,8 @@ from clipocr.precompute.upkeep.recompute import recompute_rows
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import decode_image, make_view, stretch, upright
 from clipocr.shared.errors import CheckpointError, UsageError
-from clipocr.train.deploy.export.check import given_views
-from clipocr.train.deploy.export.export import export, load_described
+from clipocr.train.deploy.description import load_described
+from clipocr.train.deploy.export import export, given_views
 from clipocr.train.evaluation.evaluate import evaluate
 from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace

@@ -15,7 +15,7 @@ from typing import Any
 
 import clipocr
 import small_clip
-from clipocr.train.deploy.export.export import load_described
+from clipocr.train.deploy.description import load_described
 from clipocr.train.deploy.safetensors_file import write_safetensors
 
 from .place import Place, loss_of
@@ -126,7 +126,7 @@ def write_weights(place: Place, run: Path) -> dict[str, object]:
 def evaluate(place: Place, runs: list[Path], root: Path) -> list[dict[str, object]]:
     rows = []
     for run in runs:
-        results = clipocr.evaluate(run, root, device=str(place.device))
+        results = clipocr.evaluate(clipocr.load(run, device=str(place.device)), root)
         for result in results.sets:
             accuracy = result.counts.figures.accuracy
             row: dict[str, object] = {

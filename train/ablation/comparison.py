@@ -10,8 +10,8 @@ from typing import Any
 
 from ...shared.atomic import replacing
 from ...shared.cache.spec import TeacherSpec
+from ...shared.terminal import markdown_table
 from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, WEIGHTED, benchmark_of
-from ..evaluation.tables import as_markdown
 from .table import AblationTable
 
 
@@ -23,11 +23,7 @@ def write_comparison(
 ) -> None:
     """Write table.md, table.csv and table.png to a folder.
 
-    Args:
-        table: What was run.
-        results: ``ablation.json`` of each run by its name; None if there is none yet.
-        out: The folder.
-        teacher: Whose features the students followed.
+    `results` holds ``ablation.json`` of each run by its name; None if there is none yet.
     """
     sets = sorted(
         {name for result in results.values() if result for name in result["sets"]}, key=_set_order
@@ -43,17 +39,13 @@ def write_comparison(
             [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
         ]
         accuracies.append([r["means"][average][WEIGHTED]["accuracy"] for r in done])
-        counted = f"{len(done)}/{len(table.seeds)}"
-        rows.append([*variant.cells, *map(_mean_and_spread, accuracies), counted])
-        plain = [
-            cell
-            for values in accuracies
-            for cell in (
-                f"{statistics.mean(values):.4f}" if values else "",
-                f"{statistics.stdev(values):.4f}" if len(values) > 1 else "",
-            )
-        ]
-        figures.append([variant.name, *variant.cells, *plain, len(done)])
+        shown: list[str] = []
+        exact: list[str] = []
+        for values in accuracies:
+            shown.append(" ± ".join(filter(None, _mean_and_spread(values, 2))) or "-")
+            exact += _mean_and_spread(values, 4)
+        rows.append([*variant.cells, *shown, f"{len(done)}/{len(table.seeds)}"])
+        figures.append([variant.name, *variant.cells, *exact, len(done)])
     out.mkdir(parents=True, exist_ok=True)
     untrained = " (RANDOM weights: this tries out the pipeline, not CLIP)" * teacher.is_random
     caption = [
@@ -61,7 +53,7 @@ def write_comparison(
         f"{', '.join(map(str, table.seeds))}. Avg: {average}, {WEIGHTED}.",
         f"Teacher {teacher.name}{untrained}.",
     ]
-    markdown = as_markdown(headers, rows, len(table.columns))
+    markdown = markdown_table(rows, headers, len(table.columns))
     text = f"**{table.title}**\n\n{markdown}\n\n{' '.join(caption)}\n"
     with replacing(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
@@ -83,11 +75,11 @@ def _set_order(name: str) -> tuple[int, str]:
     return len(BENCHMARK_NAMES) if benchmark is None else BENCHMARK_NAMES.index(benchmark), name
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def _mean_and_spread(values: Sequence[float], num_decimals: int) -> tuple[str, str]:
+    """Return the mean and the standard deviation, empty where there are too few values."""
+    mean = f"{statistics.mean(values):.{num_decimals}f}" if values else ""
+    spread = f"{statistics.stdev(values):.{num_decimals}f}" if len(values) > 1 else ""
+    return mean, spread
 
 
 def _draw_table(

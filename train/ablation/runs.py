@@ -2,9 +2,8 @@
 
     table ──► one run per variant and seed ──► ablation.json of each ──► table.md, .csv, .png
 
-Every run is an ordinary run folder below the output, so it can be resumed, evaluated and read from
-like any other. Runs that are finished are left alone, and so are results that are still of the
-checkpoint, the test sets and the charset that count.
+Every run is an ordinary run folder. Finished runs are left alone, and so are results that are still
+of the checkpoint, the test sets and the charset that count.
 """
 
 from __future__ import annotations
@@ -58,11 +57,8 @@ def ablate(
 ) -> AblationResult:
     """Train and evaluate the runs of a table that are not finished, then draw the table.
 
-    Args:
-        table: What to run.
-        place: Cache, device, and as `out` the folder of all runs and of the table.
-        test_roots: Roots of the test LMDBs.
-        only: (i, n): of all runs take those whose number leaves i modulo n.
+    `place.out` is the folder of all runs and of the table. `only` is (i, n): take the runs whose
+    number leaves i modulo n.
 
     Raises:
         UsageError: a setting is not possible, or a run was begun with others.

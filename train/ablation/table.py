@@ -6,7 +6,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ class Variant:
     """One row of a table."""
 
     name: str
-    """Names the run folders."""
     cells: tuple[str, ...]
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
 
     def run_name(self, seed: int) -> str:
-        """Return the name of the run with a seed, and of its folder."""
+        """Return the name of a run's folder."""
         return f"{self.name}-seed{seed}"
 
 
@@ -51,12 +49,8 @@ class AblationTable:
 
 def shipped_tables() -> dict[str, str]:
     """Return the tables that come with clipocr: name to TOML text."""
-    folder = resources.files(__package__) / "tables"
-    return {
-        entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
-        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
-        if entry.name.endswith(".toml")
-    }
+    files = sorted(Path(__file__).with_name("tables").glob("*.toml"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in files}
 
 
 def load_table(name_or_file: str) -> AblationTable:

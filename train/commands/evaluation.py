@@ -34,28 +34,24 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     """
     from ...shared.charset import Charset
     from ..evaluation.evaluate import evaluate_sets
-    from ..evaluation.paired import compare
+    from ..evaluation.paired import reader_letters
     from ..evaluation.results import write_json
     from ..evaluation.test_sets import open_test_sets
 
     options = EvalOptions.from_values(given)
-    is_one = len(runs) == 1
+    if options.json and len(runs) > 1:
+        raise click.UsageError("--json is the place of one RUN's figures; evaluate it alone")
     # Another checkpoint of a run overwrites nothing.
     paths = [run / "eval.json" if run.is_dir() else run.with_suffix(".eval.json") for run in runs]
-    if is_one and options.json:
+    if options.json:
         paths = [options.json]
-    comparison_path = options.json or paths[0].with_name("comparison.json")
-    for path in [*paths, comparison_path]:
+    for path in paths:
         if not os.access(path.parent, os.W_OK):
-            advice = "choose a place by --json" if is_one else "evaluate it alone, with --json"
-            raise click.ClickException(f"{path} cannot be written; {advice}")
-    if options.report is not None:
-        try:
-            options.report.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
             raise click.ClickException(
-                f"{options.report} cannot be made: {e.strerror}; choose another place by --report"
-            ) from e
+                f"{path} cannot be written; evaluate the run alone and choose a place by --json"
+            )
+    if options.report is not None:
+        options.report.mkdir(parents=True, exist_ok=True)
     charset = Charset.load(options.charset)
     # Everything first: what is wrong with the last run must not wait for the others' reading.
     readers = [_load(run, options, options.batch_size) for run in runs]
@@ -65,30 +61,23 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     }
     evaluations: list[Evaluation] = []
     for reader, path in zip(readers, paths, strict=True):
-        if not is_one:
-            click.echo(f"{reader.name}:", err=True)
+        click.echo(f"{reader.name}:", err=True)
         evaluation = evaluate_sets(reader, of_length[reader.max_label_length])
         write_json(path, evaluation.to_json())
         evaluation.write_predictions(path)
         evaluations.append(evaluation)
-    if is_one:
-        click.echo(evaluations[0].table())
-    else:
-        comparison = compare(evaluations)
-        named = dict(zip(comparison.letters, (reader.name for reader in readers), strict=True))
-        for letter, name in named.items():
-            click.echo(f"{letter}: {name}")
-        click.echo(f"\n{comparison.table()}")
-        about = {"checkpoints": named, "charset": charset.name}
-        write_json(comparison_path, about | comparison.to_json())
+    if len(readers) > 1:
+        for letter, reader in zip(reader_letters(len(readers)), readers, strict=True):
+            click.echo(f"{letter}: {reader.name}")
+        click.echo()
+    click.echo(evaluations[0].table(*evaluations[1:]))
     for remark in dict.fromkeys(remark for some in evaluations for remark in some.remarks):
         click.echo(remark, err=True)
     if options.report is not None:
         page = evaluations[0].report(options.report, *evaluations[1:])
         click.echo(f"Wrote {page}: {byte_size(page.stat().st_size)}, to open in a browser.")
-    written = str(paths[0]) if is_one else f"{comparison_path}, and {paths[0].name} of each run"
     click.echo(
-        f"Wrote {written}: {counted(len(evaluations[0].sets), 'test set')} for "
+        f"Wrote {', '.join(map(str, paths))}: {counted(len(evaluations[0].sets), 'test set')} for "
         f"{', '.join(reader.name for reader in readers)}."
     )
 

@@ -129,21 +129,14 @@ def export(
     Example:
       clipocr export run --format onnx --check-images data/test/IIIT5k
     """
-    from ..deploy.export.export import SUFFIXES
-    from ..deploy.export.export import export as export_student
+    from ..deploy.export import export as export_student
     from ..loop.checkpoint import find_checkpoint
 
     if out is None:
-        out = find_checkpoint(run_or_checkpoint).parent / f"model{SUFFIXES[file_format]}"
+        out = find_checkpoint(run_or_checkpoint).parent / f"model.{file_format}"
     num_pictures, num_texts, difference = export_student(
         run_or_checkpoint, file_format, out, pictures=check_images
     )
-    if num_texts == 1 and num_pictures > 1:
-        click.echo(
-            "Note: the student reads the same text in every picture of the check, which says "
-            "little of others; pass pictures that it can read by --check-images.",
-            err=True,
-        )
     of = "given" if check_images else "drawn"
     click.echo(
         f"Wrote {out}: {byte_size(out.stat().st_size)}; it agrees with PyTorch on "

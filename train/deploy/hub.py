@@ -23,8 +23,7 @@ from ...shared.atomic import replacing
 from ...shared.errors import DataError, HubError, UsageError
 from ..loop.checkpoint import BEST_NAME, LAST_NAME, build_recogniser, find_checkpoint
 from ..loop.record import RUN_NAME, read_record
-from .export.description import settings_without_folders, teacher_without_folder
-from .export.export import load_described
+from .description import load_described, settings_without_folders, teacher_without_folder
 from .model_card import model_card, results_of
 from .safetensors_file import MODEL_NAME, read_safetensors, write_safetensors
 
@@ -51,8 +50,6 @@ def push(
     public: bool = False,
 ) -> str:
     """Upload a student with its card; return the address of the commit.
-
-    ``run.json`` and ``eval.json`` are looked for beside the checkpoint.
 
     Raises:
         CheckpointError: there is no student, or its record is damaged.
@@ -125,18 +122,17 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turn what the hub's client raises into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # Whatever fails in the HTTP library that the client is built on, which has changed twice, has
-    # the same base as the client's own error.
+    # The bases of the client's error are those of every error of its HTTP library, which has
+    # changed twice. RuntimeError: the upload of one file failed, its cause behind it.
     expected: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
-    # RuntimeError: what became of the upload of one file, its cause behind it.
     expected += (OSError, HFValidationError, RuntimeError)
     try:
         yield
     except expected as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise  # Of a file of this machine.
-        reasons = [e, e.__cause__] if isinstance(e, RuntimeError) and e.__cause__ else [e]
-        said = " ".join(" ".join(map(str, reasons)).split()) or e.__class__.__name__
+        cause = e.__cause__ if isinstance(e, RuntimeError) else None
+        said = " ".join(f"{e} {cause or ''}".split()) or e.__class__.__name__
         raise HubError(
             f"{repo}: the hub says: {said}. Private repositories and pushing need a token: "
             "hf auth login, or HF_TOKEN"

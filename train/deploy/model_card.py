@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..evaluation.tables import as_markdown
+from ...shared.terminal import markdown_table
 
 _TAGS = ("ocr", "scene-text-recognition", "clip")
 _FIGURES = ("num_samples", "accuracy", "1-NED")
@@ -32,9 +32,9 @@ def model_card(
 
     Args:
         repo: ``owner/name``.
-        description: Of `export.description.describe`.
-        record: Of ``run.json``, if there is one.
-        figures: Of ``eval.json``, if there is one.
+        description: Of `description.describe`.
+        record: ``run.json``, if there is one.
+        figures: ``eval.json``, if there is one.
         license_id: Of the hub, such as ``apache-2.0``; None states none.
     """
     method = description["method"]
@@ -80,7 +80,7 @@ def model_card(
             for name, r in results.items()
         ]
         parts += [
-            as_markdown(["set", "samples", "accuracy", "1-NED"], rows),
+            markdown_table(rows, ["set", "samples", "accuracy", "1-NED"]),
             "Word accuracy and 1 - NED in percent, under test charset "
             f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it.",
         ]
@@ -113,7 +113,7 @@ def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> 
             "training": f"{record['steps']:,} steps of {config['batch_size']}, "
             f"seed {config['seed']}, {config['precision']}",
         }
-    return as_markdown(["", ""], [[name, plain(value)] for name, value in facts.items()])
+    return markdown_table([[name, plain(value)] for name, value in facts.items()], ["", ""])
 
 
 def results_of(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -1,9 +1,8 @@
 """`clipocr latency`: time per picture, as in table 11 of the paper, on real pictures.
 
-How long a recogniser decodes depends on the longest word of a batch, so noise would not do. Two
-things are timed apart: preprocessing (decoding the file's bytes and stretching, one picture at a
-time on one thread) and reading (from uint8 views in memory to texts and confidences in memory:
-copying, normalising, encoding, decoding). Every figure is a median.
+How long a recogniser decodes depends on the longest word of a batch, so noise would not do. Timed
+apart: preprocessing (decoding and stretching, one picture at a time on one thread) and reading
+(from uint8 views in memory to texts and confidences in memory). Every figure is a median.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 from math import ceil
-from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -23,7 +21,7 @@ import torch
 from ...shared.data.images import ImageProblemError, decode_image, make_view
 from ...shared.errors import DataError
 from ...shared.terminal import counted
-from ..reading.readers import Reader, Text
+from ..reading.readers import Reader
 from .tables import ShownTable
 from .test_sets import TestSet
 
@@ -55,11 +53,8 @@ def measure_latency(
 ) -> ShownTable:
     """Time preprocessing and reading; return a row per batch size.
 
-    Args:
-        reader: On the device to measure.
-        pictures: Encoded; repeated where a batch needs more.
-        batch_sizes: Each is measured on `MIN_BATCHES` batches at least, after
-            `NUM_WARM_UP_BATCHES` that are not counted.
+    Each is measured on `MIN_BATCHES` batches at least, after `NUM_WARM_UP_BATCHES` that are not
+    counted. Pictures are repeated where a batch needs more.
     """
     views, times = [], []
     for encoded in pictures:
@@ -67,58 +62,44 @@ def measure_latency(
         views.append(make_view(decode_image(encoded), reader.recogniser.tall))
         times.append(perf_counter() - start)
     preprocessing_ms = 1000 * median(times)
-    rows, counts = [], []
+    rows = []
     for size in batch_sizes:
         num_batches = max(MIN_BATCHES, ceil(len(views) / size))
-        reading_ms, num_characters = _measure_batches(reader, views, size, num_batches)
+        reading_ms = _measure_batches(reader, views, size, num_batches)
         together_ms = preprocessing_ms + reading_ms
-        figures = (preprocessing_ms, reading_ms, together_ms)
-        rows.append([f"{size:,}", *(f"{ms:.2f}" for ms in figures),
-                     f"{1000 / together_ms:,.0f}", f"{num_characters:.1f}"])  # fmt: skip
-        counts.append(f"{num_batches} of {size}")
+        figures = (f"{ms:.2f}" for ms in (preprocessing_ms, reading_ms, together_ms))
+        rows.append([f"{size:,}", *figures, f"{1000 / together_ms:,.0f}"])
     return ShownTable(
-        headers=["batch size", "preprocessing", "reading", "together", "images/s", "characters"],
+        headers=["batch size", "preprocessing", "reading", "together", "images/s"],
         rows=rows,
         notes=f"Milliseconds per image, medians: preprocessing of {len(pictures):,} images one by "
-        f"one on one thread; reading of batches ({', '.join(counts)}) after {NUM_WARM_UP_BATCHES} "
-        f"to warm up. {_setting(reader)}.",
+        f"one on one thread; reading of them all, in {MIN_BATCHES} batches at least, after "
+        f"{NUM_WARM_UP_BATCHES} to warm up. {_setting(reader)}.",
     )
 
 
 def _measure_batches(
     reader: Reader, views: Sequence[np.ndarray], batch_size: int, num_batches: int
-) -> tuple[float, float]:
-    """Return milliseconds per picture, the median over the batches, and the mean text length."""
+) -> float:
+    """Return milliseconds per picture, the median over the batches."""
     endless = cycle(views)
-    times: list[float] = []
-    texts: list[Text] = []
+    times = []
     for number in range(NUM_WARM_UP_BATCHES + num_batches):
         batch = torch.from_numpy(np.stack(list(islice(endless, batch_size))))
         start = perf_counter()
         # Texts and confidences are on the CPU when it returns: a GPU has finished by then.
-        some = reader.read_views(batch)
+        reader.read_views(batch)
         if number >= NUM_WARM_UP_BATCHES:
             times.append(perf_counter() - start)
-            texts += some
-    return 1000 * median(times) / batch_size, fmean(len(text) for text, _ in texts)
+    return 1000 * median(times) / batch_size
 
 
 def _setting(reader: Reader) -> str:
     if reader.device.type == "cuda":
         machine = torch.cuda.get_device_name(reader.device)
     else:
-        machine = f"CPU ({_processor()}), {counted(torch.get_num_threads(), 'thread')}"
+        machine = f"{platform.machine()} CPU, {counted(torch.get_num_threads(), 'thread')}"
     return (
         f"{reader.num_parameters:,} parameters, {reader.precision}, {machine}, "
         f"PyTorch {torch.__version__}"
     )
-
-
-def _processor() -> str:
-    """Return the processor's model where Linux says it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())

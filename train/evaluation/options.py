@@ -8,14 +8,12 @@ from pathlib import Path
 import click
 
 from ...shared.options import FOLDER, NEW_PATH, option
-from ..reading.options import ArithmeticOptions, batch_size_option
+from ..reading.options import ArithmeticOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSetOptions(ArithmeticOptions):
     """What commands on test sets have."""
-
-    __test__ = False  # For pytest, to which the name looks like a test.
 
     data: tuple[Path, ...] = option(
         help="Folder with test sets at any depth: LMDBs, and image folders with a label file.",
@@ -33,11 +31,11 @@ class EvalOptions(TestSetOptions):
         help="Test charset, applied to label and prediction: 36 for the published numbers, 62, 94, "
         "or a text file.",
     )
-    batch_size: int = batch_size_option(512)
+    batch_size: int = option(512, help="Pictures at once.", minimum=1)
     json: Path | None = option(
         None,
-        help="Where the figures of one RUN are written, or the comparison of several; what was "
-        "read in each picture goes to a .predictions.jsonl beside them.",
+        help="Where the figures of one RUN are written; what was read in each picture goes to a "
+        ".predictions.jsonl beside them.",
         default_text="eval.json in the run's folder",
         type=NEW_PATH,
     )

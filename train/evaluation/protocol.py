@@ -79,21 +79,12 @@ def find_groups(
     """
     found, remarks = _find_benchmarks(sizes)
     groups: dict[str, tuple[str, ...]] = {}
-    absent = []
     for title, members in _GROUPS.items():
         missing = [name for name in members if name not in found]
         if not missing:
             groups[title] = tuple(found[name] for name in members)
         elif len(missing) < len(members):
             remarks.append(f"{title}: no mean; not there: {', '.join(missing)}")
-        else:
-            absent.append(title)
-    if found and absent:
-        remarks.append(f"no set is there of: {'; '.join(absent)}")
-    for family in ("IC13_", "IC15_"):
-        versions = [name for name in found if name.startswith(family)]
-        if len(versions) > 1:
-            remarks.append(f"{TOTAL}: {', '.join(versions)} share words; it counts them all")
     groups[TOTAL] = tuple(sizes)
     return groups, remarks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
 from ...shared.terminal import counted
-from ..reading.readers import WordReader
+from ..reading.readers import PictureBatchReader
 from ..reading.words import ReadWord
 from .metrics import Figures, WordCounts, plain_mean
 from .paired import compare
@@ -26,11 +26,14 @@ from .test_sets import TestSet
 class SetResult:
     """What was read of one test set."""
 
-    name: str
+    test_set: TestSet
     words: tuple[ReadWord, ...] = field(repr=False)
     """In the order of the set."""
-    num_unlabelled: int
-    """Samples left out: the test charset leaves nothing of their label, or it is too long."""
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        return self.test_set.name
 
     @cached_property
     def counts(self) -> WordCounts:
@@ -62,15 +65,14 @@ class Mean:
 class Evaluation:
     """What one reader read of some test sets, and the figures that come of it."""
 
-    reader: WordReader
-    test_sets: Sequence[TestSet]
+    reader: PictureBatchReader
     sets: tuple[SetResult, ...]
-    """Of `test_sets`, in their order: name, words, and counts with their ``figures``."""
+    """Each test set's name, words, and counts with their ``figures``."""
 
     @property
     def charset(self) -> Charset:
         """The test charset."""
-        return self.test_sets[0].charset
+        return self.sets[0].test_set.charset
 
     @cached_property
     def words(self) -> list[ReadWord]:
@@ -91,7 +93,10 @@ class Evaluation:
     def groups(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Groups that the sets make up and remarks on them, as of `find_groups`."""
         return find_groups(
-            {r.name: (len(r.words), len(r.words) + r.num_unlabelled) for r in self.sets}
+            {
+                some.name: (len(some.words), len(some.words) + some.test_set.num_unlabelled)
+                for some in self.sets
+            }
         )
 
     @property
@@ -110,7 +115,29 @@ class Evaluation:
     @property
     def remarks(self) -> list[str]:
         """What whoever looks at the figures must know."""
-        return [*self._missing_characters(), *self._remarks_on_sets()]
+        remarks = self.groups[1]
+        own, charset = self.reader.charset, self.charset
+        if own is not None:
+            # What it writes passes through the test charset, which may fold its case.
+            writable = {c for character in own.characters for c in charset.adapt(character)}
+            missing = [c for c in charset.characters if c not in writable]
+            if missing:
+                remarks.insert(
+                    0,
+                    f"{self.reader.name} was trained on charset {own.name} and cannot write "
+                    f"{counted(len(missing), 'character')} of test charset {charset.name} "
+                    f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them "
+                    "count as wrong, unless another test charset is chosen",
+                )
+        for some in self.sets:
+            num_unlabelled = some.test_set.num_unlabelled
+            if some.num_broken or num_unlabelled:
+                remarks.append(
+                    f"{some.name}: {counted(some.num_broken, 'broken image')} counted as "
+                    f"wrong, {counted(num_unlabelled, 'sample')} left out (no label of "
+                    f"charset {charset.name}, or too long)"
+                )
+        return remarks
 
     @property
     def results(self) -> ShownTable:
@@ -120,9 +147,8 @@ class Evaluation:
             rows.append((f"{title}, {WEIGHTED}", mean.weighted))
             if len(mean.sets) > 1:
                 rows.append((f"{title}, {PLAIN}", mean.plain))
-        headers = ["set", "samples", "accuracy", "1-NED", "confidence", "label length"]
         return ShownTable(
-            headers=headers,
+            headers=["set", "samples", "accuracy", "1-NED", "confidence", "label length"],
             rows=[
                 [
                     name,
@@ -144,14 +170,10 @@ class Evaluation:
         Raises:
             UsageError: the others are not of the same test sets.
         """
-        return str(compare([self, *others]).table() if others else self.results)
+        return str(compare([self, *others]) if others else self.results)
 
     def report(self, folder: str | os.PathLike[str], *others: Evaluation) -> Path:
-        """Write a page about this evaluation, or several side by side; return where it is.
-
-        Args:
-            folder: Gets ``index.html``; made if it is not there.
-            others: Of the same test sets under the same charset.
+        """Write ``index.html`` about this evaluation, or several side by side; return its path.
 
         Raises:
             ImageProblemError: a picture is not there any more.
@@ -173,7 +195,7 @@ class Evaluation:
                 | {
                     "num_correct": result.counts.num_correct,
                     "num_broken": result.num_broken,
-                    "num_unlabelled": result.num_unlabelled,
+                    "num_unlabelled": result.test_set.num_unlabelled,
                     "benchmark": benchmark_of(result.name),
                 }
                 for result in self.sets
@@ -196,32 +218,6 @@ class Evaluation:
             partial.open("w", encoding="utf-8") as file,
         ):
             file.writelines(json.dumps(word.to_json()) + "\n" for word in self.words)
-
-    def _missing_characters(self) -> Iterator[str]:
-        """Yield a remark if the recogniser cannot write all that the test charset has."""
-        own, charset = self.reader.charset, self.charset
-        if own is None:
-            return
-        # What it writes passes through the test charset, which may fold its case.
-        writable = {c for character in own.characters for c in charset.adapt(character)}
-        missing = [c for c in charset.characters if c not in writable]
-        if missing:
-            yield (
-                f"{self.reader.name} was trained on charset {own.name} and cannot write "
-                f"{counted(len(missing), 'character')} of test charset {charset.name} "
-                f"({''.join(missing[:8])}{'...' if len(missing) > 8 else ''}); words with them "
-                "count as wrong, unless another test charset is chosen"
-            )
-
-    def _remarks_on_sets(self) -> Iterator[str]:
-        yield from self.groups[1]
-        for result in self.sets:
-            if result.num_broken or result.num_unlabelled:
-                yield (
-                    f"{result.name}: {counted(result.num_broken, 'broken image')} counted as "
-                    f"wrong, {counted(result.num_unlabelled, 'sample')} left out (no label of "
-                    f"charset {self.charset.name}, or too long)"
-                )
 
 
 def write_json(path: Path, record: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...shared.charset import Charset, LabelProblem, LabelRules
-from ...shared.data.images import ImageProblemError, decode_image
+from ...shared.data.images import decode_image
 from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_with
 from ...shared.errors import DataError
@@ -34,10 +34,7 @@ class TestSet:
     """Samples left out: the test charset leaves nothing of their label, or it is too long."""
 
     def image(self, key: Any) -> bytes:
-        """Return the encoded image of a sample, empty if the set has none.
-
-        Args:
-            key: Its number in an LMDB, from 1, or its file in an image folder.
+        """Return an encoded image by its number in an LMDB, or its file in an image folder.
 
         Raises:
             ImageProblemError: its file cannot be read.
@@ -80,12 +77,6 @@ def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: in
         raise DataError("; ".join(left_out))
     for reason in left_out:
         tqdm.write(f"Left out: {reason}.", file=sys.stderr)
-    for folder, of_lmdb in _copies(test_sets):
-        tqdm.write(
-            f"Note: {folder} and {of_lmdb} hold the same words, and each of them counts twice in "
-            "the totals.",
-            file=sys.stderr,
-        )
     return test_sets
 
 
@@ -98,33 +89,6 @@ def _find_sources(root: Path) -> list[Path]:
             "sets, or make an LMDB with: clipocr data import"
         )
     return found
-
-
-def _copies(test_sets: Sequence[TestSet]) -> list[tuple[Path, Path]]:
-    """Return the image folders with the LMDB that was made of them, by their first words."""
-    folders = [some for some in test_sets if isinstance(some.source, WordFolder)]
-    lmdbs = [some for some in test_sets if isinstance(some.source, WordLmdb)]
-    return [
-        (folder.source.path, of_lmdb.source.path)
-        for folder in folders
-        for of_lmdb in lmdbs
-        if _holds(folder, of_lmdb.pictures[:3], of_lmdb)
-    ]
-
-
-def _holds(folder: TestSet, words: Sequence[WordPicture], of_lmdb: TestSet) -> bool:
-    def same(word: WordPicture) -> bool:
-        encoded = of_lmdb.image(word.image)
-        return any(_file(folder, p) == encoded for p in folder.pictures if p.label == word.label)
-
-    return all(map(same, words))
-
-
-def _file(folder: TestSet, picture: WordPicture) -> bytes | None:
-    try:
-        return folder.image(picture.image)
-    except ImageProblemError:
-        return None
 
 
 def _open_test_set(

@@ -1,19 +1,10 @@
-"""Options of ``clipocr read``, and those that all commands share that read pictures.
-
-Imports nothing heavy: ``--help`` answers at once.
-"""
+"""Options of the commands that read pictures. Imports nothing heavy: ``--help`` answers at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...shared.options import Options, device_option, option
-
-
-def batch_size_option(default: int) -> Any:
-    """Declare ``batch_size``, whose help is the same wherever it is an option."""
-    return option(default, help="Pictures at once.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +27,4 @@ class ReadingOptions(ArithmeticOptions):
         "probability of each character.",
         choices=("tsv", "text", "jsonl"),
     )
-    batch_size: int = batch_size_option(64)
+    batch_size: int = option(64, help="Pictures at once.", minimum=1)

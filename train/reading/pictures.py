@@ -54,10 +54,7 @@ def load_picture(source: ImageSource) -> Image.Image:
 def looks_like_a_page(width_px: int, height_px: int, tall: str) -> bool:
     """Whether a picture is too large, or too tall, to be the crop of one word.
 
-    Args:
-        width_px: Of the picture as it was decoded.
-        height_px: Likewise.
-        tall: What the reader makes of tall pictures; one that it turns is judged as turned.
+    One that the reader turns, by its `tall`, is judged as turned.
     """
     if is_turned(width_px, height_px, tall):
         width_px, height_px = height_px, width_px
@@ -103,13 +100,9 @@ def pictures_of_stream(data: bytes) -> Iterator[Path | bytes | DataError]:
         # The bytes of a name need not be UTF-8, but then they have to lead to something.
         text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
         names = [line for line in text.splitlines() if line]
-        if all(_is_utf8(name) or os.path.lexists(name) for name in names):
+        if "\0" not in text and all(as_text(x) == x or os.path.lexists(x) for x in names):
             yield from find_pictures(names)
         else:
             yield DataError(f"standard input: {e}, and no list of files either")
     else:
         yield data
-
-
-def _is_utf8(name: str) -> bool:
-    return "\0" not in name and as_text(name) == name

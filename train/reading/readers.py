@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +45,13 @@ _Decoded = tuple[WordPicture, Any, tuple[int, int] | None, str | None]
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2
 
-_Item = TypeVar("_Item")
 
+class PictureBatchReader:
+    """Reads pictures of single words in batches: a `Reader`, or a `FunctionReader`."""
 
-class WordReader:
-    """Reads pictures of single words in batches, by a function: `reader_of`, or a `Reader`."""
-
+    name: str
+    """What tables and reports call it."""
+    batch_size: int
     checkpoint: Path | None = None
     """The file that was loaded, if one was."""
     charset: Charset | None = None
@@ -59,27 +60,13 @@ class WordReader:
     """How long a label may be that counts for it: what PARSeq's protocol allows, or it can write.
     """
 
-    def __init__(
-        self,
-        name: str,
-        batch_size: int,
-        read_batch: Callable[[list[Any]], list[Text]],
-        prepare: Callable[[Image.Image], Any],
-        unread: Text,
-    ) -> None:
-        """Wrap a function.
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return what `read_batch` takes of a picture; called on several threads."""
+        return picture
 
-        Args:
-            name: What tables and reports call it.
-            batch_size: Pictures at once, at most.
-            read_batch: Reads prepared pictures, of which there is one at least.
-            prepare: Returns what `read_batch` takes of a picture; called on several threads.
-            unread: What is read in a picture that cannot be decoded.
-        """
-        ReadingOptions(batch_size=batch_size)  # Checks its range.
-        self.name = name
-        self.batch_size = batch_size
-        self._read_batch, self._prepare, self._unread = read_batch, prepare, unread
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read prepared pictures, of which there is one at least."""
+        raise NotImplementedError
 
     def words(
         self,
@@ -100,17 +87,18 @@ class WordReader:
                 decoded = load(picture)
             except ImageProblemError as e:
                 return picture, None, None, str(e)
-            return picture, self._prepare(decoded), decoded.size, None
+            return picture, self.prepare(decoded), decoded.size, None
 
+        remaining = iter(pictures)
+        batches = iter(lambda: list(islice(remaining, self.batch_size)), [])
         with ThreadPoolExecutor(_DECODE_THREADS) as executor:
-            batches = _batches(pictures, self.batch_size)
             for batch in map_ahead(
                 executor, lambda some: list(map(decode, some)), batches, _BATCHES_AHEAD
             ):
                 sound = [prepared for _, prepared, _, problem in batch if problem is None]
-                texts = iter(self._read_batch(sound) if sound else ())
+                texts = iter(self.read_batch(sound) if sound else ())
                 for picture, _, size_px, problem in batch:
-                    text, confidence = self._unread if problem is not None else next(texts)
+                    text, confidence = ("", ()) if problem is not None else next(texts)
                     yield ReadWord(
                         **{field.name: getattr(picture, field.name) for field in fields(picture)},
                         text=text,
@@ -121,7 +109,7 @@ class WordReader:
                     )
 
 
-class Reader(WordReader):
+class Reader(PictureBatchReader):
     """A trained recogniser that reads pictures of single words, from `load_reader`."""
 
     def __init__(
@@ -135,20 +123,11 @@ class Reader(WordReader):
     ) -> None:
         """Wrap a recogniser in eval mode, on its device.
 
-        Args:
-            recogniser: What reads.
-            batch_size: Pictures at once.
-            precision: ``fp32``, ``bf16`` or ``fp16``.
-            checkpoint: The file it was loaded from.
-            teacher: ``MODEL/WEIGHTS`` that it was distilled from.
+        `checkpoint` is the file it was loaded from, `teacher` the ``MODEL/WEIGHTS`` that it was
+        distilled from.
         """
-        super().__init__(
-            str(checkpoint or type(recogniser).__name__),
-            batch_size,
-            lambda views: self.read_views(torch.from_numpy(np.stack(views))),
-            prepare=lambda picture: make_view(picture, recogniser.tall),
-            unread=("", ()),
-        )
+        self.name = str(checkpoint or type(recogniser).__name__)
+        self.batch_size = batch_size
         self.recogniser = recogniser
         self.precision = precision
         self.checkpoint = checkpoint
@@ -185,6 +164,14 @@ class Reader(WordReader):
         pictures = (WordPicture(image=image) for image in images)
         return self.words(pictures, lambda picture: load_picture(picture.image))
 
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the view of a picture."""
+        return make_view(picture, self.recogniser.tall)
+
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read views."""
+        return self.read_views(torch.from_numpy(np.stack(prepared)))
+
     def read_views(self, views: torch.Tensor) -> list[Text]:
         """Read a batch of views. Shape: (B, 32, 128, 3), uint8."""
         allow_fast_products(self.precision)
@@ -198,33 +185,33 @@ class Reader(WordReader):
         ]
 
 
-def reader_of(
-    function: PictureReader,
-    *,
-    batch_size: int = ReadingOptions.batch_size,
-    name: str | None = None,
-) -> WordReader:
-    """Return a reader of anybody's function, under its own name if it is given none.
+class FunctionReader(PictureBatchReader):
+    """Anybody's function, under its own name if it is given none."""
 
-    What it returns besides one text per picture becomes a `UsageError`.
-    """
-    called = name or str(getattr(function, "__name__", type(function).__name__))
+    def __init__(
+        self,
+        function: PictureReader,
+        *,
+        batch_size: int = ReadingOptions.batch_size,
+        name: str | None = None,
+    ) -> None:
+        ReadingOptions(batch_size=batch_size)  # Checks its range.
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.batch_size = batch_size
+        self._function = function
 
-    def read_batch(pictures: list[Any]) -> list[Text]:
-        returned: Any = function(pictures)
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read pictures; what is not one text for each is a `UsageError`."""
+        returned: Any = self._function(prepared)
         is_list = isinstance(returned, Iterable) and not isinstance(returned, str | bytes)
         texts = list(returned) if is_list else []
-        got = f"{len(texts)} items" if is_list else f"a {type(returned).__name__}"
-        if odd := [text for text in texts if not isinstance(text, str)]:
-            got = f"{got}, among them a {type(odd[0]).__name__},"
-        if not is_list or odd or len(texts) != len(pictures):
+        if len(texts) != len(prepared) or not all(isinstance(text, str) for text in texts):
+            shown = repr(texts if is_list else returned)
             raise UsageError(
-                f"{called} returned {got} for {counted(len(pictures), 'picture')}; expected a "
-                "list with one str for each picture"
+                f"{self.name} returned {shown:.100} for "
+                f"{counted(len(prepared), 'picture')}; expected a list with one str for each"
             )
         return [(text, None) for text in texts]
-
-    return WordReader(called, batch_size, read_batch, prepare=lambda p: p, unread=("", None))
 
 
 def load_reader(
@@ -241,7 +228,7 @@ def load_reader(
     Pillow image or an array of pixels (RGB, uint8).
 
     Args:
-        run: What ``clipocr train`` or ``clipocr pull`` wrote: a folder, or a checkpoint in it.
+        run: Run folder or checkpoint.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA if there is one.
         batch_size: Pictures at once.
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -261,9 +248,3 @@ def load_reader(
         checkpoint=checkpoint,
         teacher=saved["teacher"],
     )
-
-
-def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, batch_size)):
-        yield batch

@@ -1,8 +1,4 @@
-"""One record for a picture of a word, from its file to tables and report.
-
-WordPicture   what is to be read: which picture it is, and its label if it has one
-ReadWord      the same with what was read in it
-"""
+"""One record for a picture of a word, from its file to tables and report."""
 
 from __future__ import annotations
 
@@ -17,10 +13,7 @@ class WordPicture:
     """A picture of one word that is to be read."""
 
     image: Any
-    """Which picture: of a test set the sample's number or file, else the picture as it was given.
-
-    `TestSet.image` opens the former, `load_picture` the latter.
-    """
+    """Of a test set the sample's number or file, else the picture as it was given."""
     set_name: str = ""
     """Of the test set; empty if it is of none."""
     label: str = ""

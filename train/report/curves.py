@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 CURVES_NAME = "curves.png"
 
@@ -20,81 +14,48 @@ _PANELS = (
     ("train/grad_norm", "gradient norm", "log"),
     ("train/samples_per_second", "samples/s", "linear"),
 )
-"""Tag or prefix of tags, title, scale of the axis."""
-
-Curve = list[tuple[int, float]]
-"""(Step, value) pairs."""
+"""Tag or prefix of tags, title, scale of the axis; a value of 0 or less makes it linear."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """Curves that share their axes."""
-
-    title: str
-    scale: str
-    """``log`` or ``linear``; a value of 0 or less makes it linear."""
-    curves: Mapping[str, Curve]
-    """By name, without what all in the panel begin with."""
-
-
-def read_panels(run: Path) -> list[Panel]:
-    """Return what a run logged, without what a resumed run did over; nothing if it has no log."""
-    curves = _read_curves(run)
-    panels = []
-    for prefix, title, scale in _PANELS:
-        named = {
-            tag.partition("/")[2]: curves[tag]
-            for tag in sorted(curves)
-            if tag.startswith(prefix) and (tag != "loss/total" or prefix == tag)
-        }
-        if named:
-            panels.append(Panel(title=title, scale=scale, curves=named))
-    return panels
-
-
-def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draw the curves of a panel."""
-    for name, curve in panel.curves.items():
-        steps, values = zip(*curve, strict=True)
-        marker = "o" if len(steps) < 20 else None
-        axis.plot(steps, values, linewidth=1.2, marker=marker, markersize=3, label=name)
-    axis.set_title(panel.title)
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-    values_of_all = (value for curve in panel.curves.values() for _, value in curve)
-    if panel.scale == "log" and all(value > 0 for value in values_of_all):
-        axis.set_yscale("log")
-    if len(panel.curves) > 1:
-        axis.legend(fontsize=7, ncols=2)
-
-
-def draw_curves(run: Path) -> Path:
-    """Draw what a run logged into its `CURVES_NAME`.
-
-    Raises:
-        ImportError: matplotlib cannot be imported; training itself does without.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = read_panels(run)
-    num_rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(num_rows, 3, squeeze=False).flatten()
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes, panels, strict=False):
-        draw_panel(axis, panel)
-    figure.suptitle(str(run.resolve().name))
-    figure.savefig(run / CURVES_NAME, dpi=110)
-    return run / CURVES_NAME
-
-
-def _read_curves(run: Path) -> dict[str, Curve]:
+def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) pairs by tag, without what a resumed run did over."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(run), size_guidance={"scalars": 2000})
     log.Reload()
     return {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+
+
+def draw_curves(run: Path) -> Path:
+    """Draw what a run logged into its `CURVES_NAME`; return the path.
+
+    Raises:
+        ImportError: matplotlib cannot be imported; training itself does without.
+    """
+    from matplotlib.figure import Figure
+
+    curves = read_curves(run)
+    panels = []
+    for prefix, title, scale in _PANELS:
+        tags = [t for t in curves if t.startswith(prefix) and (t != "loss/total" or prefix == t)]
+        if tags:
+            panels.append((title, scale, sorted(tags)))
+    num_rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
+    for position, (title, scale, tags) in enumerate(panels, start=1):
+        axis = figure.add_subplot(num_rows, 3, position)
+        for tag in tags:
+            steps, values = zip(*curves[tag], strict=True)
+            marker = "o" if len(steps) < 20 else None
+            name = tag.partition("/")[2]
+            axis.plot(steps, values, linewidth=1.2, marker=marker, markersize=3, label=name)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if scale == "log" and all(value > 0 for tag in tags for _, value in curves[tag]):
+            axis.set_yscale("log")
+        if len(tags) > 1:
+            axis.legend(fontsize=7, ncols=2)
+    figure.suptitle(str(run.resolve().name))
+    figure.savefig(run / CURVES_NAME, dpi=110)
+    return run / CURVES_NAME

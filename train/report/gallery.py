@@ -1,7 +1,4 @@
-"""Which words the page shows, and how each of them is shown.
-
-What is picked is picked with a fixed seed: the same results give the same page.
-"""
+"""Which words the page shows, and how each of them is shown."""
 
 from __future__ import annotations
 
@@ -46,17 +43,11 @@ class ShownCharacter:
 
 def gallery(
     title: str,
-    every: Sequence[Mapping[str, ReadWord]],
+    num_all: int,
     shown: Sequence[Mapping[str, ReadWord]],
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Return what the page shows of some of many pictures that could be decoded.
-
-    Args:
-        title: Its heading.
-        every: All of them: what each reader read, by its letter, which is empty if it is alone.
-        shown: Those that are shown.
-        evaluation: Whose test sets the pictures are of.
+    """Return what the page shows of `num_all` pictures: for some, what each reader read, by letter.
 
     Raises:
         ImageProblemError: a picture is not there any more.
@@ -65,13 +56,13 @@ def gallery(
     for words in shown:
         picture = picture_uri(encoded_picture(evaluation, next(iter(words.values()))))
         cards.append({"picture": picture, "words": words})
-    return {"title": title, "num_all": len(every), "cards": cards}
+    return {"title": title, "num_all": num_all, "cards": cards}
 
 
 def encoded_picture(evaluation: Evaluation, word: ReadWord) -> bytes:
     """Return the picture of a word from its test set."""
-    (test_set,) = (some for some in evaluation.test_sets if some.name == word.set_name)
-    return test_set.image(word.image)
+    (of_set,) = (some for some in evaluation.sets if some.name == word.set_name)
+    return of_set.test_set.image(word.image)
 
 
 def most_confident(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:

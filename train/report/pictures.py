@@ -1,13 +1,13 @@
 """Pictures for the page: the samples' own, and where a recogniser looked.
 
-All of them are decoded by Pillow and encoded anew, so that no byte of a data set gets into the page
-as it is, and what is embedded has a known format and size.
+All are encoded anew: no byte of a data set gets into the page as it is.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +17,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from ...shared.data.images import decode_image, make_view
-from ...shared.geometry import (
-    IMAGE_HEIGHT_PX,
-    IMAGE_WIDTH_PX,
-    STUDENT_MEAN,
-    STUDENT_STD,
-    normalize,
-)
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..models.recogniser import Recogniser
 
 _MAX_WIDTH_PX, _MAX_HEIGHT_PX = 320, 96
@@ -50,18 +44,17 @@ def picture_uri(encoded: bytes) -> str:
     return _data_uri(picture)
 
 
+def png_uri(path: Path) -> str:
+    """Return a chart of ours as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
 def attention_pictures(
     recogniser: Recogniser, encoded: bytes, text: str
 ) -> list[AttentionPicture] | None:
-    """Return where a recogniser looked for each character it read, and for EOS.
+    """Return where a recogniser looked for each character of the `text` it read, and for EOS.
 
-    Args:
-        recogniser: In eval mode.
-        encoded: The picture it read.
-        text: What it read there, in its own charset.
-
-    Returns:
-        A picture for each; None of a recogniser that cannot say.
+    None of a recogniser that cannot say.
     """
     view = make_view(decode_image(encoded), recogniser.tall)
     device = next(recogniser.parameters()).device
@@ -87,7 +80,7 @@ def attention_pictures(
 def _with_heat(view: npt.NDArray[np.uint8], places: npt.NDArray[np.float32]) -> Image.Image:
     """Lay weights over a view; the heaviest place is brightest. Shapes: (32, 128, 3), any 2-D."""
     heat = Image.fromarray(places / max(float(places.max()), 1e-12))
-    resized = heat.resize((IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX), Image.Resampling.BILINEAR)
+    resized = heat.resize(view.shape[1::-1], Image.Resampling.BILINEAR)
     weights = np.asarray(resized)[..., None]
     grey = view.mean(axis=2, keepdims=True).repeat(3, axis=2)
     colours = 255 * _HEAT(weights[..., 0])[..., :3]

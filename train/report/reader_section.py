@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from ...shared.cache.spec import TeacherSpec
 from ..evaluation.results import Evaluation
 from ..evaluation.tables import ShownTable
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
-from .curves import read_panels
-from .figures import NUM_COLOURS, curve_figure
+from .curves import CURVES_NAME
 from .gallery import encoded_picture, gallery, most_confident, pick_at_random
-from .pictures import AttentionPicture, attention_pictures
-from .statistics import NOTHING, Confusions, Rate, expected_error, reliability
+from .pictures import AttentionPicture, attention_pictures, png_uri
+from .statistics import (
+    NOTHING,
+    Confusions,
+    Rate,
+    accuracy_by_length,
+    expected_error,
+    reliability,
+)
 
 NUM_CARDS = 24
 """Of a gallery, at most."""
+
+_NUM_COLOURS = 6
+"""Of the style sheet; readers beyond so many share them."""
 
 _NUM_CHARACTERS = 96
 _NUM_CONFUSIONS = 20
 _NUM_ERRORS_PER_CHARACTER = 3
 _NUM_WITH_ATTENTION = 3
-_NUM_BROKEN = 20
 
 
 def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, Any]:
     """Return all that the template shows of one reader, some pictures read again.
 
-    Args:
-        evaluation: Of the reader.
-        letter: What it is called among others; empty if there are none.
-        number: Which reader it is, from 0.
+    `letter` is what it is called among others, empty if there are none; `number` counts from 0.
 
     Raises:
         ImageProblemError: a picture is not there any more.
@@ -51,19 +53,13 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
             f"teacher {teacher or 'not recorded'}"
         )
     checkpoint = reader.checkpoint
-    curves = _curves(checkpoint.parent, letter) if checkpoint else []
+    curves = checkpoint.parent / CURVES_NAME if checkpoint else None
     confusions, bins = Confusions(words), reliability(words)
     frequent = confusions.frequent_characters(_NUM_CHARACTERS)
     by_character = confusions.by_character()
-    # Headings by the ends of their anchors.
-    parts = {"characters": "Characters", "confusions": "Confusions", "errors": "Errors"}
-    if attention:
-        parts["attention"] = "Attention"
-    if curves:
-        parts["training"] = "Training"
     return {
         "letter": letter,
-        "colour": 1 + number % NUM_COLOURS,
+        "colour": 1 + number % _NUM_COLOURS,
         "name": f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
         if checkpoint
         else reader.name,
@@ -71,9 +67,9 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "facts": facts,
         "random_teacher": teacher if TeacherSpec.has_random_weights(teacher) else "",
         "anchor": f"reader-{letter.lower() or 'a'}",
-        "parts": parts,
         "figures": evaluation.counts.figures,
         "table": evaluation.results,
+        "by_length": accuracy_by_length(words),
         "reliability": bins,
         "calibration_error": None if bins is None else expected_error(bins),
         "num_characters": len(by_character),
@@ -90,9 +86,8 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "confusions": confusions,
         "confusion_table": _confusion_table(confusions, by_character),
         "galleries": _galleries(evaluation, letter),
-        "broken": _broken_table(words),
         "attention": attention,
-        "curves": curves,
+        "curves": png_uri(curves) if curves and curves.exists() else None,
     }
 
 
@@ -109,23 +104,10 @@ def _galleries(evaluation: Evaluation, letter: str) -> list[dict[str, Any]]:
     chosen = {"Picked at random": pick_at_random(errors, NUM_CARDS)}
     if all(word.confidence is not None for word in errors):
         chosen = {"The most confident": most_confident(errors, NUM_CARDS), **chosen}
-    of_letter = [{letter: word} for word in errors]
     return [
-        gallery(title, of_letter, [{letter: word} for word in shown], evaluation)
+        gallery(title, len(errors), [{letter: word} for word in shown], evaluation)
         for title, shown in chosen.items()
     ]
-
-
-def _broken_table(words: Sequence[ReadWord]) -> ShownTable:
-    broken = [word for word in words if word.problem is not None]
-    return ShownTable(
-        headers=["set", "sample", "label", "problem"],
-        rows=[
-            [word.set_name, str(word.image), word.label, str(word.problem)]
-            for word in broken[:_NUM_BROKEN]
-        ],
-        notes=f"{min(len(broken), _NUM_BROKEN)} of {len(broken):,}, all counted as wrong.",
-    )
 
 
 def _attention(
@@ -142,9 +124,3 @@ def _attention(
             if pictures is not None:
                 rows.append((word, pictures))
     return rows
-
-
-def _curves(run: Path, letter: str) -> list[Markup]:
-    if not any(run.glob("events.out.tfevents.*")):
-        return []
-    return [curve_figure(panel, f"curve-{letter}{i}") for i, panel in enumerate(read_panels(run))]

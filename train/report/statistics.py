@@ -1,7 +1,4 @@
-"""What the words of an evaluation say about where a reader fails.
-
-Everything is under the test charset: label and text as `ReadWord` has them adapted.
-"""
+"""What the words of an evaluation say about where a reader fails, under the test charset."""
 
 from __future__ import annotations
 
@@ -62,8 +59,6 @@ def accuracy_by_length(words: Iterable[ReadWord]) -> dict[int, Rate]:
 def edit_alignment(label: str, text: str) -> Iterator[tuple[str, str]]:
     """Pair the characters of a label with those of a text, by the fewest edits.
 
-    Where several alignments need as few, it is the one rapidfuzz finds.
-
     `NOTHING` stands on the right for a character left out, on the left for one too many.
     """
     for edit in Levenshtein.opcodes(label, text):
@@ -96,10 +91,7 @@ class Confusions:
         }
 
     def errors(self, character: str | None = None) -> list[tuple[tuple[str, str], int]]:
-        """Return (label's, read) pairs that differ with their counts, most frequent first.
-
-        Of one character of the labels, or of all.
-        """
+        """Return the (label's, read) pairs that differ, of one character or all, by frequency."""
         wrong = [
             (pair, num)
             for pair, num in self.counts.items()
@@ -151,10 +143,7 @@ def reliability(words: Iterable[ReadWord]) -> list[ConfidenceBin] | None:
 
 
 def expected_error(bins: Sequence[ConfidenceBin]) -> float:
-    """Return the expected calibration error in percent (Guo et al., ICML 2017, equation 3).
-
-    The distance of accuracy and mean confidence of each bin, weighted by its words.
-    """
+    """Return the expected calibration error in percent (Guo et al., ICML 2017, equation 3)."""
     num_words = sum(some.rate.num_samples for some in bins)
     distances = (
         some.rate.num_samples * abs(some.rate.percent - 100 * some.mean_confidence) for some in bins

@@ -48,12 +48,13 @@ def test_several_runs_become_one_table(place: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(f"A: {place / 'a' / 'best.pt'}\nB: {checkpoint}\n")
     assert " only A / only B " in result.stdout
-    record = json.loads((place / "a" / "comparison.json").read_text())
-    assert record["checkpoints"]["B"] == str(checkpoint)
-    assert record["sets"]["SVT"]["num_samples"] == 2
+    assert (place / "a" / "eval.json").exists()
     # Another checkpoint of a run has figures of its own.
     assert (place / "b" / "best.eval.json").exists()
     assert (place / "b" / "best.eval.predictions.jsonl").exists()
+    both = invoke("eval", place / "a", checkpoint, "--data", place / "test", "--json", "x.json")
+    assert both.exit_code == 2
+    assert "--json is the place of one RUN's figures" in both.stderr
 
 
 def test_a_charset_that_a_student_cannot_write_is_said(place: Path) -> None:

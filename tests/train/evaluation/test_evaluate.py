@@ -32,7 +32,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert (a.name, b.name) == ("A", "deep/B")
     # House = hOUSE and Cat! = cat under charset 36; tree is not trees; dog cannot be decoded.
     assert (a.counts.num_samples, a.counts.num_correct) == (4, 2)
-    assert (a.num_unlabelled, a.num_broken) == (2, 1)
+    assert (a.test_set.num_unlabelled, a.num_broken) == (2, 1)
     assert a.counts.sum_ned == pytest.approx(0 + 1 / 5 + 0 + 1)
     assert a.counts.figures.label_length == (5 + 5 + 3 + 0) / 4
     assert a.counts.figures.confidence == pytest.approx(75)
@@ -50,11 +50,9 @@ def test_charset_is_applied_to_both_sides(tmp_path: Path, charset: str, num_corr
 
 def test_batch_size_does_not_matter(tmp_path: Path) -> None:
     write_painted(tmp_path / "A", ["a", "b", "c", "d", "e"], broken=2)
-    results = [
-        measure(Oracle(list("abxde")), tmp_path, batch_size=size).sets for size in (1, 2, 100)
-    ]
-    assert results[0] == results[1] == results[2]
-    assert results[0][0].counts.num_correct == 3
+    results = [measure(Oracle(list("abxde")), tmp_path, batch_size=size) for size in (1, 2, 100)]
+    assert results[0].words == results[1].words == results[2].words
+    assert results[0].counts.num_correct == 3
 
 
 def test_a_set_the_charset_empties_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
 from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.latency import load_pictures, measure_latency
-from clipocr.train.evaluation.paired import accuracy, compare, mcnemar_exact
+from clipocr.train.evaluation.paired import compare, mcnemar_exact
 from clipocr.train.evaluation.results import Evaluation
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
 from clipocr.train.reading.readers import Reader
@@ -84,11 +84,8 @@ def test_readers_side_by_side(tmp_path: Path) -> None:
     write_painted(tmp_path / "mine", list("abcdefg"))
     first = read(tmp_path, ["a", *"xxxxxx"])
     second = read(tmp_path, ["x", *"bcdefg"])
-    comparison = compare([first, second, first])
-    outcomes = comparison.sets["mine"]
-    assert [accuracy(some) for some in outcomes] == pytest.approx([100 / 7, 600 / 7, 100 / 7])
-    assert mcnemar_exact(outcomes[1]) == 0.125
-    table = comparison.table()
+    table = compare([first, second, first])
+    assert mcnemar_exact(1, 6) == 0.125
     assert list(table.headers) == [
         *("set", "samples", "A"),
         *("B", "B - A", "only A / only B", "p"),
@@ -102,15 +99,11 @@ def test_readers_side_by_side(tmp_path: Path) -> None:
         ]
     ]
     assert "two-sided, not corrected for the number of comparisons: of 2 tests" in table.notes
-    entry = comparison.to_json()["sets"]["mine"]
-    assert entry["against_A"]["B"] == {
-        "difference": pytest.approx(100 * 5 / 7), "only_A": 1, "only_B": 6, "p_value": 0.125,
-    }  # fmt: skip
 
 
 def test_groups_pool_their_samples_and_plain_means_have_no_p_value(root: Path) -> None:
-    comparison = compare([read(root, ["x", "bb", "c"]), read(root, ["a", "bb", "x"])])
-    rows = {row[0]: list(row[1:]) for row in comparison.table().rows}
+    table = compare([read(root, ["x", "bb", "c"]), read(root, ["a", "bb", "x"])])
+    rows = {row[0]: list(row[1:]) for row in table.rows}
     # B gains the word of heavy and one of weak, and loses another of weak.
     assert rows["OST, weighted by samples"] == ["4", "50.00", "75.00", "+25.00", "1 / 2", "1.0000"]
     assert rows["OST, plain mean of sets"] == ["4", "33.33", "83.33", "+50.00", "", ""]
@@ -118,12 +111,11 @@ def test_groups_pool_their_samples_and_plain_means_have_no_p_value(root: Path) -
 
 def test_only_samples_that_count_for_all_are_compared(root: Path) -> None:
     # To a reader of one character, "bb" is too long.
-    comparison = compare([read(root, ["a", "bb", "c"]), read(root, ["a", "b", "c"], 1)])
-    assert {name: some[0].total() for name, some in comparison.sets.items()} == {
-        "OST/heavy": 1,
-        "OST/weak": 2,
-    }
-    assert [accuracy(some) for some in comparison.sets["OST/weak"]] == [100, 100]
+    table = compare([read(root, ["a", "bb", "c"]), read(root, ["a", "b", "c"], 1)])
+    assert [list(row[:4]) for row in table.rows[:2]] == [
+        ["OST/heavy", "1", "100.00", "100.00"],
+        ["OST/weak", "2", "100.00", "100.00"],
+    ]
 
 
 def test_other_test_sets_cannot_be_compared(root: Path) -> None:
@@ -138,11 +130,9 @@ def test_latency_states_what_was_measured(root: Path) -> None:
     assert pictures == [painted(0), painted(0), painted(1)]
     table = measure_latency(Reader(Oracle(["a", "bbb"])), pictures, (1, 4))
     assert [row[0] for row in table.rows] == ["1", "4"]
-    for _, preprocessing, reading, together, per_second, _ in table.rows:
+    for _, preprocessing, reading, together, per_second in table.rows:
         total = float(preprocessing) + float(reading)
         assert float(together) == pytest.approx(total, abs=0.011)
         assert float(per_second.replace(",", "")) > 0
-    # In batches of one: after three to warm up a, a, bbb, a, a.
-    assert table.rows[0][5] == f"{7 / 5:.1f}"
-    assert "of batches (5 of 1, 5 of 4) after 3 to warm up" in table.notes
-    assert "fp32, CPU (" in table.notes
+    assert "in 5 batches at least, after 3 to warm up" in table.notes
+    assert " CPU, " in table.notes

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from oracle import Oracle, painted, write_painted
 
-from clipocr.precompute.data.import_words import import_words
-from clipocr.precompute.data.options import ImportOptions
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import DataError
@@ -124,17 +122,3 @@ def test_a_damaged_lmdb_is_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "B" / "data.mdb").write_bytes(b"no LMDB" * 2000)
     with pytest.raises(DataError, match="B cannot be opened as an LMDB"):
         open_all(tmp_path)
-
-
-def test_a_folder_and_the_lmdb_made_of_it_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_folder(tmp_path / "mine", "words/0.png\tone\nwords/1.png\ttwo\n", 2)
-    write_painted(tmp_path / "other", ["one", "two"][::-1])
-    assert len(open_all(tmp_path)) == 2
-    assert capsys.readouterr().err == ""
-    options = ImportOptions()
-    import_words(tmp_path / "mine", tmp_path / "copy.lmdb", options, on_problem=pytest.fail)
-    assert len(open_all(tmp_path)) == 3
-    said = capsys.readouterr().err
-    assert f"{tmp_path / 'mine'} and {tmp_path / 'copy.lmdb'} hold the same words" in said

@@ -45,7 +45,7 @@ from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import Reader
-from clipocr.train.report.curves import draw_curves, read_panels
+from clipocr.train.report.curves import draw_curves, read_curves
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -541,10 +541,9 @@ def test_curves_are_drawn_without_what_was_done_over(
         with pytest.raises(StopRequestedError):
             train(CONFIG, place)
     train(CONFIG, place, resume=True)
-    panels = read_panels(place.out)
-    curves = {name: curve for panel in panels for name, curve in panel.curves.items()}
-    assert [step for step, _ in curves["total"]] == [5, 10, 15]
-    assert {"word", "grad_norm", "learning_rate"} <= curves.keys()
+    curves = read_curves(place.out)
+    assert [step for step, _ in curves["loss/total"]] == [5, 10, 15]
+    assert {"loss/word", "train/grad_norm", "train/learning_rate"} <= curves.keys()
     with Image.open(draw_curves(place.out)) as picture:
         assert min(picture.size) > 200
 

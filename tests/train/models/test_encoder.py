@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
-from clipocr.train.deploy.export.check import check, drawn_views
-from clipocr.train.deploy.export.onnx_format import open_onnx, write_onnx
+from clipocr.train.deploy.export import check, drawn_views
+from clipocr.train.deploy.onnx_format import open_onnx, write_onnx
 from clipocr.train.models.config import SIZES, StudentConfig, StudentSize
 from clipocr.train.models.encoder import Encoder
 from clipocr.train.models.recogniser import Recogniser

@@ -1,7 +1,7 @@
-"""Whether an exported recogniser reads as it does in PyTorch.
+"""`clipocr export`: one file of a recogniser, written only if it reads as PyTorch does.
 
-The pictures are the user's, because only pictures like those that it will read show what matters;
-without any, words drawn here: random characters in a font that matplotlib ships, on noise.
+They read the user's pictures, or else words drawn here: random characters in a font that matplotlib
+ships, on noise.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ....shared.data.images import make_view
-from ....shared.data.word_lmdb import WordLmdb
-from ....shared.errors import DataError, ExportError
-from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
-from ...models.recogniser import Recogniser
-from ...reading.pictures import ImageSource, find_pictures, load_picture
+from ...shared.atomic import replacing
+from ...shared.data.folders import is_text
+from ...shared.data.images import make_view
+from ...shared.data.word_lmdb import WordLmdb
+from ...shared.errors import DataError, ExportError, UsageError
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
+from ..loop.checkpoint import build_recogniser
+from ..models.recogniser import Recogniser
+from ..reading.pictures import ImageSource, find_pictures, load_picture
+from .description import load_described
+from .safetensors_file import read_safetensors, write_safetensors
 
 PROBABILITY_TOLERANCE = 1e-4
 NUM_DRAWN = 32
@@ -46,12 +51,47 @@ class Agreement(NamedTuple):
     """Of any class probability, up to each word's EOS."""
 
 
+def export(
+    run_or_checkpoint: Path, file_format: str, out: Path, *, pictures: Path | None = None
+) -> Agreement:
+    """Write a recogniser as ``onnx`` or ``safetensors``, if it agrees with the one in PyTorch.
+
+    They are compared on `pictures`, an LMDB, a folder or a file; None: on words drawn here.
+
+    Raises:
+        CheckpointError: there is no recogniser.
+        DataError: no picture can be decoded.
+        ExportError: the exported one reads differently.
+        UsageError: what writes the format is not installed, or cannot write that name.
+    """
+    from .onnx_format import open_onnx, require_onnx, write_onnx
+
+    if not is_text(out):
+        raise UsageError(
+            f"{out} has bytes in its name that are not UTF-8, which neither ONNX Runtime nor "
+            "safetensors can open; choose another --out"
+        )
+    if file_format == "onnx":
+        require_onnx()
+    recogniser, description = load_described(run_or_checkpoint)
+    views = drawn_views(recogniser) if pictures is None else given_views(pictures, recogniser.tall)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial:
+        if file_format == "onnx":
+            write_onnx(partial, recogniser, description)
+            run = open_onnx(partial)
+        else:
+            write_safetensors(partial, recogniser, description)
+            again = build_recogniser(read_safetensors(partial), partial)
+
+            def run(views: Any) -> Any:
+                return read_in_pytorch(again, views).numpy()
+
+        return check(run, recogniser, views, what=f"the {file_format} file")
+
+
 def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
     """Return views of the first pictures of an LMDB, a folder or a file.
-
-    Args:
-        root: Of the pictures.
-        tall: What becomes of tall ones.
 
     Raises:
         DataError: it holds none that can be decoded.
@@ -97,7 +137,7 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
 def check(
     run: Run, recogniser: Recogniser, views: npt.NDArray[np.uint8], *, what: str
 ) -> Agreement:
-    """Compare an exported recogniser, called `what`, with the one in PyTorch, on the CPU.
+    """Compare an exported recogniser with the one in PyTorch, on the CPU.
 
     Raises:
         ExportError: they read different texts, or their probabilities differ by more than

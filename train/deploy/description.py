@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .... import __version__
-from ....shared.cache.spec import TeacherSpec
-from ....shared.geometry import (
+from ... import __version__
+from ...shared.cache.spec import TeacherSpec
+from ...shared.cache.storage import hash_file
+from ...shared.geometry import (
     IMAGE_HEIGHT_PX,
     IMAGE_WIDTH_PX,
     STUDENT_MEAN,
@@ -18,22 +18,32 @@ from ....shared.geometry import (
     TALL,
     TALL_RATIO,
 )
-from ...models.recogniser import Recogniser
+from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
+from ..models.recogniser import Recogniser
 
-INPUT_NAME = "images"
-OUTPUT_NAME = "probabilities"
+
+def load_described(run_or_checkpoint: Path) -> tuple[Recogniser, dict[str, Any]]:
+    """Return a recogniser on the CPU, and what is true of it in any format."""
+    path = find_checkpoint(run_or_checkpoint)
+    checkpoint = load_checkpoint(path)
+    recogniser = build_recogniser(checkpoint, path)
+    return recogniser, describe(recogniser, checkpoint, path)
 
 
 def describe(
     recogniser: Recogniser, content: Mapping[str, Any], checkpoint: Path
 ) -> dict[str, Any]:
     """Return what is true of a recogniser in any format; `content` is that of its checkpoint."""
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     teacher = content["teacher"]
+    turned = {
+        "tall": recogniser.tall,
+        "tall_ratio": TALL_RATIO,
+        "tall_turn": "before the resize, a picture whose height / width is at least tall_ratio is "
+        "turned by 90 degrees counter-clockwise (numpy.rot90)",
+    }
     return {
         "clipocr_version": __version__,
-        "checkpoint_sha256": digest,
+        "checkpoint_sha256": hash_file(checkpoint),
         "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
         "method": content["method"],
@@ -44,7 +54,7 @@ def describe(
         "classes": "class 0 ends the word (EOS), class i is charset.characters[i - 1]",
         "preprocessing": {
             "picture": "one cropped word",
-            **_describe_tall(recogniser.tall),
+            **({} if recogniser.tall == TALL[0] else turned),
             "color": "RGB",
             "height_px": IMAGE_HEIGHT_PX,
             "width_px": IMAGE_WIDTH_PX,
@@ -54,18 +64,6 @@ def describe(
             "std": list(STUDENT_STD),
             "normalization": "(value / 255 - mean) / std",
         },
-    }
-
-
-def _describe_tall(tall: str) -> dict[str, Any]:
-    """Return what is to be done to a tall picture before its resize; nothing if it is stretched."""
-    if tall == TALL[0]:
-        return {}
-    return {
-        "tall": tall,
-        "tall_ratio": TALL_RATIO,
-        "tall_turn": "before the resize, a picture whose height / width is at least tall_ratio is "
-        "turned by 90 degrees counter-clockwise (numpy.rot90)",
     }
 
 
@@ -82,25 +80,4 @@ def settings_without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
         for name, value in settings.items()
-    }
-
-
-def describe_graph() -> dict[str, Any]:
-    """Return what is true of a graph besides: its input and output."""
-    return {
-        "input": {
-            "name": INPUT_NAME,
-            "dtype": "uint8",
-            "layout": "NHWC",
-            "shape": ["batch", IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3],
-            "normalization": "done by the graph",
-        },
-        "output": {
-            "name": OUTPUT_NAME,
-            "dtype": "float32",
-            "shape": ["batch", "positions", "classes"],
-            "reading": "the likeliest class of each position, up to the first EOS; what follows "
-            "the EOS of a row is noise. Positions end when every row has said EOS.",
-            "confidence": "product of the probabilities of a row's classes, EOS included",
-        },
     }

@@ -24,19 +24,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ....shared.errors import UsageError
-from ....shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
-from ...models.attention import KeysValues
-from ...models.autoregressive import AutoregressiveRecogniser, DecoderState
-from ...models.recogniser import Recogniser
-from ..safetensors_file import as_strings
-from .description import INPUT_NAME, OUTPUT_NAME
+from ...shared.errors import UsageError
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ..models.attention import KeysValues
+from ..models.autoregressive import AutoregressiveRecogniser, DecoderState
+from ..models.recogniser import Recogniser
+from .safetensors_file import as_strings
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
 """The first with GELU as one operator; onnxruntime has it since 1.17 (2024)."""
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "probabilities"
+
+_GRAPH: dict[str, Any] = {
+    "input": {
+        "name": INPUT_NAME,
+        "dtype": "uint8",
+        "layout": "NHWC",
+        "shape": ["batch", *VIEW_SHAPE],
+        "normalization": "done by the graph",
+    },
+    "output": {
+        "name": OUTPUT_NAME,
+        "dtype": "float32",
+        "shape": ["batch", "positions", "classes"],
+        "reading": "the likeliest class of each position, up to the first EOS; what follows the "
+        "EOS of a row is noise. Positions end when every row has said EOS.",
+        "confidence": "product of the probabilities of a row's classes, EOS included",
+    },
+}
+"""What is true of a graph, besides what is true of a recogniser in any format."""
 
 _AS_WRITTEN = f"{OUTPUT_NAME} = Transpose <perm = [1, 0, 2]> (by_position)"
 _REFINED = """
@@ -84,7 +105,7 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
     )
-    helper.set_model_props(model, as_strings(description | {"opset": OPSET}))
+    helper.set_model_props(model, as_strings(description | _GRAPH | {"opset": OPSET}))
     checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -134,15 +155,10 @@ class _Step(_Part):
     def forward(
         self, tokens_B: Tensor, contents: list[Tensor], memories: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Decode a position.
+        """Return the probability of each class, and the contents with one more position.
 
-        Args:
-            tokens_B: The token before it, BOS at first. Shape: (B,).
-            contents: Of the positions so far. Shape: any number of (B, H, P, D / H).
-            memories: From `_Begin`.
-
-        Returns:
-            Probability of each class, Shape: (B, C + 1), and the contents with one more position.
+        Shapes: tokens before it (B,), contents so far any number of (B, H, P, D / H), memories as
+        from `_Begin` -> (B, C + 1), contents.
         """
         state = DecoderState(memories=_paired(memories), contents=_paired(contents))
         logits_BC, state = self.recogniser.step(tokens_B, state)

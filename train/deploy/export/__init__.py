@@ -1,1 +1,0 @@
-"""A trained recogniser in formats that need no clipocr: ONNX, safetensors."""
