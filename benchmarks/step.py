@@ -165,13 +165,13 @@ def copy_words(data: Path, out: Path, num_words: int) -> Path:
     raise SystemExit(f"{data}: {len(chosen)} usable words, expected {num_words}; lower the steps")
 
 
-def build(words: Path, out: Path, device: torch.device) -> Path:
+def build(words: Path, out: Path, device: torch.device, teacher: str = TEACHER) -> Path:
     from clipocr.precompute.builder.build import build_cache
     from clipocr.precompute.builder.config import BuildConfig
     from clipocr.shared.cache.codecs.codec import Codec
 
     config = BuildConfig(
-        data=(words,), out=out, teacher=TEACHER, charset=CHARSET, device=str(device),
+        data=(words,), out=out, teacher=teacher, charset=CHARSET, device=str(device),
         codec=(Codec.parse("fp16"),), unit_rows=UNIT_ROWS, chunk_rows=UNIT_ROWS,
     )  # fmt: skip
     build_cache(config)
@@ -356,7 +356,7 @@ def text_name(cache: FeatureCache) -> str:
 def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     """Only the image encoder runs in the step."""
     device = torch.device(variant.device)
-    teacher = load_online_teacher(device, mixed_precision(device), TAPS)
+    teacher = load_online_teacher(cache, device, mixed_precision(device), TAPS)
     if device.type == "cuda":
         # Each block: the transformer itself is never called, because it would run them all.
         for block in teacher._visual.transformer.resblocks[: max(TAPS)]:
@@ -383,12 +383,12 @@ def tuned_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     return decoded_ahead(variant, batch)
 
 
-def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: ARG001
+def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:
     """Official ``system.py`` 276-285: everything anew for each batch."""
     import open_clip
 
     device = torch.device(variant.device)
-    teacher = load_online_teacher(device, mixed_precision(device), (*TAPS, 12))
+    teacher = load_online_teacher(cache, device, mixed_precision(device), (*TAPS, 12))
 
     def batch(views: torch.Tensor, labels: list[str]) -> Batch:
         num_positions = max(map(len, labels)) + 1
@@ -407,12 +407,15 @@ def official_batches(variant: Variant, cache: FeatureCache) -> Epochs:  # noqa: 
     return decoded_ahead(variant, batch)
 
 
-def load_online_teacher(device: torch.device, precision: str, image_taps: tuple[int, ...]):
+def load_online_teacher(
+    cache: FeatureCache, device: torch.device, precision: str, image_taps: tuple[int, ...]
+):
     from clipocr.precompute.teacher.clip import load_teacher
 
     return load_teacher(
-        TEACHER, image_taps=image_taps, text_taps=TAPS, precision=precision, device=device
-    )
+        cache.spec.teacher.name, image_taps=image_taps, text_taps=TAPS, precision=precision,
+        device=device,
+    )  # fmt: skip
 
 
 class Pictures(Dataset[tuple[torch.Tensor, str]]):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from clipocr.cli import main
-from small_clip import register
-
+# Workers of `cache build` import this file too: what they do not need is imported below.
 if __name__ == "__main__":
+    from clipocr.cli import main
+    from small_clip import register
+
     register()
     main()

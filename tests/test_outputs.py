@@ -71,11 +71,7 @@ def test_names_that_are_not_utf8_go_the_whole_way(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "not UTF-8" in done.stderr
         assert "choose another --out" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "clipocr", "read", run, "-"],
-        input=os.fsencode(listed),
-        capture_output=True,
-    )
+    done = forked("read", run, "-", stdin=os.fsencode(listed))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(b"\t") == 2 * 3
-    assert os.fsencode(name) in done.stdout
+    assert done.stdout.count("\t") == 2 * 3
+    assert os.fsdecode(name) in done.stdout

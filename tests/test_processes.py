@@ -65,11 +65,11 @@ def check_only_whole_files(out: Path, obstacle: Path, alone: dict[str, bytes]) -
     return set(found)
 
 
-def test_torchrun(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+def test_two_processes(data: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "cache"
-    done = torchrun(data, out)
-    assert done.returncode == 0, done.stderr
-    built = sorted(line.split("; ")[1] for line in done.stdout.splitlines())
+    done = [process.finish() for process in as_processes(2, *build_command(data, out))]
+    assert [process.returncode for process in done] == [0, 0]
+    built = sorted(process.stdout.split("; ")[1] for process in done)
     # 120 rows in units of 16, the last of 8: units 0, 2, 4, 6 and units 1, 3, 5, 7.
     assert [text.split(" at ")[0] for text in built] == ["56 rows built", "64 rows built"]
     assert files_of(out) == alone

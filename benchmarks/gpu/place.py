@@ -22,6 +22,7 @@ from clipocr.shared.device import choose_device, describe_device
 from demo import CONSONANTS, VOWELS
 
 from .results import Results
+from .run import add_options
 
 TRAIN_WORDS, TEST_WORDS = 20_000, 2_000
 
@@ -142,18 +143,6 @@ class Place:
             lines = f"{done.stdout}\n{done.stderr}".replace("\r", "\n").strip().splitlines()
             raise RuntimeError(f"clipocr {words[0]} {words[1]}: {' | '.join(lines[-5:])}")
         return done.stdout
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every part takes."""
-    parser.add_argument("--work", type=Path, default=Path(".gpu"))
-    parser.add_argument("--results", type=Path, default=Path(".gpu/results"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--words", type=Path)
-    parser.add_argument("--fonts", type=Path)
-    parser.add_argument("--test-data", type=Path, action="append", default=[])
-    parser.add_argument("--minutes", type=float, default=2.5)
 
 
 def made_up_words(count: int) -> list[str]:

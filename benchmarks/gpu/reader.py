@@ -60,8 +60,8 @@ def main() -> None:
 
 
 def render(place: Place) -> dict[str, object]:
-    train_root = place.rendered("reader", place.sized(120_000, 96))
-    test_root = place.rendered("reader-test", place.sized(4000, 32), test=True)
+    train_root = place.rendered("reader", place.sized(120_000, 32))
+    test_root = place.rendered("reader-test", place.sized(4000, 16), test=True)
     return {"train": str(train_root), "test": str(test_root)}
 
 
@@ -97,7 +97,7 @@ def train_student(
     summary = clipocr.train(
         cache=cache, out=run, student=STUDENT, device=str(place.device),
         epochs=max(1, round(EPOCHS_PER_MINUTE * place.minutes)),
-        batch_size=place.sized(320, 16), image_taps=small_clip.IMAGE_TAPS,
+        batch_size=place.sized(320, 8), image_taps=small_clip.IMAGE_TAPS,
         text_taps=small_clip.TEXT_TAPS, **options,
     )  # fmt: skip
     losses = loss_of(run)

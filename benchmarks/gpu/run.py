@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .page import PAGE, write_page
-from .place import add_options
 from .results import Check, Results, read_results, results_file
 
 HERE = Path(__file__).parent
@@ -82,6 +81,18 @@ def main() -> None:
     num_checks = sum(len(found[number]) for number in numbers)
     print(f"Wrote {pages[-1]}: {num_checks - len(failed)} of {num_checks} checks passed.")
     sys.exit(bool(failed))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every part takes."""
+    parser.add_argument("--work", type=Path, default=Path(".gpu"))
+    parser.add_argument("--results", type=Path, default=Path(".gpu/results"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--words", type=Path)
+    parser.add_argument("--fonts", type=Path)
+    parser.add_argument("--test-data", type=Path, action="append", default=[])
+    parser.add_argument("--minutes", type=float, default=2.5)
 
 
 def clear(args: argparse.Namespace) -> None:

@@ -78,7 +78,7 @@ def builder_parts(place: Place, cache: Path, data: Path) -> list[dict[str, objec
     bench = build.Bench(
         cache=opened,
         teacher=teacher,
-        sources=tuple(find_named_lmdbs((data,)).values()),
+        sources=find_named_lmdbs((data,)),
         views=build.unfilter_pixels(stored),
         num_workers=num_workers,
     )

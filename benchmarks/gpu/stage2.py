@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import small_clip
 import step
 
 from .place import Place
@@ -68,8 +72,20 @@ def prepare(place: Place, settings: list[step.Setting]) -> dict[str, object]:
     if not words.exists():
         step.copy_words(data, words, num_words)
     if not (cache / "sealed.json").exists():
-        step.build(words, cache, place.device)
+        step.build(words, cache, place.device, small_teacher() if place.small else step.TEACHER)
     return {"words": str(words), "cache": str(cache), "rows": num_words}
+
+
+def small_teacher() -> str:
+    """Return a teacher as deep as CLIP's ViT-B/16, as the steps read it, but narrow."""
+    path = Path(small_clip.__file__).with_name(f"{small_clip.TEACHER}.json")
+    settings = json.loads(path.read_text())
+    for part in ("vision_cfg", "text_cfg"):
+        settings[part]["layers"] = 12
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "ViT-deep-16.json").write_text(json.dumps(settings))
+        open_clip.add_model_config(folder)
+    return "ViT-deep-16/random:0"
 
 
 def rounds_of(variant: step.Variant) -> dict[str, object]:

@@ -42,12 +42,7 @@ def ensure_index(
 ) -> Manifest:
     """Make the index of a cache, or what is missing of it; return its manifest.
 
-    Args:
-        storage: Of the cache.
-        manifest: What there is; None: there is none, or it was lost.
-        spec: Of the cache, that of `manifest` if there is one.
-        scan: Of its sources.
-        sample: What tables of codecs are fit to, if one is missing.
+    A `manifest` of None was never there, or was lost; `spec` is that of it, if there is one.
     """
     if manifest and is_index_whole(storage, manifest):
         return manifest

@@ -23,7 +23,7 @@ from ...shared.cache.spec import TeacherSpec
 from ...shared.device import PRECISIONS, autocast
 from ...shared.errors import TeacherError, UsageError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
-from .weights import hash_weights, load_weights
+from .weights import load_weights
 
 CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
 CLIP_STD: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
@@ -300,26 +300,17 @@ def load_teacher(
         UsageError: the name or a block is not possible.
         TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
     """
-    loaded = load_weights(name, activation)
-    model = loaded.model
-    _require_two_transformers(model, loaded.model_name)
+    model, spec = load_weights(name, precision, activation)
     text: Any = getattr(model, "text", model)
+    _require_two_transformers(model.visual, text, spec.model)
     _require_taps("image", image_taps, len(model.visual.transformer.resblocks))
     _require_taps("text", text_taps, len(text.transformer.resblocks))
-    spec = TeacherSpec(
-        model=loaded.model_name,
-        weights=loaded.weights,
-        weights_sha256=hash_weights(model),
-        activation=loaded.activation,
-        precision=precision,
-    )
     arrays = (*names.block_names(tuple(image_taps)), *([names.FINAL] if final else []))
     return Teacher(model, spec, device, image_arrays=arrays, text_taps=text_taps, view_px=view_px)
 
 
-def _require_two_transformers(model: Any, model_name: str) -> None:
-    text = getattr(model, "text", model)
-    for encoder, parts in ((model.visual, _IMAGE_PARTS), (text, _TEXT_PARTS)):
+def _require_two_transformers(visual: Any, text: Any, model_name: str) -> None:
+    for encoder, parts in ((visual, _IMAGE_PARTS), (text, _TEXT_PARTS)):
         missing = [part for part in parts if not hasattr(encoder, part)]
         if missing:
             raise TeacherError(

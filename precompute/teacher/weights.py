@@ -16,7 +16,6 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,20 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
+from ...shared.cache.spec import TeacherSpec
 from ...shared.errors import TeacherError, UsageError
 from ...shared.foreign_file import why_unreadable
 
 _HUB_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipWeights:
-    """An open_clip model with its weights, frozen, in eval mode, on the CPU."""
-
-    model: Any
-    model_name: str
-    weights: str
-    """Pretrained tag, ``file:NAME`` or ``random:SEED``."""
-    activation: str
-    """``gelu`` or ``quickgelu``."""
-
-
-def load_weights(name: str, activation: str | None = None) -> ClipWeights:
+def load_weights(
+    name: str, precision: str, activation: str | None = None
+) -> tuple[Any, TeacherSpec]:
     """Load ``MODEL/WEIGHTS``; the activation is needed only for a file that does not say.
+
+    Returns:
+        An open_clip model, frozen, in eval mode, on the CPU; and what it is, in that precision.
 
     Raises:
         UsageError: the name is not possible, or the activation is not that of the weights.
@@ -90,15 +83,17 @@ def load_weights(name: str, activation: str | None = None) -> ClipWeights:
             f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
             f"these weights need {trained_with}; another open_clip version may help"
         )
-    return ClipWeights(
-        model=model.eval().requires_grad_(False),
-        model_name=model_name,
+    spec = TeacherSpec(
+        model=model_name,
         weights=f"file:{path.name}" if load is _model_from_file else weights,
+        weights_sha256=_hash_weights(model),
         activation=trained_with,
+        precision=precision,
     )
+    return model.eval().requires_grad_(False), spec
 
 
-def hash_weights(model: torch.nn.Module) -> str:
+def _hash_weights(model: torch.nn.Module) -> str:
     """Return the SHA-256 of every tensor of a model with its name, type and shape."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

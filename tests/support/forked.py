@@ -35,9 +35,10 @@ class Finished:
 class Forked:
     """A command that runs."""
 
-    def __init__(self, *args: object, **variables: str) -> None:
+    def __init__(self, *args: object, stdin: bytes = b"", **variables: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
+        (folder / "stdin").write_bytes(stdin)
         self._process = _context.Process(
             target=_run, args=([str(arg) for arg in args], folder, variables)
         )
@@ -60,9 +61,9 @@ class Forked:
         return os.fsdecode((Path(self._folder.name) / stream).read_bytes())
 
 
-def forked(*args: object, **variables: str) -> Finished:
+def forked(*args: object, stdin: bytes = b"", **variables: str) -> Finished:
     """Run a command to its end; without the variables of a launcher but those given."""
-    return Forked(*args, **variables).finish()
+    return Forked(*args, stdin=stdin, **variables).finish()
 
 
 def as_processes(number: int, *args: object) -> list[Forked]:
@@ -78,9 +79,11 @@ def _run(args: list[str], folder: Path, variables: Mapping[str, str]) -> NoRetur
     for name in [name for name in os.environ if name.startswith(_LAUNCHER)]:
         del os.environ[name]
     os.environ.update(variables)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY
+        file = os.open(folder / name, flags)
         os.dup2(file, number)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has put another in its place.
     import torch
     from samples import register_tiny_clip
 

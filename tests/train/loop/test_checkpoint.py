@@ -140,5 +140,5 @@ def test_what_stands_in_a_checkpoint_s_place_is_named(
         load_checkpoint(tmp_path / name)
     assert "weights_only" not in str(failed.value)
     with pytest.raises(TeacherError, match=said) as failed:
-        load_weights(f"ViT-B-32/{tmp_path / name}", "gelu")
+        load_weights(f"ViT-B-32/{tmp_path / name}", "fp32", "gelu")
     assert "weights_only" not in str(failed.value)
