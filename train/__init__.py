@@ -43,7 +43,7 @@ def train(
 
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
-        StopRequestedError: a signal ended the run; ``last.pt`` holds it.
+        KeyboardInterrupt: a signal ended the run; ``last.pt`` holds it.
         TrainingError: too many steps in a row were not finite.
         UsageError: an option is unknown or not possible, or the run folder is in use.
     """
@@ -57,10 +57,10 @@ def train(
         "val_data": [Path(root) for root in roots],
         **options,
     }
-    of_place = {name: values.pop(name) for name in TrainPlace.names() if name in values}
-    given = ", ".join(f"{name}={value!r}" for name, value in (of_place | values).items())
+    given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    of_place = TrainPlace.own(values)
     return train_run(
-        TrainConfig.from_values(values),
+        TrainConfig.from_values({k: v for k, v in values.items() if k not in of_place}),
         TrainPlace.from_values(of_place, command=(f"clipocr.train({given})",)),
         resume=resume,
         init=None if init is None else Path(init),

@@ -51,13 +51,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that `path` is always a whole one, the old or the new.
 
-    Args:
-        path: Of the file.
-        method: What makes the recogniser.
-        tokenizer: What it was made with.
-        recogniser: Whose weights to keep; None of a method that has none.
-        training: All that resuming needs; None for a recogniser to use.
-        teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
+    Args as above: `training` is all that resuming needs, None for a recogniser to use; `teacher`
+    is ``MODEL/WEIGHTS`` of the cache it was trained from.
     """
     checkpoint = {
         "format": _FORMAT,
@@ -87,13 +82,11 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if not run_or_checkpoint.is_dir():
-        candidates = [run_or_checkpoint]
-    else:
-        candidates = [run_or_checkpoint / name for name in (BEST_NAME, LAST_NAME, MODEL_NAME)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    if run_or_checkpoint.is_file():
+        return run_or_checkpoint
+    for name in (BEST_NAME, LAST_NAME, MODEL_NAME):
+        if (run_or_checkpoint / name).is_file():
+            return run_or_checkpoint / name
     raise CheckpointError(
         f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME}, "
         f"{LAST_NAME} or {MODEL_NAME}; make one with: "
@@ -160,8 +153,7 @@ def build_recogniser(checkpoint: Mapping[str, Any], path: Path) -> Recogniser:
         charset = Charset(**checkpoint["charset"])
         tokenizer = LabelTokenizer(charset, checkpoint["max_label_length"])
         recogniser = method.recogniser(tokenizer)
-        if recogniser is None:
-            raise TypeError(f"method {method.name} has no recogniser")
+        assert recogniser is not None, "a checkpoint of its method has weights"
         recogniser.load_state_dict(checkpoint["recogniser"])
         recogniser.tall = checkpoint.get("tall", TALL[0])
         if recogniser.tall not in TALL:

@@ -31,14 +31,7 @@ class Meter:
         processes: Processes,
         max_skipped_in_a_row: int,
     ) -> None:
-        """Begin an epoch.
-
-        Args:
-            names: Of the V values; the gradient norm last.
-            device: Where the values are.
-            processes: Whose means are wanted.
-            max_skipped_in_a_row: More steps than this, one after another, end the run.
-        """
+        """Begin an epoch; the last of the V names is that of the gradient norm."""
         self.names = tuple(names)
         self._processes = processes
         self._max_in_a_row = max_skipped_in_a_row

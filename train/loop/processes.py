@@ -101,14 +101,6 @@ class Processes(Process):
         return things  # type: ignore[return-value]
 
 
-class StopRequestedError(Exception):
-    """A signal arrived, and the run has been saved; `signal_number` says which."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
-
-
 @contextmanager
 def stop_signals(acknowledgement: str) -> Iterator[list[int]]:
     """Collect the `STOP_SIGNALS` in a list instead of dying of them.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -26,9 +26,11 @@ from tqdm import tqdm
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
+from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
 from ...shared.geometry import TALL
 from ...shared.hashing import mix
+from ...shared.interrupts import Interrupted
 from ..data.batch import Batch
 from ..data.preflight import Preflight
 from ..models.recogniser import Recogniser
@@ -46,13 +48,15 @@ from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Meter
 from .optimizer import Optimizer
-from .processes import Processes, StopRequestedError, stop_signals
+from .processes import Processes, stop_signals
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
     from .validation import Validation
 
 _LOG_EVERY_STEPS = 10
+_SAVE_EVERY_S = 300.0
+"""Besides the end of each epoch."""
 _RECOGNISER = "recogniser."
 """What the names of the recogniser's weights begin with among those of the trainee."""
 
@@ -89,14 +93,14 @@ def train(
         config: What decides the weights.
         place: Where the run reads and writes.
         resume: Whether to go on with the run that is there.
-        init: Run folder or checkpoint whose recogniser this one begins with; None: random weights.
+        init: Run folder or checkpoint whose recogniser this one begins with.
 
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
         UsageError: the run folder is in use by another run, or an option is not possible here.
         TrainingError: too many steps in a row were not finite.
         OutOfMemoryError: a step takes more memory than there is.
-        StopRequestedError: a signal ended the run; last.pt holds it.
+        Interrupted: a signal ended the run; last.pt holds it.
     """
     if resume and init is not None:
         raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
@@ -168,19 +172,24 @@ class _Run:
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
-        if self.trainee.recogniser is not None:
-            self.trainee.recogniser.tall = self.cache.spec.view.tall
+        recogniser = self.trainee.recogniser
+        if recogniser is not None:
+            recogniser.tall = self.cache.spec.view.tall
+        elif place.val_data or init is not None:
+            raise UsageError(
+                f"method {config.method.name} has nothing that reads images; leave "
+                f"{'--val-data' if place.val_data else '--init'} out"
+            )
         self.optimizer = Optimizer(self.trainee, config, device)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.clock = Clock()
         self.validation: Validation | None = None
-        if place.val_data:
-            self._recogniser_for("--val-data")
+        if place.val_data and recogniser is not None:
             # Only validation opens LMDBs; training from a cache needs none.
             from .validation import Validation
 
-            self.validation = Validation(config, place, processes)
+            self.validation = Validation(config, place, processes, recogniser)
         self.step = 0
         self.history: list[dict[str, float]] = []
         """Means of each finished epoch."""
@@ -198,10 +207,10 @@ class _Run:
             self.commands = read_record(place.out)["commands"]
         if resume and (place.out / LAST_NAME).exists():
             self._restore(place.out / LAST_NAME)
-        elif init is not None:
-            self._begin_with(init)
-        elif self.trainee.recogniser is not None:
-            self.trainee.recogniser.load_pretrained()
+        elif init is not None and recogniser is not None:
+            self._begin_with(init, recogniser)
+        elif recogniser is not None:
+            recogniser.load_pretrained()
         # Every process must have looked for a run here before the first one begins to write.
         processes.wait()
         allow_fast_products(config.precision)
@@ -216,10 +225,9 @@ class _Run:
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
-    def _begin_with(self, init: Path) -> None:
+    def _begin_with(self, init: Path, recogniser: Recogniser) -> None:
         """Take up the recogniser of another run, as far as it fits."""
         path = find_checkpoint(init)
-        recogniser = self._recogniser_for("--init")
         other = load_recogniser(path, torch.device("cpu"))
         if other.tall != recogniser.tall:
             raise UsageError(
@@ -230,19 +238,6 @@ class _Run:
         new = recogniser.take_from(other)
         self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
         self.processes.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
-
-    def _recogniser_for(self, option: str) -> Recogniser:
-        """Return the recogniser, which an option needs.
-
-        Raises:
-            UsageError: there is none.
-        """
-        if self.trainee.recogniser is None:
-            raise UsageError(
-                f"method {self.config.method.name} has nothing that reads images; leave {option} "
-                "out"
-            )
-        return self.trainee.recogniser
 
     def save(self) -> None:
         """Write last.pt: the recogniser and all that resuming needs. For all processes together.
@@ -418,12 +413,18 @@ class _Run:
             return
         if self.processes.any(bool(stop), self.device):
             self.save()
-            # torchrun ends every process as soon as one of them is gone.
-            self.processes.wait()
-            raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
-        is_due = time.monotonic() - self._saved_at >= 60 * self.place.checkpoint_minutes
+            self._stop(stop[0] if stop else signal.SIGTERM)
+        is_due = time.monotonic() - self._saved_at >= _SAVE_EVERY_S
         if not is_last and self.processes.any(is_due, self.device):
             self.save()
+
+    def _stop(self, signal_number: int) -> NoReturn:
+        """End by a signal, now that the run is saved."""
+        last = self.place.out / LAST_NAME
+        self.processes.say(f"{last} holds the run; go on with --resume.")
+        # torchrun ends every process as soon as one of them is gone.
+        self.processes.wait()
+        raise Interrupted(signal_number)
 
     def _log(self, bar: tqdm[Any]) -> None:
         last = self.place.out / LAST_NAME
@@ -462,7 +463,10 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            figures = self.validation.figures(self._recogniser_for("--val-data"), stop)
+            counts, signal_number = self.validation.read(stop)
+            if signal_number:
+                self._stop(signal_number)
+            figures = counts.figures
             if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
                 self.best_accuracy = figures.accuracy
                 self._write_checkpoint(BEST_NAME)
@@ -477,19 +481,29 @@ class _Run:
     def _write_record(self) -> None:
         if not self.processes.is_first:
             return
+        cache, spec = self.cache, self.cache.spec
         kept = self.trainee.recogniser or self.trainee
-        write_record(
-            self.place,
-            self.config,
-            self.cache,
-            device=self.device,
-            num_processes=self.processes.world_size,
-            commands=self.commands,
-            init=self.begun_with,
-            units=self.preflight.units,
-            num_views=self.preflight.num_views,
-            num_parameters=sum(p.numel() for p in kept.parameters()),
-            steps=self.step,
-            history=self.history,
-            best_accuracy=self.best_accuracy,
-        )
+        record = {
+            "config": self.config.to_values(),
+            "cache": {
+                "path": str(self.place.cache),
+                "id": cache.manifest.cache_id,
+                "teacher": spec.teacher.name,
+                "teacher_is_random": spec.teacher.is_random,
+                "tall": spec.view.tall,
+                "sources": [source.name for source in spec.sources],
+            },
+            "validation": [str(root) for root in self.place.val_data],
+            "versions": versions_with("torch", "numpy"),
+            "device": str(self.device),
+            "processes": self.processes.world_size,
+            "commands": self.commands,
+            "init": self.begun_with,
+            "units": self.preflight.units,
+            "num_views": self.preflight.num_views,
+            "num_parameters": sum(p.numel() for p in kept.parameters()),
+            "steps": self.step,
+            "history": self.history,
+            "best_accuracy": self.best_accuracy,
+        }
+        write_record(self.place.out, record)

@@ -7,26 +7,34 @@ from collections.abc import Sequence
 import torch
 
 from ...shared.errors import explained_memory
+from ...shared.interrupts import Interrupted
 from ..evaluation.evaluate import evaluate_sets
-from ..evaluation.metrics import Figures, WordCounts
+from ..evaluation.metrics import WordCounts
 from ..evaluation.options import EvalOptions
 from ..evaluation.test_sets import open_test_sets
 from ..models.recogniser import Recogniser
 from ..reading.readers import Reader, Text
 from .config import TrainConfig, TrainPlace
-from .processes import Processes, StopRequestedError
+from .processes import Processes
 
 
 class Validation:
     """The validation sets of a run, opened before its first step."""
 
-    def __init__(self, config: TrainConfig, place: TrainPlace, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        place: TrainPlace,
+        processes: Processes,
+        recogniser: Recogniser,
+    ) -> None:
         """Open the sets.
 
         Raises:
             DataError: they cannot be used.
         """
-        self._processes, self._precision = processes, config.precision
+        self._processes, self._recogniser = processes, recogniser
+        self._precision = config.precision
         self._sets = open_test_sets(place.val_data, config.charset, config.max_label_length)
 
     @property
@@ -37,25 +45,23 @@ class Validation:
         """
         return {test_set.name: len(test_set.pictures) for test_set in self._sets}
 
-    def figures(self, recogniser: Recogniser, stop: Sequence[int] = ()) -> Figures:
+    def read(self, stop: Sequence[int]) -> tuple[WordCounts, int]:
         """Read every set. All processes must call this.
 
-        Raises:
-            StopRequestedError: a signal is in `stop` of some process. Reading ends with the batch
-                in which it came, and the run is as it was before.
+        Returns:
+            What was read, and 0; or the signal that is in `stop` of some process: reading ends
+            with the batch in which it came.
         """
         rank, world_size = self._processes.rank, self._processes.world_size
-        reader = _StoppableReader(recogniser.eval(), self._precision, stop)
+        reader = _StoppableReader(self._recogniser.eval(), self._precision, stop)
+        shares = [test_set.share(rank, world_size) for test_set in self._sets]
         try:
-            counts = evaluate_sets(reader, [s.share(rank, world_size) for s in self._sets]).counts
-            parts = self._processes.gather((counts, 0))
-        except StopRequestedError as e:
+            read = evaluate_sets(reader, shares).counts, 0
+        except Interrupted as e:
             # The others have to know; they are reading, or wait for this process's counts.
-            parts = self._processes.gather((WordCounts(), e.signal_number))
-        if stopped_by := max(signal_number for _, signal_number in parts):
-            self._processes.wait()  # torchrun ends every process as soon as one of them is gone.
-            raise StopRequestedError(stopped_by)
-        return sum((counts for counts, _ in parts), WordCounts()).figures
+            read = WordCounts(), e.signal_number
+        counts, signals = zip(*self._processes.gather(read), strict=True)
+        return sum(counts, WordCounts()), max(signals)
 
 
 class _StoppableReader(Reader):
@@ -68,7 +74,7 @@ class _StoppableReader(Reader):
     def read_views(self, views: torch.Tensor) -> list[Text]:
         """Read a batch of views, unless a signal has come."""
         if self._stop:
-            raise StopRequestedError(self._stop[0])
+            raise Interrupted(self._stop[0])
         with explained_memory(
             f"validation reads {self.batch_size} pictures at once; leave --val-data out, and "
             "measure the run with: clipocr eval RUN --data ROOT --batch-size N. --resume needs the "
