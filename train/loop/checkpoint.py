@@ -60,18 +60,13 @@ def save_checkpoint(
         "settings": method.to_values(),
         "charset": asdict(tokenizer.charset),
         "max_label_length": tokenizer.max_label_length,
-        "tall": tall_of(recogniser),
+        "tall": TALL[0] if recogniser is None else recogniser.tall,
         "recogniser": None if recogniser is None else recogniser.state_dict(),
         "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save(checkpoint, file)
-
-
-def tall_of(recogniser: Recogniser | None) -> str:
-    """Return what a checkpoint records of tall pictures; the default of what reads none."""
-    return TALL[0] if recogniser is None else recogniser.tall
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:

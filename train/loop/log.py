@@ -57,8 +57,8 @@ class Meter:
         self._last_skipped = torch.where(is_finite, self._last_skipped, values)
         self._latest = values
 
-    def check(self, step: int, advice: str) -> None:
-        """Look whether too many steps were skipped.
+    def check(self, step: int) -> None:
+        """Look whether too many steps up to this one were skipped.
 
         Raises:
             TrainingError: they were.
@@ -69,7 +69,8 @@ class Meter:
             bad = [name for name, value in skipped if not math.isfinite(value)]
             raise TrainingError(
                 f"steps {step - in_a_row + 1} to {step} had to be skipped; not finite: "
-                f"{', '.join(bad)}. {advice}"
+                f"{', '.join(bad)}. Begin again in another --out with a lower --learning-rate or "
+                "with --precision fp32"
             )
 
     def latest(self) -> dict[str, float]:

@@ -28,7 +28,6 @@ from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
-from ...shared.geometry import TALL
 from ...shared.hashing import mix
 from ...shared.interrupts import Interrupted
 from ..data.batch import Batch
@@ -42,7 +41,6 @@ from .checkpoint import (
     load_checkpoint,
     load_recogniser,
     save_checkpoint,
-    tall_of,
 )
 from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
@@ -289,14 +287,7 @@ class _Run:
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
         wanted = self._identity()
-        require_same_run(
-            path,
-            had={
-                **{name: training[name] for name in wanted},
-                "tall": checkpoint.get("tall", TALL[0]),
-            },
-            wanted={**wanted, "tall": tall_of(self.trainee.recogniser)},
-        )
+        require_same_run(path, had={name: training[name] for name in wanted}, wanted=wanted)
         of_recogniser = checkpoint["recogniser"] or {}
         self.trainee.load_state_dict(
             {f"{_RECOGNISER}{name}": value for name, value in of_recogniser.items()}
@@ -427,13 +418,7 @@ class _Run:
         raise Interrupted(signal_number)
 
     def _log(self, bar: tqdm[Any]) -> None:
-        last = self.place.out / LAST_NAME
-        kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
-        self.meter.check(
-            self.step,
-            "Begin again in another --out with a lower --learning-rate or with --precision fp32; "
-            f"{kept}",
-        )
+        self.meter.check(self.step)
         values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
         norm = values.pop("grad_norm")
