@@ -13,7 +13,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -69,17 +69,36 @@ def working() -> Iterator[None]:
 
 
 @contextmanager
-def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[dict[int, Any]]:
-    """Handle the signals otherwise while the block runs; yield the handlers before, by number."""
+def collected(acknowledgement: str) -> Iterator[list[int]]:
+    """Collect the signals in a list while the block runs, which ends when it likes.
+
+    The first one is acknowledged on stderr at once, because ending may take a while; an empty
+    acknowledgement says nothing. A second ctrl-C does kill. A second SIGTERM does not: under Slurm
+    and torchrun both the scheduler and the agent send one.
+    """
+    stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield {}  # Only the main thread may decide on signals, and they go there anyway.
+        yield stop  # Only the main thread may decide on signals, and they go there anyway.
         return
-    previous = {number: signal.signal(number, handler) for number in _ours()}
+    before = {number: signal.getsignal(number) for number in _ours()}
+
+    def collect(number: int, _: FrameType | None) -> None:
+        if not stop and acknowledgement:
+            _leave_dead_terminal()
+            with suppress(OSError):
+                # Not by sys.stderr, whose buffer may be in use.
+                os.write(2, f"\n{signal.Signals(number).name}: {acknowledgement}\n".encode())
+        stop.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
     try:
-        yield previous
+        for number in before:
+            signal.signal(number, collect)
+        yield stop
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -94,13 +113,6 @@ def kept_from_workers() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def say_at_once(text: str) -> None:
-    """Write a line to stderr from a signal's handler, where its buffer may be in use."""
-    _leave_dead_terminal()
-    with suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
 
 
 def _ours() -> list[int]:

@@ -29,7 +29,7 @@ from ...shared.device import allow_fast_products, autocast, choose_precision
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
 from ...shared.hashing import mix
-from ...shared.interrupts import Interrupted
+from ...shared.interrupts import Interrupted, collected
 from ..data.batch import Batch
 from ..data.preflight import Preflight
 from ..models.recogniser import Recogniser
@@ -46,7 +46,7 @@ from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Meter
 from .optimizer import Optimizer
-from .processes import Processes, stop_signals
+from .processes import Processes
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ class _Run:
         self.commands: list[list[str]] = []
         self.board: Any = None
         """TensorBoard's log while the first process trains."""
+        self.stop: list[int] = []
+        """Signals that came while the run trains."""
         self._saved_at = time.monotonic()
         """Seconds, when last.pt was written, or the run was made."""
 
@@ -326,11 +328,11 @@ class _Run:
             self.save()
         self._write_record()
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
-        with board as self.board, stop_signals(said) as stop:
-            # A signal may have come between an epoch's last step and its end.
+        with board as self.board, collected(said) as self.stop:
             for epoch in range(len(self.history), self.config.epochs):
-                self._take_steps(trainee, epoch, stop)
-                self._end_epoch(stop)
+                # None is left if a signal came with an epoch's last step.
+                self._take_steps(trainee, epoch)
+                self._end_epoch()
         is_validated = self.best_accuracy is not None
         return TrainSummary(
             checkpoint=out / (BEST_NAME if is_validated else LAST_NAME),
@@ -344,7 +346,7 @@ class _Run:
             teacher_is_random=self.cache.spec.teacher.is_random,
         )
 
-    def _take_steps(self, trainee: nn.Module, epoch: int, stop: list[int]) -> None:
+    def _take_steps(self, trainee: nn.Module, epoch: int) -> None:
         """Take the steps of an epoch that are left."""
         num_batches, num_parts = self.loader.batches_per_epoch, self.config.accumulate
         steps_per_epoch = -(-num_batches // num_parts)
@@ -362,7 +364,7 @@ class _Run:
             for step in range(first_step, steps_per_epoch):
                 parts = min(num_parts, num_batches - step * num_parts)
                 self._take_step(trainee, batches, parts, num_steps)
-                self._after_step(bar, stop, is_last=step + 1 == steps_per_epoch)
+                self._after_step(bar, is_last=step + 1 == steps_per_epoch)
 
     def _take_step(
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
@@ -392,7 +394,7 @@ class _Run:
         assert values is not None
         self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
-    def _after_step(self, bar: tqdm[Any], stop: list[int], *, is_last: bool) -> None:
+    def _after_step(self, bar: tqdm[Any], *, is_last: bool) -> None:
         """Log, stop and save, each when it is due; every process decides alike."""
         bar.update(1)
         is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
@@ -402,15 +404,15 @@ class _Run:
         # the device: when they log.
         elif self.processes.world_size > 1:
             return
-        if self.processes.any(bool(stop), self.device):
+        if self.processes.any(bool(self.stop), self.device):
             self.save()
-            self._stop(stop[0] if stop else signal.SIGTERM)
+            self._end_by(self.stop[0] if self.stop else signal.SIGTERM)
         is_due = time.monotonic() - self._saved_at >= _SAVE_EVERY_S
         if not is_last and self.processes.any(is_due, self.device):
             self.save()
 
-    def _stop(self, signal_number: int) -> NoReturn:
-        """End by a signal, now that the run is saved."""
+    def _end_by(self, signal_number: int) -> NoReturn:
+        """End by a signal, when the run is saved."""
         last = self.place.out / LAST_NAME
         self.processes.say(f"{last} holds the run; go on with --resume.")
         # torchrun ends every process as soon as one of them is gone.
@@ -440,7 +442,7 @@ class _Run:
             for name, value in values.items():
                 self.board.add_scalar(name, value, self.step)
 
-    def _end_epoch(self, stop: list[int]) -> None:
+    def _end_epoch(self) -> None:
         if self.validation is not None:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
@@ -448,9 +450,9 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            counts, signal_number = self.validation.read(stop)
+            counts, signal_number = self.validation.read(self.stop)
             if signal_number:
-                self._stop(signal_number)
+                self._end_by(signal_number)
             figures = counts.figures
             if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
                 self.best_accuracy = figures.accuracy
