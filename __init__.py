@@ -21,17 +21,17 @@ from typing import Any as _Any
 __version__ = "0.1.0"
 
 if _TYPE_CHECKING:
+    from .train import train as train
     from .train.data.cached_words import open_cache as open_cache
     from .train.evaluation.evaluate import evaluate as evaluate
-    from .train.loop.by_options import train as train
     from .train.reading.readers import load_reader as load
 
 __all__ = ["evaluate", "load", "open_cache", "train"]
 
 _PLACES = {
-    "evaluate": ("train.evaluation.evaluate", "evaluate"),
-    "load": ("train.reading.readers", "load_reader"),
-    "open_cache": ("train.data.cached_words", "open_cache"),
+    "evaluate": "train.evaluation.evaluate:evaluate",
+    "load": "train.reading.readers:load_reader",
+    "open_cache": "train.data.cached_words:open_cache",
 }
 
 
@@ -46,13 +46,12 @@ def let_threads_sleep() -> None:
 
 def __getattr__(name: str) -> _Any:
     """Import what the package offers when it is first asked for."""
-    if name in __all__:
-        let_threads_sleep()
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    let_threads_sleep()
     if name == "train":
         return _importlib.import_module(".train", __name__)  # A package that can be called.
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PLACES[name]
+    module, _, attribute = _PLACES[name].partition(":")
     found = getattr(_importlib.import_module(f".{module}", __name__), attribute)
     globals()[name] = found
     return found

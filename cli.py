@@ -25,22 +25,6 @@ from .train.commands.hub import pull, push
 from .train.commands.student import export, read
 from .train.commands.train import ablate, train
 
-_OUTSIDE_TROUBLE = frozenset(
-    (
-        # The disk is full, or the path is not one we may write.
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EISDIR),
-        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
-        *(errno.ELOOP, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.EXDEV, errno.ENXIO),
-        # A disk elsewhere went away, or cannot do what was asked.
-        *(errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-        *(errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO, errno.ENOTSUP),
-        *(errno.EINVAL, errno.ENOSYS, errno.ENOLCK),
-        # A limit of the machine, or of the user.
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-    )
-)
-
-
 _LESS_MEMORY = (
     "end other programs, or pass less at once where the command has it: --batch-size, "
     "--chunk-rows, --workers, --jobs"
@@ -57,12 +41,13 @@ class _Commands(click.Group):
         except ClipocrError as e:
             raise click.ClickException(str(e)) from e
         except OSError as e:
-            if e.errno in _OUTSIDE_TROUBLE:
-                # Of a rename, the second name is the one that matters.
-                name = e.filename2 or e.filename
-                place = f"{name}: " if name else ""
-                raise click.ClickException(f"{place}{e.strerror}") from e
-            raise
+            # Click ends quietly when nobody reads on. A descriptor that is none is a bug.
+            if e.errno in (None, errno.EPIPE, errno.EBADF):
+                raise
+            # Of a rename, the second name is the one that matters.
+            name = e.filename2 or e.filename
+            place = f"{name}: " if name else ""
+            raise click.ClickException(f"{place}{e.strerror}") from e
         except KeyboardInterrupt as e:
             line, code = ending(getattr(e, "signal_number", signal.SIGINT))
             click.echo(line, err=True)

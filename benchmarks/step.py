@@ -265,7 +265,7 @@ def rounds(variant: Variant) -> Iterator[tuple[float, float]]:
         for _ in range(variant.setting.num_steps):
             run._take_step(run.trainee, epoch, 1, 1 << 30)
         assert next(epoch, None) is None
-        run.meter.check(run.step, "")  # Waits for a GPU.
+        run.meter.check(run.step)  # Waits for a GPU.
         yield time.perf_counter() - started_s, time.process_time() - started_cpu_s
 
 

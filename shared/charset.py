@@ -30,9 +30,7 @@ _CHARSETS = {
     "62": string.digits + string.ascii_lowercase + string.ascii_uppercase,
     "94": string.digits + string.ascii_lowercase + string.ascii_uppercase + string.punctuation,
 }
-
-CHARSET_NAMES = tuple(_CHARSETS)
-"""The charsets of the STR benchmarks: lower-case alphanumeric, mixed case, printable ASCII."""
+"""Those of the STR benchmarks: lower-case alphanumeric, mixed case, printable ASCII."""
 
 
 class LabelProblem(Enum):
@@ -45,12 +43,7 @@ class LabelProblem(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRules(Options):
-    """The charset-independent part of the label filter; decides which samples become rows.
-
-    Labels lose their whitespace and are reduced to ASCII (NFKD, then everything else dropped), or
-    kept as they are, composed (NFC).
-    Their length counts before the charset deletes any character.
-    """
+    """The charset-independent part of the label filter; decides which samples become rows."""
 
     max_label_length: int = option(25, minimum=1, help="Longest label kept.")
     keep_unicode: bool = option(False, help="Do not reduce labels to ASCII; for non-Latin scripts.")
@@ -123,7 +116,7 @@ class Charset:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(
-                f"charset {name_or_path!r} is neither one of {', '.join(CHARSET_NAMES)} "
+                f"charset {name_or_path!r} is neither one of {', '.join(_CHARSETS)} "
                 f"nor a UTF-8 text file of characters ({e})"
             ) from e
         characters = "".join(unicodedata.normalize("NFC", text).split())
@@ -137,16 +130,12 @@ class Charset:
         """
         return "".join(c for c in self._folded(label) if c in self.characters)
 
-    def dropped(self, label: str) -> str:
-        """Return the characters of `label` that `adapt` deletes, in their order."""
-        return "".join(c for c in self._folded(label) if c not in self.characters)
-
     def describe_dropped(self, labels: Iterable[str]) -> str:
         """Say which characters of unique labels are deleted, and how often; nothing if none are."""
         deleted: Counter[str] = Counter()
         num_labels = num_shortened = num_emptied = 0
         for label in labels:
-            dropped = self.dropped(label)
+            dropped = [c for c in self._folded(label) if c not in self.characters]
             deleted.update(dropped)
             num_labels += 1
             num_shortened += bool(dropped)

@@ -1,20 +1,5 @@
 """Every failure a user can meet, and what helps against damage.
 
-    ClipocrError
-    ├── UsageError              options that are wrong or contradict each other (ValueError)
-    ├── DataError               input data that cannot be used (ValueError)
-    ├── TeacherError            CLIP weights that cannot be loaded or do not fit (RuntimeError)
-    ├── CheckpointError         a student checkpoint that cannot be loaded (RuntimeError)
-    ├── TrainingError           a run that cannot go on (RuntimeError)
-    ├── ExportError             an exported student that is not the student (RuntimeError)
-    ├── OutOfMemoryError        memory, of a GPU or of the machine, that is not enough (MemoryError)
-    ├── HubError                a model hub that does not answer, or refuses to (ConnectionError)
-    └── CacheError
-        ├── CacheMissingError   no cache, or not yet built far enough (FileNotFoundError)
-        ├── CacheMismatchError  a sound cache, but not the one this command needs (ValueError)
-        ├── CacheCorruptError   bytes that are not what was committed (OSError)
-        └── CacheUnavailableError  a place that does not answer, or refuses to (ConnectionError)
-
 Messages name the thing, its value, what was expected and the command that helps. `cli.py` prints
 them as one line and exits with 1; anything else is a bug and keeps its traceback.
 """

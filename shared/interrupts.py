@@ -1,10 +1,9 @@
 """The signals that end a command, and how it ends: by one line and 128 plus the signal's number.
 
 Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and a scheduler's warning (SIGUSR1) raise `Interrupted`
-while a command works, so that it cleans up. At any other moment they end the process at once: while
-modules are imported, because an exception there is taken for a missing module or is lost, and
-before and after the work, because there is nothing to clean up. This module imports nothing heavy,
-because it is at work before anything heavy is imported.
+while a command works, so that it cleans up. Before and after the work they end the process at once:
+there is nothing to clean up. This module imports nothing heavy, because it is at work before
+anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -14,28 +13,19 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-STOP_SIGNALS: tuple[int, ...] = tuple(
-    # Windows has the first two only.
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)
-)
-_NOT_FOR_WORKERS = frozenset(STOP_SIGNALS) - {signal.SIGTERM}
-"""SIGTERM is how an executor ends its workers."""
-
-_Handler = Callable[[int, FrameType | None], object]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ends the command; `signal_number` says which."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
 
 
@@ -79,41 +69,50 @@ def working() -> Iterator[None]:
 
 
 @contextmanager
-def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
-    """Handle the signals otherwise while the block runs; yield the handlers before, by number."""
+def collected(acknowledgement: str) -> Iterator[list[int]]:
+    """Collect the signals in a list while the block runs, which ends when it likes.
+
+    The first one is acknowledged on stderr at once, because ending may take a while; an empty
+    acknowledgement says nothing. A second ctrl-C does kill. A second SIGTERM does not: under Slurm
+    and torchrun both the scheduler and the agent send one.
+    """
+    stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield {}  # Only the main thread may decide on signals, and they go there anyway.
+        yield stop  # Only the main thread may decide on signals, and they go there anyway.
         return
-    previous = {number: signal.signal(number, handler) for number in _ours()}
+    before = {number: signal.getsignal(number) for number in _ours()}
+
+    def collect(number: int, _: FrameType | None) -> None:
+        if not stop and acknowledgement:
+            _leave_dead_terminal()
+            with suppress(OSError):
+                # Not by sys.stderr, whose buffer may be in use.
+                os.write(2, f"\n{signal.Signals(number).name}: {acknowledgement}\n".encode())
+        stop.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
     try:
-        yield previous
+        for number in before:
+            signal.signal(number, collect)
+        yield stop
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def kept_from_workers() -> Iterator[None]:
-    """Let processes that the block starts never see the signals but SIGTERM.
+    """Let processes that the block starts never see the signals but SIGTERM, which ends workers.
 
     A terminal and a scheduler send them to every process. Blocked, because what is blocked is so
     from a new process's first moment on, and in whatever thread starts it.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS} - {signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def say_at_once(text: str) -> None:
-    """Write a line to stderr from a signal's handler, where its buffer may be in use."""
-    if not _leave_dead_terminal():
-        with suppress(OSError):
-            os.write(2, f"\n{text}\n".encode())
 
 
 def _ours() -> list[int]:
@@ -124,24 +123,15 @@ def _ours() -> list[int]:
     return [n for n in STOP_SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, _: FrameType | None) -> None:
     _leave_dead_terminal()
     is_second = _Command.caught is not None
-    if not _Command.is_working or _imports(frame) or (is_second and number == signal.SIGINT):
+    if not _Command.is_working or (is_second and number == signal.SIGINT):
         _end_at_once(number)
     # A second SIGTERM is no hurry: under Slurm and torchrun the scheduler and the agent send one.
     if not is_second:
         _Command.caught = number
         raise Interrupted(number)
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _lost(unraisable: Any) -> None:
@@ -160,12 +150,8 @@ def _end_at_once(number: int) -> NoReturn:
     os._exit(code)
 
 
-def _leave_dead_terminal() -> bool:
-    """Stop writing to a terminal that was closed: every write there fails; return whether it was.
-
-    What is written from then on goes nowhere.
-    """
-    was_closed = False
+def _leave_dead_terminal() -> None:
+    """Send what is written to a terminal that was closed nowhere: every write there fails."""
     for descriptor in (1, 2):
         with suppress(OSError):
             is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
@@ -173,5 +159,3 @@ def _leave_dead_terminal() -> bool:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
-                was_closed = True
-    return was_closed

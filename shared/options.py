@@ -39,8 +39,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is to be said of one option besides its type and default."""
+    """One option: what its declaration says, and then what its field does."""
 
+    default: Any
     help: str
     name: str = ""
     """As settings name it; ``--intra-weight`` is ``intra_weight``. Empty: the field's name."""
@@ -62,6 +63,116 @@ class Option:
     unparse: Callable[[Any], Any] | None = None
     """From the field's value to what JSON knows."""
 
+    item: Any = None
+    """The field's type; of a tuple that of its items, of ``X | None`` X."""
+    is_tuple: bool = False
+    is_optional: bool = False
+
+    @property
+    def expected(self) -> str:
+        """Say what is possible, for messages."""
+        if self.choices:
+            one = "one of " + ", ".join(self.choices)
+        elif self.item in (int, float):
+            one = "a whole number" if self.item is int else "a number"
+            for word, bound in (
+                ("from", self.minimum),
+                ("above", self.above),
+                ("to", self.maximum),
+                ("below", self.below),
+            ):
+                one += f" {word} {bound:g}" if bound is not None else ""
+        else:
+            one = {bool: "true or false", Path: "a path"}.get(self.item, "a text")
+        return f"a list, each {one}" if self.is_tuple else one
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a value, or an item of a tuple, is possible."""
+        if isinstance(value, bool) and self.item is not bool:
+            return False
+        if not isinstance(value, (int, float) if self.item is float else self.item):
+            return False
+        if self.choices and self.parse is None:
+            return value in self.choices
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and not (self.item is float and not math.isfinite(value))
+        )
+
+    def read(self, value: Any) -> Any:
+        """Return the field's value from what JSON, TOML or code say."""
+        if value is None:
+            return None
+        if self.is_tuple:
+            if not isinstance(value, list | tuple):
+                raise UsageError(f"{self.name} is {value!r}, expected {self.expected}")
+            return tuple(map(dataclasses.replace(self, is_tuple=False).read, value))
+        if self.parse is not None and not isinstance(value, self.item):
+            return self.parse(value)
+        return Path(value) if self.item is Path and isinstance(value, str) else value
+
+    def plain(self, value: Any) -> Any:
+        """Return a field's value as JSON knows it."""
+        if value is None:
+            return None
+        if self.is_tuple:
+            return list(map(dataclasses.replace(self, is_tuple=False).plain, value))
+        if self.unparse is not None:
+            return self.unparse(value)
+        return str(value) if isinstance(value, Path) else value
+
+    def of_click(self) -> Callable[..., Any]:
+        """Return the decorator that gives a command this option."""
+        flag = "--" + self.name.replace("_", "-")
+        if self.item is bool:
+            # A flag that is off says only how to turn it on.
+            names = flag if self.default is False else f"{flag}/--no-{flag[2:]}"
+            shown = self.default is not False
+            return click.option(
+                names, self.name, is_flag=True, default=self.default, show_default=shown,
+                help=self.help,
+            )  # fmt: skip
+        is_multiple = self.is_tuple and self.item is Path
+        item_type = self._click_type()
+        attributes: dict[str, Any] = {}
+        if self.default_text is not None:
+            attributes["show_default"] = self.default_text
+        elif not is_multiple and self.default not in (dataclasses.MISSING, None):
+            plain = self.plain(self.default)
+            text = ",".join(map(str, plain)) or "none" if isinstance(plain, list) else str(plain)
+            # For the help alone: `takes` leaves defaults to the config.
+            attributes |= {"default": text, "show_default": True}
+        return click.option(
+            flag,
+            self.name,
+            help=self.help,
+            metavar=self.metavar,
+            type=_List(item_type) if self.is_tuple and not is_multiple else item_type,
+            required=self.default is dataclasses.MISSING,
+            multiple=is_multiple,
+            **attributes,
+        )
+
+    def _click_type(self) -> click.ParamType[Any]:
+        if self.type is not None:
+            return self.type
+        if self.choices:
+            return click.Choice(self.choices)
+        if self.item in (int, float):
+            bounds: dict[str, Any] = {
+                "min": self.minimum if self.above is None else self.above,
+                "max": self.maximum if self.below is None else self.below,
+                "min_open": self.above is not None,
+                "max_open": self.below is not None,
+            }
+            if bounds["min"] is None and bounds["max"] is None:
+                return click.INT if self.item is int else click.FLOAT
+            return click.IntRange(**bounds) if self.item is int else click.FloatRange(**bounds)
+        return click.Path(path_type=Path) if self.item is Path else click.STRING
+
 
 def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
     """Declare a field of an `Options` class as an option, required if it has no default.
@@ -70,45 +181,13 @@ def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
         default: Of the field.
         about: Fields of `Option`.
     """
-    return dataclasses.field(default=default, metadata={"option": Option(**about)})
+    return dataclasses.field(default=default, metadata={"option": Option(default=default, **about)})
 
 
 def option_of(config: type[Options], field: str) -> Any:
     """Declare a field as the option that another class has already."""
     there = config.__dataclass_fields__[field]
     return dataclasses.field(default=there.default, metadata=there.metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Field:
-    """One option of a class, with its type taken apart."""
-
-    name: str
-    option: Option
-    item: Any
-    """The type; of a tuple that of its items, of ``X | None`` X."""
-    is_tuple: bool
-    is_optional: bool
-    default: Any
-
-    @property
-    def expected(self) -> str:
-        """Say what is possible, for messages."""
-        about = self.option
-        if about.choices:
-            one = "one of " + ", ".join(about.choices)
-        elif self.item in (int, float):
-            one = "a whole number" if self.item is int else "a number"
-            for word, bound in (
-                ("from", about.minimum),
-                ("above", about.above),
-                ("to", about.maximum),
-                ("below", about.below),
-            ):
-                one += f" {word} {bound:g}" if bound is not None else ""
-        else:
-            one = {bool: "true or false", Path: "a path"}.get(self.item, "a text")
-        return f"a list, each {one}" if self.is_tuple else one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +200,10 @@ class Options:
     def __post_init__(self) -> None:
         problems = []
         for field, some in _members(type(self)).items():
-            if not isinstance(some, _Field):
-                continue
             value = getattr(self, field)
-            if value is None:
-                is_sound = some.is_optional or some.default is None
-            elif some.is_tuple:
-                object.__setattr__(self, field, tuple(value))  # JSON and TOML know lists only.
-                is_sound = all(_fits(some, item) for item in value)
-            else:
-                is_sound = _fits(some, value)
-            if not is_sound:
+            if not isinstance(some, Option) or (value is None and some.is_optional):
+                continue
+            if not all(map(some.allows, value if some.is_tuple else (value,))):
                 problems.append(f"{some.name} is {value!r}, expected {some.expected}")
         if problems:
             raise UsageError("; ".join(problems))
@@ -140,6 +212,11 @@ class Options:
     def names(cls) -> tuple[str, ...]:
         """Return the names of all options in the order of the fields, nested ones in place."""
         return tuple(some.name for some in _options(cls))
+
+    @classmethod
+    def own(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of some values that are of this class's options."""
+        return {name: values[name] for name in cls.names() if name in values}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], **others: Any) -> Self:
@@ -154,12 +231,11 @@ class Options:
         """
         require_known(values, cls.names())
         for field, some in _members(cls).items():
-            if isinstance(some, _Field):
+            if isinstance(some, Option):
                 if some.name in values:
-                    others[field] = _parsed(some, values[some.name])
+                    others[field] = some.read(values[some.name])
             elif field not in others:
-                own = {name: values[name] for name in some.names() if name in values}
-                others[field] = some.from_values(own)
+                others[field] = some.from_values(some.own(values))
         return cls(**others)
 
     def to_values(self) -> dict[str, Any]:
@@ -167,8 +243,8 @@ class Options:
         values: dict[str, Any] = {}
         for field, some in _members(type(self)).items():
             value = getattr(self, field)
-            if isinstance(some, _Field):
-                values[some.name] = _plain(some, value)
+            if isinstance(some, Option):
+                values[some.name] = some.plain(value)
             else:
                 values |= value.to_values()
         return values
@@ -206,16 +282,16 @@ def takes(config: type[Options]) -> Callable[..., Any]:
 
         wrapped: Any = call
         for some in reversed(list(_options(config))):
-            wrapped = _click_option(some)(wrapped)
+            wrapped = some.of_click()(wrapped)
         return typing.cast(_Command, wrapped)
 
     return decorate
 
 
-def _members(config: type[Options]) -> dict[str, _Field | type[Options]]:
+def _members(config: type[Options]) -> dict[str, Option | type[Options]]:
     """Return the fields that are options, and those that lend theirs, by name and in order."""
     hints = typing.get_type_hints(config)
-    members: dict[str, _Field | type[Options]] = {}
+    members: dict[str, Option | type[Options]] = {}
     for field in dataclasses.fields(config):
         item, about = hints[field.name], field.metadata.get("option")
         if about is None:
@@ -226,69 +302,25 @@ def _members(config: type[Options]) -> dict[str, _Field | type[Options]]:
         if is_optional:
             (item,) = (kind for kind in typing.get_args(item) if kind is not types.NoneType)
         is_tuple = typing.get_origin(item) is tuple
-        members[field.name] = _Field(
+        members[field.name] = dataclasses.replace(
+            about,
             name=about.name or field.name,
-            option=about,
             item=typing.get_args(item)[0] if is_tuple else item,
             is_tuple=is_tuple,
             is_optional=is_optional,
-            default=field.default,
         )
     return members
 
 
-def _options(config: type[Options]) -> Iterator[_Field]:
+def _options(config: type[Options]) -> Iterator[Option]:
     for some in _members(config).values():
-        if isinstance(some, _Field):
+        if isinstance(some, Option):
             yield some
         else:
             yield from _options(some)
 
 
-def _fits(some: _Field, value: Any) -> bool:
-    about = some.option
-    if some.item is float and type(value) is int:
-        value = float(value)
-    if isinstance(value, bool) and some.item is not bool:
-        return False
-    return (
-        isinstance(value, some.item)
-        and (about.parse is not None or not about.choices or value in about.choices)
-        and (about.minimum is None or value >= about.minimum)
-        and (about.maximum is None or value <= about.maximum)
-        and (about.above is None or value > about.above)
-        and (about.below is None or value < about.below)
-        and not (some.item is float and not math.isfinite(value))
-    )
-
-
-def _parsed(some: _Field, value: Any) -> Any:
-    def one(item: Any) -> Any:
-        if some.option.parse is not None and not isinstance(item, some.item):
-            return some.option.parse(item)
-        return Path(item) if some.item is Path and isinstance(item, str) else item
-
-    if value is None:
-        return None
-    if not some.is_tuple:
-        return one(value)
-    if not isinstance(value, list | tuple):
-        raise UsageError(f"{some.name} is {value!r}, expected {some.expected}")
-    return tuple(map(one, value))
-
-
-def _plain(some: _Field, value: Any) -> Any:
-    def one(item: Any) -> Any:
-        if some.option.unparse is not None:
-            return some.option.unparse(item)
-        return str(item) if isinstance(item, Path) else item
-
-    if value is None:
-        return None
-    return [one(item) for item in value] if some.is_tuple else one(value)
-
-
-# -- click ------------------------------------------------------------------------------------
+# -- kinds of arguments -----------------------------------------------------------------------
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
@@ -304,57 +336,6 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
             return tuple(value)
         parts = [] if value == "none" else value.split(",")
         return tuple(self.item.convert(part, param, ctx) for part in parts)
-
-
-def _item_type(some: _Field) -> click.ParamType[Any]:
-    about = some.option
-    if about.type is not None:
-        return about.type
-    if about.choices:
-        return click.Choice(about.choices)
-    if some.item in (int, float):
-        bounds: dict[str, Any] = {
-            "min": about.minimum if about.above is None else about.above,
-            "max": about.maximum if about.below is None else about.below,
-            "min_open": about.above is not None,
-            "max_open": about.below is not None,
-        }
-        if bounds["min"] is None and bounds["max"] is None:
-            return click.INT if some.item is int else click.FLOAT
-        return click.IntRange(**bounds) if some.item is int else click.FloatRange(**bounds)
-    return click.Path(path_type=Path) if some.item is Path else click.STRING
-
-
-def _click_option(some: _Field) -> Callable[..., Any]:
-    about, default = some.option, some.default
-    flag = "--" + some.name.replace("_", "-")
-    if some.item is bool and not some.is_tuple:
-        # A flag that is off says only how to turn it on.
-        names = flag if default is False else f"{flag}/--no-{flag[2:]}"
-        return click.option(names, some.name, is_flag=True, default=default,
-                            show_default=default is not False, help=about.help)  # fmt: skip
-    attributes: dict[str, Any] = {
-        "help": about.help,
-        "metavar": about.metavar,
-        "type": _item_type(some),
-        "required": default is dataclasses.MISSING,
-    }
-    is_multiple = some.is_tuple and some.item is Path
-    if is_multiple:
-        attributes["multiple"] = True
-    elif some.is_tuple:
-        attributes["type"] = _List(attributes["type"])
-    if about.default_text is not None:
-        attributes["show_default"] = about.default_text
-    elif not is_multiple and default not in (dataclasses.MISSING, None):
-        plain = _plain(some, default)
-        text = ",".join(map(str, plain)) or "none" if isinstance(plain, list) else str(plain)
-        # For the help alone: `takes` leaves defaults to the config.
-        attributes |= {"default": text, "show_default": True}
-    return click.option(flag, some.name, **attributes)
-
-
-# -- kinds of arguments -----------------------------------------------------------------------
 
 
 class _CachePlace(click.Path):

@@ -28,7 +28,7 @@ class Process:
 
     def describe_share(self, work: str) -> str:
         """Say which share of some work this process takes, why, and how to take all of it."""
-        said = " and ".join(f"{name}={os.environ.get(name, '')}" for name in self.variables)
+        said = " and ".join(f"{name}={os.environ[name]}" for name in self.variables)
         unset = " ".join(f"-u {name}" for name in self.variables)
         return (
             f"This process takes share {self.rank + 1} of {self.world_size} of {work}, because of "
@@ -44,14 +44,11 @@ class Process:
         """Return which process this is as torchrun says, else a process that is alone.
 
         Raises:
-            UsageError: the launcher's variables contradict each other, or are no numbers.
+            UsageError: the launcher's variables are no numbers, or one is missing.
         """
-        if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
-            raise UsageError(
-                f"RANK is {os.environ['RANK']!r}, but WORLD_SIZE is not set; torchrun sets both. "
-                "Start the command by torchrun, or unset RANK to run it alone"
-            )
-        return cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK") or cls()
+        if "RANK" not in os.environ:
+            return cls()
+        return cls._of("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
     @classmethod
     def of_torchrun_or_slurm(cls) -> Self:
@@ -64,24 +61,22 @@ class Process:
         Raises:
             UsageError: as of `of_torchrun`.
         """
-        torchrun = cls.of_torchrun()
-        if torchrun.variables:
-            return torchrun
-        rank, count = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"
-        if rank in os.environ and count in os.environ:
+        if "RANK" in os.environ:
+            return cls.of_torchrun()
+        if "SLURM_ARRAY_TASK_ID" in os.environ:
             first = _number("SLURM_ARRAY_TASK_MIN", 0)
             step = _number("SLURM_ARRAY_TASK_STEP", 1)
             return cls(
-                rank=(_number(rank) - first) // step,
-                world_size=_number(count),
-                variables=(rank, count),
+                rank=(_number("SLURM_ARRAY_TASK_ID") - first) // step,
+                world_size=_number("SLURM_ARRAY_TASK_COUNT"),
+                variables=("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
             )
-        return cls._of("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID") or cls()
+        if "SLURM_STEP_NUM_TASKS" in os.environ:
+            return cls._of("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return cls()
 
     @classmethod
-    def _of(cls, rank: str, world_size: str, local_rank: str) -> Self | None:
-        if rank not in os.environ or world_size not in os.environ:
-            return None
+    def _of(cls, rank: str, world_size: str, local_rank: str) -> Self:
         return cls(
             rank=_number(rank),
             world_size=_number(world_size),
@@ -94,13 +89,13 @@ def _number(variable: str, default: int | None = None) -> int:
     """Return the value of a launcher's variable.
 
     Raises:
-        UsageError: it is no number.
+        UsageError: it is no number, or missing where there is no default.
     """
-    value = os.environ.get(variable, "" if default is None else str(default))
+    value = os.environ.get(variable, default)
     try:
-        return int(value)
-    except ValueError:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
         raise UsageError(
             f"{variable} is {value!r}, expected a whole number; a launcher such as torchrun or "
-            f"srun sets it. Start the command by one, or unset {variable} to run it alone"
+            f"srun sets it. Start the command by one, or unset its variables to run it alone"
         ) from None

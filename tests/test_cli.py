@@ -173,7 +173,8 @@ def test_sigterm_saves_the_run_and_resume_finishes_it(cache_path: Path, tmp_path
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "go on with --resume" in stderr.splitlines()[-1]
+    assert "last.pt holds the run; go on with --resume" in stderr
+    assert stderr.splitlines()[-1] == "Stopped by SIGTERM."
     assert "Traceback" not in stderr
     refused = invoke(*args, "--epochs", 2, "--resume")
     assert refused.exit_code == 1

@@ -150,7 +150,7 @@ def test_a_student_of_the_other_kind_is_refused(
         train(CONFIG, place, init=runs["stretch"])
     train(CONFIG, place, init=runs["rotate"])
     other = TrainPlace(cache=caches["stretch"], out=place.out, device="cpu")
-    with pytest.raises(UsageError, match="tall was 'rotate', now 'stretch'"):
+    with pytest.raises(UsageError, match="cache_id was"):
         train(CONFIG, other, resume=True)
 
 

@@ -251,7 +251,7 @@ def waits_of_steps(place: Place, cache: Path) -> list[dict[str, object]]:
     with noted_waits(place.device) as found:
         for _ in range(3):
             run._take_step(run.trainee, epoch, 1, 1 << 20)
-    run.meter.check(run.step, "")
+    run.meter.check(run.step)
     assert not found, f"the host waits at {dict(found)}"
     return [{"steps": 3, "waits": 0}]
 
@@ -287,7 +287,7 @@ def one_process_of_several(place: Place, cache: Path) -> dict[str, object]:
         epoch = run.loader.epoch(0)
         for parts in (1, 2, 1):
             run._take_step(trainee, epoch, parts, 1 << 20)
-        run.meter.check(run.step, "")
+        run.meter.check(run.step)
         return {"backend": backend, "loss": round(run.meter.latest()["total"], 3)}
     finally:
         dist.destroy_process_group()

@@ -141,7 +141,7 @@ def profiled(place: Place, variant: step.Variant) -> list[dict[str, object]]:
         started = time.perf_counter()
         for _ in range(count):
             run._take_step(run.trainee, epoch, 1, 1 << 30)
-        run.meter.check(run.step, "")  # Waits for a GPU.
+        run.meter.check(run.step)  # Waits for a GPU.
         return 1e3 * (time.perf_counter() - started) / count
 
     # A whole epoch first, in which every length of labels comes.

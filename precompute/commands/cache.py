@@ -209,17 +209,12 @@ def _print_plan(plan: Plan) -> None:
             for text in plan.texts
         ),
         ("bad images", f"{counts(plan.sampled_bad)} among {plan.num_sampled:,} looked at"),
-        ("scan", f"{rates.scan_s:.1f} s"),
         *(
             (f"{augment} views", f"{rate:,.0f}/s on one core")
             for augment, rate in rates.views_per_s.items()
         ),
         ("teacher", f"{rates.images_per_s:,.0f} images/s, {rates.labels_per_s:,.0f} labels/s "
                     f"({plan.teacher} on {plan.device} in {plan.precision})"),
-        *(
-            (f"codec {name}", f"{rate:,.0f} rows/s encoded")
-            for name, rate in rates.encoded_per_s.items()
-        ),
         ("disk", f"{byte_size(rates.written_bytes_per_s)}/s"),
     ]  # fmt: skip
     click.echo(plain_table(facts) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipocr.shared.ahead import process_pool
-from clipocr.shared.interrupts import STOP_SIGNALS, say_at_once
+from clipocr.shared.interrupts import STOP_SIGNALS, collected
 
 HEAD = """
 import os, signal, sys, time
@@ -133,6 +133,9 @@ def test_workers_never_see_what_is_for_the_command() -> None:
     assert blocked_signals() == set()
 
 
-def test_what_a_handler_says_is_there_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    say_at_once("SIGTERM arrived")
-    assert capfd.readouterr().err == "\nSIGTERM arrived\n"
+def test_what_is_collected_is_acknowledged_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with collected("stopping ...") as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == "\nSIGTERM: stopping ...\n"
+    assert stop == [signal.SIGTERM] * 2

@@ -57,7 +57,7 @@ def test_each_piece_of_work_is_one_processs() -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "1"}, "RANK is '1', but WORLD_SIZE is not set"),
+        ({"RANK": "1"}, "WORLD_SIZE is None, expected a whole number"),
         ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is '', expected a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number"),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is ''"),

@@ -64,7 +64,7 @@ def ablate(
         UsageError: a setting is not possible, or a run was begun with others.
         CacheError: the cache lacks what a variant follows.
         DataError: the test data cannot be used.
-        StopRequestedError: a signal ended it; the same call goes on.
+        Interrupted: a signal ended it; the same call goes on.
     """
     cache, device = open_cache(place), choose_device(place.device)
     # Everything first: what is wrong in the last row must not wait for the first run's end.

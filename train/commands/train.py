@@ -114,20 +114,13 @@ Example:
 
 
 def _train(given: Mapping[str, Any], init: Path | None, resume: bool) -> None:
-    from ..loop.processes import Processes, StopRequestedError
+    from ..loop.processes import Processes
     from ..loop.run import train as train_run
 
-    of_place = {name: given[name] for name in TrainPlace.names() if name in given}
-    of_run = {name: value for name, value in given.items() if name not in of_place}
-    config = TrainConfig.from_values(of_run)
+    of_place = TrainPlace.own(given)
+    config = TrainConfig.from_values({k: v for k, v in given.items() if k not in of_place})
     place = TrainPlace.from_values(of_place, command=tuple(sys.argv))
-    try:
-        summary = train_run(config, place, resume=resume, init=init)
-    except StopRequestedError as e:
-        click.echo(
-            f"Stopped; {place.out / 'last.pt'} holds the run, go on with --resume.", err=True
-        )
-        raise SystemExit(128 + e.signal_number) from None
+    summary = train_run(config, place, resume=resume, init=init)
     if Processes.of_torchrun().is_first:
         _report_training(place.out, summary)
 
@@ -144,10 +137,7 @@ def _report_training(out: Path, summary: TrainSummary) -> None:
             f"Note: {counted(summary.num_skipped, 'step')} had no finite gradient and did nothing.",
             err=True,
         )
-    try:
-        draw_curves(out)
-    except ImportError as e:
-        click.echo(f"Note: {out / 'curves.png'} was not drawn: {e}.", err=True)
+    draw_curves(out)
     best = "" if summary.best_accuracy is None else f", best accuracy {summary.best_accuracy:.1f} %"
     speed = (
         f"; {summary.samples_per_second:,.0f} samples/s, "
@@ -237,25 +227,18 @@ def ablate(
     """
     from ..ablation.runs import ablate as ablate_table
     from ..ablation.table import load_table
-    from ..loop.processes import Processes, StopRequestedError
+    from ..loop.processes import Processes
 
     if Processes.of_torchrun().world_size > 1:
         raise click.UsageError("ablate is one process per GPU, each with its share: --only I/N")
-    runs, of_place = (
-        {name: given[name] for name in kind.names() if name in given}
-        for kind in (_Runs, TrainPlace)
-    )
-    asked = _Runs.from_values(runs)
-    place = TrainPlace.from_values(of_place, command=tuple(sys.argv))
+    place = TrainPlace.from_values(TrainPlace.own(given), command=tuple(sys.argv))
     table = load_table(table_name)
     table = replace(
-        table, settings={**table.settings, **overrides}, seeds=asked.seeds or table.seeds
+        table,
+        settings={**table.settings, **overrides},
+        seeds=given.get("seeds", table.seeds),
     )
-    try:
-        result = ablate_table(table, place, asked.data, only=only)
-    except StopRequestedError as e:
-        click.echo("Stopped; the same command goes on from here.", err=True)
-        raise SystemExit(128 + e.signal_number) from None
+    result = ablate_table(table, place, given["data"], only=only)
     click.echo((place.out / "table.md").read_text(encoding="utf-8"))
     for name, reason in result.failed.items():
         click.echo(f"{name} failed: {reason}", err=True)

@@ -52,13 +52,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that `path` is always a whole one, the old or the new.
 
-    Args:
-        path: Of the file.
-        method: What makes the recogniser.
-        tokenizer: What it was made with.
-        recogniser: Whose weights to keep, a whole one or a part; None of a method that has none.
-        training: All that resuming needs; None for a recogniser to use.
-        teacher: ``MODEL/WEIGHTS`` of the cache it was trained from.
+    Args as above: `training` is all that resuming needs, None for a recogniser to use; `teacher`
+    is ``MODEL/WEIGHTS`` of the cache it was trained from.
     """
     checkpoint = {
         "format": _FORMAT,
@@ -66,18 +61,13 @@ def save_checkpoint(
         "settings": method.to_values(),
         "charset": asdict(tokenizer.charset),
         "max_label_length": tokenizer.max_label_length,
-        "tall": tall_of(recogniser),
+        "tall": recogniser.tall if isinstance(recogniser, Recogniser) else TALL[0],
         "recogniser": None if recogniser is None else recogniser.state_dict(),
         "teacher": teacher,
         "training": dict(training) if training is not None else None,
     }
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save(checkpoint, file)
-
-
-def tall_of(recogniser: RecogniserPart | None) -> str:
-    """Return what a checkpoint records of tall pictures; the default of what reads none."""
-    return recogniser.tall if isinstance(recogniser, Recogniser) else TALL[0]
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
@@ -88,13 +78,11 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if not run_or_checkpoint.is_dir():
-        candidates = [run_or_checkpoint]
-    else:
-        candidates = [run_or_checkpoint / name for name in (BEST_NAME, LAST_NAME, MODEL_NAME)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    if run_or_checkpoint.is_file():
+        return run_or_checkpoint
+    for name in (BEST_NAME, LAST_NAME, MODEL_NAME):
+        if (run_or_checkpoint / name).is_file():
+            return run_or_checkpoint / name
     raise CheckpointError(
         f"{run_or_checkpoint} is neither a checkpoint nor a run folder with {BEST_NAME}, "
         f"{LAST_NAME} or {MODEL_NAME}; make one with: "
@@ -175,8 +163,7 @@ def build_kept(checkpoint: Mapping[str, Any], path: Path) -> RecogniserPart | No
         charset = Charset(**checkpoint["charset"])
         tokenizer = LabelTokenizer(charset, checkpoint["max_label_length"])
         recogniser: RecogniserPart | None = method.recogniser(tokenizer) or method.part(tokenizer)
-        if recogniser is None:
-            raise TypeError(f"method {method.name} has no recogniser")
+        assert recogniser is not None, "a checkpoint of its method has weights"
         recogniser.load_state_dict(checkpoint["recogniser"])
         tall = checkpoint.get("tall", TALL[0])
         if tall not in TALL:

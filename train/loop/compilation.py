@@ -16,14 +16,8 @@ from ..methods.trainee import Trainee
 def compile_trainee(trainee: Trainee, wish: str, device: torch.device, method: str) -> str:
     """Have torch.compile fuse the parts of a trainee that it can, from their first call on.
 
-    Args:
-        trainee: On its device.
-        wish: ``on``, ``off``, or ``auto``, which is on for a GPU where it works.
-        device: Of the run.
-        method: Its name, for messages.
-
-    Returns:
-        What was done, for the user; nothing if that is nothing.
+    `wish` is ``on``, ``off``, or ``auto``, which is on for a GPU where it works; `method` is named
+    in messages. Returns what was done, for the user; nothing if that is nothing.
 
     Raises:
         UsageError: it is to be on, and there is nothing to compile, or it does not work here.

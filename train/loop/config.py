@@ -123,15 +123,12 @@ class TrainConfig(Options):
 
         ``recipe`` gives values that all others override. What nothing names has its default.
         """
-        presets = Presets.from_values({n: values[n] for n in Presets.names() if n in values})
+        presets = Presets.from_values(Presets.own(values))
         method = method_of_runs(presets.method)
         require_known(values, (*Presets.names(), *cls.names(), *method.names()))
         values = {**RECIPES[presets.recipe], **values}
-        of_method, of_run = (
-            {name: values[name] for name in kind.names() if name in values}
-            for kind in (method, cls)
-        )
-        return super().from_values(of_run, method=method.from_values(of_method), **others)
+        made = method.from_values(method.own(values))
+        return super().from_values(cls.own(values), method=made, **others)
 
     def to_values(self) -> dict[str, Any]:
         """Return all values by name, flat: `from_values` inverted."""
@@ -161,11 +158,6 @@ class TrainPlace(Options):
         help="Folder with validation LMDBs; best.pt is chosen by them.",
         metavar="ROOT",
         type=FOLDER,
-    )
-    checkpoint_minutes: float = option(
-        5.0,
-        help="Minutes between writes of last.pt, besides the end of each epoch.",
-        above=0,
     )
     device: str = device_option()
     command: tuple[str, ...] = ()

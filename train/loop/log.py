@@ -31,14 +31,7 @@ class Meter:
         processes: Processes,
         max_skipped_in_a_row: int,
     ) -> None:
-        """Begin an epoch.
-
-        Args:
-            names: Of the V values; the gradient norm last.
-            device: Where the values are.
-            processes: Whose means are wanted.
-            max_skipped_in_a_row: More steps than this, one after another, end the run.
-        """
+        """Begin an epoch; the last of the V names is that of the gradient norm."""
         self.names = tuple(names)
         self._processes = processes
         self._max_in_a_row = max_skipped_in_a_row
@@ -64,8 +57,8 @@ class Meter:
         self._last_skipped = torch.where(is_finite, self._last_skipped, values)
         self._latest = values
 
-    def check(self, step: int, advice: str) -> None:
-        """Look whether too many steps were skipped.
+    def check(self, step: int) -> None:
+        """Look whether too many steps up to this one were skipped.
 
         Raises:
             TrainingError: they were.
@@ -76,7 +69,8 @@ class Meter:
             bad = [name for name, value in skipped if not math.isfinite(value)]
             raise TrainingError(
                 f"steps {step - in_a_row + 1} to {step} had to be skipped; not finite: "
-                f"{', '.join(bad)}. {advice}"
+                f"{', '.join(bad)}. Begin again in another --out with a lower --learning-rate or "
+                "with --precision fp32"
             )
 
     def latest(self) -> dict[str, float]:

@@ -15,13 +15,6 @@ class Optimizer:
     """AdamW with a gradient scaler, a clipped gradient and a OneCycle schedule."""
 
     def __init__(self, module: torch.nn.Module, config: TrainConfig, device: torch.device) -> None:
-        """Prepare to train a module.
-
-        Args:
-            module: All that is trained.
-            config: Of the run.
-            device: Where the module is.
-        """
         self._parameters, self._config = list(module.parameters()), config
         self._adamw = torch.optim.AdamW(
             parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=True

@@ -1,15 +1,13 @@
-"""The processes that train together, as torchrun starts them, and the signals that stop them."""
+"""The processes that train together, as torchrun starts them."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +15,6 @@ from tqdm import tqdm
 
 from ...shared.device import choose_device
 from ...shared.errors import UsageError
-from ...shared.interrupts import handling, say_at_once
 from ...shared.processes import Process
 
 _Thing = TypeVar("_Thing")
@@ -99,34 +96,3 @@ class Processes(Process):
         things: list[_Thing | None] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things  # type: ignore[return-value]
-
-
-class StopRequestedError(Exception):
-    """A signal arrived, and the run has been saved; `signal_number` says which."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
-
-
-@contextmanager
-def stop_signals(acknowledgement: str) -> Iterator[list[int]]:
-    """Collect the `STOP_SIGNALS` in a list instead of dying of them.
-
-    The first one is acknowledged on stderr at once, because stopping may take a while; an empty
-    acknowledgement says nothing. A second ctrl-C does kill. A second SIGTERM does not: under Slurm
-    and torchrun both the scheduler and the agent send one.
-    """
-    stop: list[int] = []
-
-    def request(signal_number: int, _: FrameType | None) -> None:
-        if not stop and acknowledgement:
-            say_at_once(f"{signal.Signals(signal_number).name}: {acknowledgement}")
-        stop.append(signal_number)
-        if signal_number == signal.SIGINT and signal_number in previous:
-            signal.signal(signal_number, previous[signal_number])
-
-    previous: dict[int, Any] = {}
-    with handling(request) as handlers:
-        previous |= handlers
-        yield stop

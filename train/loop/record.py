@@ -5,61 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...shared.atomic import replacing
 from ...shared.cache.names import MANIFEST_NAME
-from ...shared.cache.reader import FeatureCache
 from ...shared.data.folders import is_text
-from ...shared.distribution import versions_with
 from ...shared.errors import CheckpointError, UsageError
 from ..deploy.safetensors_file import MODEL_NAME
 from .checkpoint import BEST_NAME, LAST_NAME
-from .config import TrainConfig, TrainPlace
-
-if TYPE_CHECKING:
-    import torch
 
 RUN_NAME = "run.json"
 
 
-def write_record(
-    place: TrainPlace,
-    config: TrainConfig,
-    cache: FeatureCache,
-    *,
-    device: torch.device,
-    num_processes: int,
-    **state: Any,
-) -> None:
-    """Write the record of a run so that it is always a whole one, the old or the new.
-
-    Args:
-        place: Where the run is.
-        config: What decides its weights.
-        cache: What it reads.
-        device: Of the first process.
-        num_processes: Of the run.
-        state: What else is to be known of it, by name.
-    """
-    spec = cache.spec
-    record = {
-        "config": config.to_values(),
-        "cache": {
-            "path": str(place.cache),
-            "id": cache.manifest.cache_id,
-            "teacher": spec.teacher.name,
-            "teacher_is_random": spec.teacher.is_random,
-            "tall": spec.view.tall,
-            "sources": [source.name for source in spec.sources],
-        },
-        "validation": [str(root) for root in place.val_data],
-        "versions": versions_with("torch", "numpy"),
-        "device": str(device),
-        "processes": num_processes,
-        **state,
-    }
-    with replacing(place.out / RUN_NAME) as partial:
+def write_record(out: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a run so that it is always a whole one, the old or the new."""
+    with replacing(out / RUN_NAME) as partial:
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         partial.write_text(text, encoding="utf-8")
 

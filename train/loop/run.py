@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -26,9 +26,10 @@ from tqdm import tqdm
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, autocast, choose_precision
+from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
-from ...shared.geometry import TALL
 from ...shared.hashing import mix
+from ...shared.interrupts import Interrupted, collected
 from ..data.batch import Batch
 from ..data.loader import CacheLoader
 from ..data.preflight import Preflight
@@ -41,19 +42,20 @@ from .checkpoint import (
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    tall_of,
 )
 from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
 from .log import Clock, Meter
 from .optimizer import Optimizer
-from .processes import Processes, StopRequestedError, stop_signals
+from .processes import Processes
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
     from .validation import Validation
 
 _LOG_EVERY_STEPS = 10
+_SAVE_EVERY_S = 300.0
+"""Besides the end of each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +90,14 @@ def train(
         config: What decides the weights.
         place: Where the run reads and writes.
         resume: Whether to go on with the run that is there.
-        init: Run folder or checkpoint whose recogniser this one begins with; None: random weights.
+        init: Run folder or checkpoint whose recogniser this one begins with.
 
     Raises:
         CacheError: the cache is missing, damaged, or not the one this run needs.
         UsageError: the run folder is in use by another run, or an option is not possible here.
         TrainingError: too many steps in a row were not finite.
         OutOfMemoryError: a step takes more memory than there is.
-        StopRequestedError: a signal ended the run; last.pt holds it.
+        Interrupted: a signal ended the run; last.pt holds it.
     """
     if resume and init is not None:
         raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
@@ -167,15 +169,20 @@ class _Run:
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
-        if self.trainee.recogniser is not None:
-            self.trainee.recogniser.tall = self.cache.spec.view.tall
+        recogniser = self.trainee.recogniser
+        if recogniser is not None:
+            recogniser.tall = self.cache.spec.view.tall
+        elif place.val_data or init is not None:
+            raise UsageError(
+                f"method {config.method.name} has nothing that reads images; leave "
+                f"{'--val-data' if place.val_data else '--init'} out"
+            )
         self.optimizer = Optimizer(self.trainee, config, device)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.clock = Clock()
         self.validation: Validation | None = None
-        if place.val_data:
-            recogniser = self._recogniser_for("--val-data")
+        if place.val_data and recogniser is not None:
             # Only this validation opens LMDBs; training from a cache needs none.
             from .validation import PictureValidation
 
@@ -189,6 +196,8 @@ class _Run:
         self.commands: list[list[str]] = []
         self.board: Any = None
         """TensorBoard's log while the first process trains."""
+        self.stop: list[int] = []
+        """Signals that came while the run trains."""
         self._saved_at = time.monotonic()
         """Seconds, when last.pt was written, or the run was made."""
 
@@ -197,10 +206,10 @@ class _Run:
             self.commands = read_record(place.out)["commands"]
         if resume and (place.out / LAST_NAME).exists():
             self._restore(place.out / LAST_NAME)
-        elif init is not None:
-            self._begin_with(init)
-        elif self.trainee.recogniser is not None:
-            self.trainee.recogniser.load_pretrained()
+        elif init is not None and recogniser is not None:
+            self._begin_with(init, recogniser)
+        elif recogniser is not None:
+            recogniser.load_pretrained()
         # Every process must have looked for a run here before the first one begins to write.
         processes.wait()
         allow_fast_products(config.precision)
@@ -216,10 +225,9 @@ class _Run:
 
     # -- beginning, saving, resuming ---------------------------------------------------------
 
-    def _begin_with(self, init: Path) -> None:
+    def _begin_with(self, init: Path, recogniser: Recogniser) -> None:
         """Take up the recogniser of another run, or the part of one, as far as it fits."""
         path = find_checkpoint(init)
-        recogniser = self._recogniser_for("--init")
         other = build_kept(load_checkpoint(path), path)
         if other is None:
             raise UsageError(f"--init {path} holds no recogniser, and no part of one")
@@ -232,19 +240,6 @@ class _Run:
         new = recogniser.take_from(other)
         self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
         self.processes.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
-
-    def _recogniser_for(self, option: str) -> Recogniser:
-        """Return the recogniser, which an option needs.
-
-        Raises:
-            UsageError: there is none.
-        """
-        if self.trainee.recogniser is None:
-            raise UsageError(
-                f"method {self.config.method.name} has nothing that reads images; leave {option} "
-                "out"
-            )
-        return self.trainee.recogniser
 
     @property
     def _kept_name(self) -> str:
@@ -311,14 +306,7 @@ class _Run:
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
         wanted = self._identity()
-        require_same_run(
-            path,
-            had={
-                **{name: training[name] for name in wanted},
-                "tall": checkpoint.get("tall", TALL[0]),
-            },
-            wanted={**wanted, "tall": tall_of(self.trainee.recogniser)},
-        )
+        require_same_run(path, had={name: training[name] for name in wanted}, wanted=wanted)
         kept = checkpoint["recogniser"] or {}
         self.trainee.load_state_dict(
             {f"{self._kept_name}{name}": value for name, value in kept.items()}
@@ -357,11 +345,11 @@ class _Run:
             self.save()
         self._write_record()
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
-        with board as self.board, stop_signals(said) as stop:
-            # A signal may have come between an epoch's last step and its end.
+        with board as self.board, collected(said) as self.stop:
             for epoch in range(len(self.history), self.config.epochs):
-                self._take_steps(trainee, epoch, stop)
-                self._end_epoch(stop)
+                # None is left if a signal came with an epoch's last step.
+                self._take_steps(trainee, epoch)
+                self._end_epoch()
         is_validated = self.best_accuracy is not None
         return TrainSummary(
             checkpoint=out / (BEST_NAME if is_validated else LAST_NAME),
@@ -375,7 +363,7 @@ class _Run:
             teacher_is_random=self.cache.spec.teacher.is_random,
         )
 
-    def _take_steps(self, trainee: nn.Module, epoch: int, stop: list[int]) -> None:
+    def _take_steps(self, trainee: nn.Module, epoch: int) -> None:
         """Take the steps of an epoch that are left."""
         num_batches, num_parts = self.loader.batches_per_epoch, self.config.accumulate
         steps_per_epoch = -(-num_batches // num_parts)
@@ -393,7 +381,7 @@ class _Run:
             for step in range(first_step, steps_per_epoch):
                 parts = min(num_parts, num_batches - step * num_parts)
                 self._take_step(trainee, batches, parts, num_steps)
-                self._after_step(bar, stop, is_last=step + 1 == steps_per_epoch)
+                self._after_step(bar, is_last=step + 1 == steps_per_epoch)
 
     def _take_step(
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
@@ -423,7 +411,7 @@ class _Run:
         assert values is not None
         self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
-    def _after_step(self, bar: tqdm[Any], stop: list[int], *, is_last: bool) -> None:
+    def _after_step(self, bar: tqdm[Any], *, is_last: bool) -> None:
         """Log, stop and save, each when it is due; every process decides alike."""
         bar.update(1)
         is_logged = is_last or self.step % _LOG_EVERY_STEPS == 0
@@ -433,23 +421,23 @@ class _Run:
         # the device: when they log.
         elif self.processes.world_size > 1:
             return
-        if self.processes.any(bool(stop), self.device):
+        if self.processes.any(bool(self.stop), self.device):
             self.save()
-            # torchrun ends every process as soon as one of them is gone.
-            self.processes.wait()
-            raise StopRequestedError(stop[0] if stop else signal.SIGTERM)
-        is_due = time.monotonic() - self._saved_at >= 60 * self.place.checkpoint_minutes
+            self._end_by(self.stop[0] if self.stop else signal.SIGTERM)
+        is_due = time.monotonic() - self._saved_at >= _SAVE_EVERY_S
         if not is_last and self.processes.any(is_due, self.device):
             self.save()
 
-    def _log(self, bar: tqdm[Any]) -> None:
+    def _end_by(self, signal_number: int) -> NoReturn:
+        """End by a signal, when the run is saved."""
         last = self.place.out / LAST_NAME
-        kept = f"{last} holds an earlier state" if last.exists() else "nothing was saved yet"
-        self.meter.check(
-            self.step,
-            "Begin again in another --out with a lower --learning-rate or with --precision fp32; "
-            f"{kept}",
-        )
+        self.processes.say(f"{last} holds the run; go on with --resume.")
+        # torchrun ends every process as soon as one of them is gone.
+        self.processes.wait()
+        raise Interrupted(signal_number)
+
+    def _log(self, bar: tqdm[Any]) -> None:
+        self.meter.check(self.step)
         values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
         norm = values.pop("grad_norm")
@@ -471,7 +459,7 @@ class _Run:
             for name, value in values.items():
                 self.board.add_scalar(name, value, self.step)
 
-    def _end_epoch(self, stop: list[int]) -> None:
+    def _end_epoch(self) -> None:
         if self.validation is not None:
             # First of all: whatever happens in validation, the epoch is not lost.
             self.save()
@@ -479,7 +467,10 @@ class _Run:
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
         if self.validation is not None:
-            figures = self.validation.figures(stop)
+            counts, signal_number = self.validation.read(self.stop)
+            if signal_number:
+                self._end_by(signal_number)
+            figures = counts.figures
             if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
                 self.best_accuracy = figures.accuracy
                 self._write_checkpoint(BEST_NAME)
@@ -494,19 +485,29 @@ class _Run:
     def _write_record(self) -> None:
         if not self.processes.is_first:
             return
+        cache, spec = self.cache, self.cache.spec
         kept = self.trainee.recogniser or self.trainee
-        write_record(
-            self.place,
-            self.config,
-            self.cache,
-            device=self.device,
-            num_processes=self.processes.world_size,
-            commands=self.commands,
-            init=self.begun_with,
-            units=self.preflight.units,
-            num_views=self.preflight.num_views,
-            num_parameters=sum(p.numel() for p in kept.parameters()),
-            steps=self.step,
-            history=self.history,
-            best_accuracy=self.best_accuracy,
-        )
+        record = {
+            "config": self.config.to_values(),
+            "cache": {
+                "path": str(self.place.cache),
+                "id": cache.manifest.cache_id,
+                "teacher": spec.teacher.name,
+                "teacher_is_random": spec.teacher.is_random,
+                "tall": spec.view.tall,
+                "sources": [source.name for source in spec.sources],
+            },
+            "validation": [str(root) for root in self.place.val_data],
+            "versions": versions_with("torch", "numpy"),
+            "device": str(self.device),
+            "processes": self.processes.world_size,
+            "commands": self.commands,
+            "init": self.begun_with,
+            "units": self.preflight.units,
+            "num_views": self.preflight.num_views,
+            "num_parameters": sum(p.numel() for p in kept.parameters()),
+            "steps": self.step,
+            "history": self.history,
+            "best_accuracy": self.best_accuracy,
+        }
+        write_record(self.place.out, record)

@@ -8,16 +8,17 @@ import torch
 
 from ...shared.device import autocast
 from ...shared.errors import explained_memory
+from ...shared.interrupts import Interrupted
 from ..data.loader import CacheLoader
 from ..evaluation.evaluate import evaluate_sets
-from ..evaluation.metrics import Figures, WordCounts
+from ..evaluation.metrics import WordCounts
 from ..evaluation.options import EvalOptions
 from ..evaluation.test_sets import open_test_sets
 from ..methods.trainee import Trainee
 from ..models.recogniser import Recogniser
 from ..reading.readers import Reader, Text
 from .config import TrainConfig, TrainPlace
-from .processes import Processes, StopRequestedError
+from .processes import Processes
 
 
 class Validation:
@@ -34,22 +35,20 @@ class Validation:
         """
         return {}
 
-    def figures(self, stop: Sequence[int] = ()) -> Figures:
+    def read(self, stop: Sequence[int]) -> tuple[WordCounts, int]:
         """Read everything. All processes must call this.
 
-        Raises:
-            StopRequestedError: a signal is in `stop` of some process. Reading ends with the batch
-                in which it came, and the run is as it was before.
+        Returns:
+            What was read, and 0; or the signal that is in `stop` of some process: reading ends
+            with the batch in which it came.
         """
         try:
-            parts = self._processes.gather((self._counts(stop), 0))
-        except StopRequestedError as e:
+            read = self._counts(stop), 0
+        except Interrupted as e:
             # The others have to know; they are reading, or wait for this process's counts.
-            parts = self._processes.gather((WordCounts(), e.signal_number))
-        if stopped_by := max(signal_number for _, signal_number in parts):
-            self._processes.wait()  # torchrun ends every process as soon as one of them is gone.
-            raise StopRequestedError(stopped_by)
-        return sum((counts for counts, _ in parts), WordCounts()).figures
+            read = WordCounts(), e.signal_number
+        counts, signals = zip(*self._processes.gather(read), strict=True)
+        return sum(counts, WordCounts()), max(signals)
 
     def _counts(self, stop: Sequence[int]) -> WordCounts:
         """Read this process's share, until a signal is in `stop`."""
@@ -100,7 +99,7 @@ class HeldOutValidation(Validation):
         counts, trainee = WordCounts(), self._trainee.eval()
         for batch in self._loader.epoch(0):
             if stop:
-                raise StopRequestedError(stop[0])
+                raise Interrupted(stop[0])
             with torch.no_grad(), autocast(batch.device, self._precision):
                 read = trainee.read(batch)
             for text, label in zip(read, batch.labels, strict=True):
@@ -118,7 +117,7 @@ class _StoppableReader(Reader):
     def read_views(self, views: torch.Tensor) -> list[Text]:
         """Read a batch of views, unless a signal has come."""
         if self._stop:
-            raise StopRequestedError(self._stop[0])
+            raise Interrupted(self._stop[0])
         with explained_memory(
             f"validation reads {self.batch_size} pictures at once; leave --val-data out, and "
             "measure the run with: clipocr eval RUN --data ROOT --batch-size N. --resume needs the "

@@ -19,12 +19,12 @@ from clipocr.precompute.builder.config import TextConfig
 from clipocr.precompute.builder.text import add_text_table
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
+from clipocr.shared.interrupts import Interrupted
 from clipocr.train.ablation import runs as ablate_module
 from clipocr.train.ablation.runs import ablate
 from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.config import TrainPlace
-from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.report.curves import draw_curves
 
 MINIATURE = {
@@ -185,7 +185,7 @@ def test_a_stopped_table_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(optimizer_module, "one_cycle", stop_at_1)
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             ablate(table, parts, [test_root])
     ablate(table, parts, [test_root])
     assert first_losses(tmp_path / "b", table) == first_losses(tmp_path / "whole", table)

@@ -16,10 +16,10 @@ from small_student import SMALL_STUDENT
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
+from clipocr.shared.interrupts import Interrupted
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.checkpoint import load_recogniser, save_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.student import Student
@@ -164,7 +164,7 @@ def test_a_run_begins_with_the_weights_of_its_encoder_and_resumes_without_their_
 
     with monkeypatch.context() as patched:
         patched.setattr(optimizer_module, "one_cycle", stopped)
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             train(config, place)
     path.unlink()
     train(config, place, resume=True)

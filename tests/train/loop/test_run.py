@@ -30,15 +30,16 @@ from clipocr.shared.errors import (
     TrainingError,
     UsageError,
 )
+from clipocr.shared.interrupts import Interrupted
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop import compilation
 from clipocr.train.loop import optimizer as optimizer_module
+from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
-from clipocr.train.loop.processes import StopRequestedError
 from clipocr.train.loop.run import _Run, check_cache, train
 from clipocr.train.methods.clip_ocr.alignment import ImageAlignment
 from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
@@ -179,7 +180,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     train(CONFIG, replace(place, out=tmp_path / "whole"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, step, lambda: os.kill(os.getpid(), signal_number))
-        with pytest.raises(StopRequestedError, match=signal_number.name):
+        with pytest.raises(Interrupted, match=signal_number.name):
             train(CONFIG, place)
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == step + 1
     train(CONFIG, place, resume=True)
@@ -194,7 +195,7 @@ def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
     def crash() -> None:
         raise MemoryError
 
-    place = replace(place, checkpoint_minutes=1e-9)  # That is at every step.
+    monkeypatch.setattr(run_module, "_SAVE_EVERY_S", 0)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 8, crash)
         with pytest.raises(MemoryError):
@@ -217,7 +218,7 @@ def test_a_run_goes_on_with_the_units_it_began_with(
     train(CONFIG, replace(place, out=tmp_path / "whole"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             train(CONFIG, place)
     for path, content in zip(hidden, contents, strict=True):
         path.write_bytes(content)  # The build was finished meanwhile.
@@ -258,9 +259,9 @@ def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: Tr
 
 
 def test_steps_that_are_not_finite_are_skipped_until_they_are_too_many(
-    place: TrainPlace,
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = replace(place, checkpoint_minutes=1e-9)
+    monkeypatch.setattr(run_module, "_SAVE_EVERY_S", 0)
     config = replace(CONFIG, learning_rate=1e30, grad_clip_norm=1e30, max_skipped_steps=3)
     with pytest.raises(
         TrainingError, match=r"steps \d+ to \d+ had to be skipped; .*--learning-rate"
@@ -282,7 +283,7 @@ def test_a_run_goes_on_with_the_validation_it_began_with(
 ) -> None:
     with monkeypatch.context() as patched:
         interrupt_after(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             train(CONFIG, replace(place, val_data=(data_root,)))
     with pytest.raises(UsageError, match=r"validation.ST was 13, now None"):
         train(CONFIG, place, resume=True)
@@ -294,7 +295,7 @@ def test_a_second_sigterm_does_not_kill(place: TrainPlace, monkeypatch: pytest.M
         os.kill(os.getpid(), signal.SIGTERM)
 
     interrupt_after(monkeypatch, 2, twice)
-    with pytest.raises(StopRequestedError, match="SIGTERM"):
+    with pytest.raises(Interrupted, match="SIGTERM"):
         train(CONFIG, place)
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 3
 
@@ -372,7 +373,7 @@ def test_a_signal_ends_a_validation_after_its_batch(
 
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "read_views", read_views)
-        with pytest.raises(StopRequestedError, match=signal_number.name):
+        with pytest.raises(Interrupted, match=signal_number.name):
             train(CONFIG, place)
     assert num_read == 1  # Of two sets.
     assert load_checkpoint(place.out / "last.pt")["training"]["step"] == 5
@@ -449,7 +450,7 @@ def test_interrupted_in_parts_and_resumed_equals_uninterrupted(
     train(config, replace(place, out=tmp_path / "whole"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             train(config, place)
     train(config, place, resume=True)
     assert_equal_runs(place.out, tmp_path / "whole")
@@ -538,7 +539,7 @@ def test_curves_are_drawn_without_what_was_done_over(
 ) -> None:
     with monkeypatch.context() as patched:
         interrupt_after(patched, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(Interrupted):
             train(CONFIG, place)
     train(CONFIG, place, resume=True)
     curves = read_curves(place.out)
