@@ -1,7 +1,7 @@
 """Train a small CLIP on words, for features with real structure where no CLIP weights can be had.
 
 Random weights give features with an unreal spectrum. This trains a narrow CLIP contrastively on
-word pictures and their character-split labels, at 32x128 through the crop of its positions,
+word pictures and their character-split labels (or prompts of them), at 32x128 through the crop of its positions,
 exactly as a teacher is used later:
 
     python benchmarks/small_clip.py small_clip.pt --data WORDS --minutes 20
@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipocr.precompute.teacher.clip import CLIP_MEAN, CLIP_STD, crop_positions
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
+from clipocr.shared.cache.names import TEMPLATE
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
@@ -56,12 +57,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--tokenizer", choices=("char", "prompt"), default="char")
     args = parser.parse_args()
     torch.manual_seed(0)
     device = choose_device(args.device)
     register()
     model = open_clip.create_model(TEACHER).to(device)
-    views, tokens, words = load_words(args.data, model.context_length)
+    views, tokens, words = load_words(args.data, model.context_length, args.tokenizer)
     views, tokens = views.to(device), tokens.to(device)
     # By the word, so that no picture of a word that is tested on is trained on.
     is_held_out = np.asarray([zlib.crc32(w.encode()) % HELD_OUT_EVERY == 0 for w in words])
@@ -120,9 +122,12 @@ def register() -> None:
     open_clip.add_model_config(Path(__file__).with_name(f"{TEACHER}.json"))
 
 
-def load_words(roots: list[Path], context_length: int) -> tuple[Tensor, Tensor, list[str]]:
+def load_words(
+    roots: list[Path], context_length: int, tokenizer: str
+) -> tuple[Tensor, Tensor, list[str]]:
     """Return views (N, 32, 128, 3), tokens (N, C) and labels of every usable word."""
-    charset, tokenizer = Charset.load("36"), TeacherTokenizer("char", context_length - 2)
+    charset, template = Charset.load("36"), TEMPLATE if tokenizer == "prompt" else ""
+    reads = TeacherTokenizer(tokenizer, context_length - 2, template, context_length)
     views, tokens, words = [], [], []
     for path in find_named_lmdbs(tuple(roots)).values():
         lmdb = WordLmdb(path)
@@ -134,7 +139,7 @@ def load_words(roots: list[Path], context_length: int) -> tuple[Tensor, Tensor, 
                 views.append(stretch(decode_image(lmdb.image(index) or b"")))
             except ImageProblemError:
                 continue
-            sequence = tokenizer.tokenize(word)
+            sequence = reads.tokenize(word)
             assert sequence is not None
             tokens.append(sequence.ids + [0] * (context_length - len(sequence.ids)))
             words.append(word)

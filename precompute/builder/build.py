@@ -126,7 +126,7 @@ def build_pool(config: PoolConfig) -> BuildSummary:
         workers=config.workers,
         process=config.process,
     )
-    return build_cache(build, natural_images(config), teacher)
+    return build_cache(build, natural_images(config, teacher), teacher)
 
 
 def _look(

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.cache import names
-from ...shared.cache.spec import ViewSpec
+from ...shared.cache.spec import TeacherSpec, ViewSpec
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
+from ..teacher.weights import image_px
 from .config import BuildConfig, LabelsConfig, PoolConfig
 from .pictures import ImageFolder, PictureSource
 from .scan import Scan, scan_images, scan_sources, scan_words
-
-POOL_IMAGE_PX = 224
-"""Side of a natural image as CLIP sees it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,9 @@ def words_alone(config: LabelsConfig) -> Contents:
     )
 
 
-def natural_images(config: PoolConfig) -> Contents:
-    """Return what `cache pool` makes a cache of, within another."""
+def natural_images(config: PoolConfig, teacher: TeacherSpec) -> Contents:
+    """Return what `cache pool` makes a cache of, within another of that teacher."""
+    side_px = image_px(teacher.model)
     scan = scan_images(ImageFolder(config.images, config.count, config.seed))
     return Contents(
         command="cache pool",
@@ -90,7 +89,7 @@ def natural_images(config: PoolConfig) -> Contents:
         pictures=scan.pictures,
         count=lambda: {source.name: source.num_samples for source in scan.sources},
         scan=lambda: scan,
-        view=ViewSpec(height_px=POOL_IMAGE_PX, width_px=POOL_IMAGE_PX, resize=names.CENTER_CROP),
+        view=ViewSpec(height_px=side_px, width_px=side_px, resize=names.CENTER_CROP),
         pixels=False,
         arrays=(names.FINAL,),
     )

@@ -93,6 +93,18 @@ def load_weights(
     return model.eval().requires_grad_(False), spec
 
 
+def image_px(model_name: str) -> int:
+    """Return the side of the square pictures that a model of open_clip was made for.
+
+    Raises:
+        UsageError: open_clip does not know the model, or its pictures are no squares.
+    """
+    size = (open_clip.get_model_config(model_name) or {}).get("vision_cfg", {}).get("image_size")
+    if not isinstance(size, int):
+        raise UsageError(f"{model_name} is made for pictures of size {size}, expected squares")
+    return size
+
+
 def _hash_weights(model: torch.nn.Module) -> str:
     """Return the SHA-256 of every tensor of a model with its name, type and shape."""
     digest = hashlib.sha256()
