@@ -1,8 +1,8 @@
 """Train a small CLIP on words, for features with real structure where no CLIP weights can be had.
 
 Random weights give features with an unreal spectrum. This trains a narrow CLIP contrastively on
-word pictures and their character-split labels (or prompts of them), at 32x128 through the crop of its positions,
-exactly as a teacher is used later:
+word pictures and their character-split labels, or prompts of them, at 32x128 through the crop of
+its positions, exactly as a teacher is used later:
 
     python benchmarks/small_clip.py small_clip.pt --data WORDS --minutes 20
     python benchmarks/with_small_clip.py cache build --data WORDS --out words.cache \\
