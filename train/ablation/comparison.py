@@ -12,7 +12,7 @@ from ...shared.atomic import replacing
 from ...shared.cache.spec import TeacherSpec
 from ...shared.terminal import markdown_table
 from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, WEIGHTED, benchmark_of
-from .table import AblationTable
+from .table import AblationTable, run_name
 
 
 def write_comparison(
@@ -34,7 +34,7 @@ def write_comparison(
     headers = [*table.columns, *sets, "Avg", "runs"]
     rows, figures = [], []
     for variant in table.variants:
-        done = [r for seed in table.seeds if (r := results[variant.run_name(seed)])]
+        done = [r for seed in table.seeds if (r := results[run_name(variant.name, seed)])]
         accuracies = [
             [r["sets"][name]["accuracy"] for r in done if name in r["sets"]] for name in sets
         ]

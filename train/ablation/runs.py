@@ -29,10 +29,11 @@ from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.record import RUN_NAME, has_saved, read_record, require_same_run
 from ..loop.run import check_cache, open_cache, train
+from ..methods import DEFAULT_METHOD
 from ..reading.readers import load_reader
 from ..report.curves import draw_curves
 from .comparison import write_comparison
-from .table import AblationTable
+from .table import AblationTable, run_name
 
 _RESULTS_NAME = "ablation.json"
 """In each run's folder. Not eval.json, which people write as they like."""
@@ -68,17 +69,30 @@ def ablate(
     """
     cache, device = open_cache(place), choose_device(place.device)
     # Everything first: what is wrong in the last row must not wait for the first run's end.
-    runs, test_sets = {}, {}
+    runs, begin, test_sets = {}, {}, {}
+
+    def add(name: str, settings: Mapping[str, Any], seed: int) -> TrainConfig:
+        config = TrainConfig.from_values({**settings, "seed": seed})
+        precision, _ = choose_precision(config.precision, device)
+        config = runs[run_name(name, seed)] = replace(config, precision=precision)
+        check_cache(config, cache)
+        return config
+
+    for name, own in table.pretrainings.items():
+        known = TrainConfig.known_names(own.get("method", DEFAULT_METHOD))
+        shared = {key: value for key, value in table.settings.items() if key in known}
+        for seed in table.seeds:
+            add(name, {**shared, **own}, seed)
+    num_pretrainings = len(runs)
     for variant in table.variants:
         for seed in table.seeds:
-            settings = {**table.settings, **variant.settings, "seed": seed}
-            config = TrainConfig.from_values(settings)
-            precision, _ = choose_precision(config.precision, device)
-            config = runs[variant.run_name(seed)] = replace(config, precision=precision)
-            check_cache(config, cache)
+            config = add(variant.name, {**table.settings, **variant.settings}, seed)
+            if variant.init:
+                begin[run_name(variant.name, seed)] = run_name(variant.init, seed)
             reads = (config.charset, config.max_label_length)
             if reads not in test_sets:
                 test_sets[reads] = open_test_sets(test_roots, *reads)
+    evaluated = list(runs)[num_pretrainings:]
     failed: dict[str, str] = {}
     mine = [name for i, name in enumerate(runs) if i % only[1] == only[0]]
     try:
@@ -86,21 +100,34 @@ def ablate(
             tqdm.write(f"run {number} of {len(mine)}: {name}", file=sys.stderr)
             config = runs[name]
             run_place = replace(place, out=place.out / name)
+            if name not in evaluated:
+                run_place = replace(run_place, val_data=())
+            init = place.out / begin[name] if name in begin else None
+            if init is not None and not _is_finished(init, runs[begin[name]]):
+                failed[name] = f"{init}, which it begins with, is not finished; run this again then"
+                continue
             try:
-                _train_if_unfinished(config, run_place, cache)
+                _train_if_unfinished(config, run_place, cache, init)
             except TrainingError as e:
                 failed[name] = f"{e}. To try it again remove {run_place.out}"
                 continue
-            reads = (config.charset, config.max_label_length)
-            _evaluate_if_needed(run_place.out, test_sets[reads], place.device)
+            if name in evaluated:
+                reads = (config.charset, config.max_label_length)
+                _evaluate_if_needed(run_place.out, test_sets[reads], place.device)
     finally:
-        results = {name: _read_results(place.out / name) for name in runs}
+        results = {name: _read_results(place.out / name) for name in evaluated}
         write_comparison(table, results, place.out, cache.spec.teacher)
     num_finished = sum(result is not None for result in results.values())
-    return AblationResult(len(runs), num_finished, failed)
+    return AblationResult(len(evaluated), num_finished, failed)
 
 
-def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureCache) -> None:
+def _is_finished(run: Path, config: TrainConfig) -> bool:
+    return (run / RUN_NAME).exists() and len(read_record(run)["history"]) == config.epochs
+
+
+def _train_if_unfinished(
+    config: TrainConfig, place: TrainPlace, cache: FeatureCache, init: Path | None
+) -> None:
     has_begun = (place.out / RUN_NAME).exists() and has_saved(place.out)
     if has_begun:
         record = read_record(place.out)
@@ -113,9 +140,9 @@ def _train_if_unfinished(config: TrainConfig, place: TrainPlace, cache: FeatureC
                 "cache": cache.manifest.cache_id,
             },
         )
-        if len(record["history"]) == config.epochs:
+        if _is_finished(place.out, config):
             return
-    train(config, place, resume=has_begun)
+    train(config, place, resume=has_begun, init=None if has_begun else init)
     draw_curves(place.out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ class Variant:
     cells: tuple[str, ...]
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
-
-    def run_name(self, seed: int) -> str:
-        """Return the name of a run's folder."""
-        return f"{self.name}-seed{seed}"
+    init: str = ""
+    """Name of the pre-training that its runs begin with, each with that of its own seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +37,20 @@ class AblationTable:
     """Of every run, by the names of options of ``clipocr train``."""
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
+    pretrainings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of runs that are not evaluated, by name, besides those `settings` that they know."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"seeds are {self.seeds}, expected different whole numbers")
-        if any("seed" in s for s in (self.settings, *(v.settings for v in self.variants))):
+        all_settings = (v.settings for v in self.variants)
+        if any("seed" in s for s in (self.settings, *all_settings, *self.pretrainings.values())):
             raise UsageError("seed is no setting of a table; its runs take each of its seeds")
+
+
+def run_name(name: str, seed: int) -> str:
+    """Return the name of a run's folder."""
+    return f"{name}-seed{seed}"
 
 
 def shipped_tables() -> dict[str, str]:
@@ -76,23 +82,30 @@ def load_table(name_or_file: str) -> AblationTable:
 
 
 def _parse_table(data: Mapping[str, Any]) -> AblationTable:
-    _require_keys("the table", data, {"title", "columns", "variants"}, {"settings", "seeds"})
+    optional = {"settings", "seeds", "pretraining"}
+    _require_keys("the table", data, {"title", "columns", "variants"}, optional)
+    pretrainings = {}
+    for number, entry in enumerate(data.get("pretraining", []), start=1):
+        _require_keys(f"pretraining {number}", entry, {"name", "settings"}, set())
+        pretrainings[_folder_name(f"pretraining {number}", entry)] = entry["settings"]
     columns = tuple(map(str, data["columns"]))
     variants = []
     for number, entry in enumerate(data["variants"], start=1):
         where = f"variant {number}"
-        _require_keys(where, entry, {"name", "cells"}, {"settings"})
-        name, cells = str(entry["name"]), tuple(map(str, entry["cells"]))
+        _require_keys(where, entry, {"name", "cells"}, {"settings", "init"})
+        name, cells = _folder_name(where, entry), tuple(map(str, entry["cells"]))
         if len(cells) != len(columns):
             raise UsageError(f"{where} has {len(cells)} cells for {len(columns)} columns")
-        if not _NAME.fullmatch(name):
+        init = str(entry.get("init", ""))
+        if init and init not in pretrainings:
             raise UsageError(
-                f"{where} is named {name!r}, expected letters, digits, '.', '_', '+', '-': "
-                "it names a folder"
+                f"{where} begins with {init!r}, expected one of the pretrainings "
+                f"{', '.join(pretrainings) or '(none)'}"
             )
-        variants.append(Variant(name=name, cells=cells, settings=entry.get("settings", {})))
-    names = [variant.name for variant in variants]
-    if not names or len(set(names)) != len(names):
+        settings = entry.get("settings", {})
+        variants.append(Variant(name=name, cells=cells, settings=settings, init=init))
+    names = [*pretrainings, *(variant.name for variant in variants)]
+    if not variants or len(set(names)) != len(names):
         raise UsageError(f"variants are named {', '.join(names) or 'nothing'}; names must differ")
     return AblationTable(
         title=str(data["title"]),
@@ -100,7 +113,18 @@ def _parse_table(data: Mapping[str, Any]) -> AblationTable:
         settings=data.get("settings", {}),
         seeds=tuple(data.get("seeds", [0, 1, 2])),
         variants=tuple(variants),
+        pretrainings=pretrainings,
     )
+
+
+def _folder_name(where: str, entry: Mapping[str, Any]) -> str:
+    name = str(entry["name"])
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{where} is named {name!r}, expected letters, digits, '.', '_', '+', '-': "
+            "it names a folder"
+        )
+    return name
 
 
 def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -> None:
@@ -114,7 +138,7 @@ def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -
             f"{', '.join(unknown) or 'nothing'}; expected {', '.join(sorted(needed))}"
             f" and perhaps {', '.join(sorted(optional))}"
         )
-    for name in set(data) - {"title", "name"}:
+    for name in set(data) - {"title", "name", "init"}:
         kind, expected = (dict, "NAME = VALUE pairs") if name == "settings" else (list, "a list")
         if not isinstance(data[name], kind):
             raise UsageError(f"{where}: {name} is {data[name]!r}, expected {expected}")

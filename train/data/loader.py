@@ -194,6 +194,11 @@ class CacheLoader:
         self._chunk_sizes = np.asarray([len(c.label_ids) for c in self._chunks], np.int64)
         self.num_rows = int(self._chunk_sizes.sum())
         """Rows, or labels, that an epoch draws from."""
+        if not self.num_rows and held_out:
+            raise UsageError(
+                f"{cache.storage}: of {len(labels.strings):,} labels none is held out by a share "
+                f"of {needs.held_out:g}; hold out more of them, or 0"
+            )
         if not self.num_rows:
             num_bad = sum(len(cache.unit(0, unit_idx).bad_rows) for unit_idx in units)
             raise UsageError(

@@ -118,6 +118,11 @@ class TrainConfig(Options):
             )
 
     @classmethod
+    def known_names(cls, method: Any) -> tuple[str, ...]:
+        """Return the names of all values that `from_values` takes for a method."""
+        return (*Presets.names(), *cls.names(), *method_of_runs(method).names())
+
+    @classmethod
     def from_values(cls, values: Mapping[str, Any], **others: Any) -> Self:
         """Return the config that flat values mean, those of the method they name among them.
 
@@ -125,7 +130,7 @@ class TrainConfig(Options):
         """
         presets = Presets.from_values(Presets.own(values))
         method = method_of_runs(presets.method)
-        require_known(values, (*Presets.names(), *cls.names(), *method.names()))
+        require_known(values, cls.known_names(presets.method))
         values = {**RECIPES[presets.recipe], **values}
         made = method.from_values(method.own(values))
         return super().from_values(cls.own(values), method=made, **others)

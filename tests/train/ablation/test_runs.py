@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from natural_images import write_images
 from PIL import Image
-from samples import tiny_build, write_words
+from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 
-from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.builder.config import TextConfig
+from clipocr.precompute.builder.build import build_cache, build_pool
+from clipocr.precompute.builder.config import PoolConfig, TextConfig
 from clipocr.precompute.builder.text import add_text_table
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
@@ -84,12 +85,12 @@ def first_losses(out: Path, table: AblationTable) -> dict[str, tuple[tuple[str, 
 
 def test_the_tables_of_the_paper_are_there() -> None:
     assert list(shipped_tables()) == [
-        "table1", "table12", "table2", "table3", "table4", "table5", "table6", "table7",
+        "dptr", "table1", "table12", "table2", "table3", "table4", "table5", "table6", "table7",
     ]  # fmt: skip
     rows = {name: len(load_table(name).variants) for name in shipped_tables()}
     assert rows == {
         "table1": 4, "table2": 4, "table3": 5, "table4": 4, "table5": 5, "table6": 4,
-        "table7": 2, "table12": 3,
+        "table7": 2, "table12": 3, "dptr": 8,
     }  # fmt: skip
 
 
@@ -115,6 +116,43 @@ def test_every_switch_of_the_paper_changes_the_loss(
             "text": always | text,
             "both": always | image | text,
         }
+
+
+def test_variants_begin_with_their_pretraining(test_root: Path, tmp_path: Path) -> None:
+    """Each with that of its seed; they share it, and it is no row of the table."""
+    write_words(tmp_path / "data" / "words", WORDS)
+    cache = tmp_path / "words.cache"
+    build_cache(tiny_build(tmp_path / "data", cache, teacher=EQUAL_TEACHER))
+    add_text_table(TextConfig(cache=cache, charset=Charset.load("36"), tokenizer="prompt"))
+    build_pool(PoolConfig(cache=cache, images=write_images(tmp_path / "images"), device="cpu"))
+    sizes = {"decoder_layers": 4, "decoder_width": 32, "decoder_heads": 4, "permutations": 2}
+    table = miniature("dptr")
+    own = {k: {**v, "held_out_share": 0.2} for k, v in table.pretrainings.items()}
+    shared = {**table.settings, **sizes, "batch_size": 16}
+    table = replace(table, settings=shared, pretrainings=own)
+    here = place(cache, tmp_path / "out")
+    others = ablate(table, here, [test_root], only=(1, 2))
+    assert "which it begins with, is not finished" in others.failed["no-orp-seed0"]
+    result = ablate(table, here, [test_root])
+    assert (result.num_finished, result.num_runs, result.failed) == (8, 8, {})
+    rows = (here.out / "table.md").read_text()
+    assert "pretrain" not in rows
+    begun = {}
+    for variant in table.variants:
+        record = json.loads((here.out / f"{variant.name}-seed0" / "run.json").read_text())
+        begun[variant.name] = record["init"] and Path(record["init"]["checkpoint"]).parent.name
+    assert begun == {
+        "scratch": None,
+        "scratch-no-fmu": None,
+        "no-orp": "pretrain-0-seed0",
+        "ratio-0.05": "pretrain-0.05-seed0",
+        "ratio-0.1": "pretrain-seed0",
+        "ratio-0.2": "pretrain-0.2-seed0",
+        "no-fmu": "pretrain-seed0",
+        "with-clip-ocr": "pretrain-seed0",
+    }
+    losses = first_losses(here.out, table)
+    assert len(set(losses.values())) == len(losses)
 
 
 def test_the_table_is_mean_and_spread_of_its_runs(
@@ -255,6 +293,15 @@ def test_another_setting_for_a_run_that_is_there_is_refused(
             "variant 1 has 0 cells for 1 columns",
         ),
         (
+            'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = [], init = "p"}]',
+            r"variant 1 begins with 'p', expected one of the pretrainings \(none\)",
+        ),
+        (
+            'title = "x"\ncolumns = []\npretraining = [{name = "v", settings = {}}]\n'
+            'variants = [{name = "v", cells = []}]',
+            "named v, v; names must differ",
+        ),
+        (
             'title = "x"\ncolumns = []\n'
             'variants = [{name = "v", cells = []}, {name = "v", cells = []}]',
             "named v, v; names must differ",
@@ -326,5 +373,7 @@ def test_results_are_made_anew_when_what_they_are_of_changed(
 
 
 def test_a_table_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(UsageError, match=r"table99 is neither a file .* one of table1, table12"):
+    with pytest.raises(
+        UsageError, match=r"table99 is neither a file .* one of dptr, table1, table12"
+    ):
         load_table("table99")

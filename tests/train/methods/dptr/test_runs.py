@@ -22,7 +22,7 @@ from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
 from clipocr.shared.data.images import center_crop, decode_image
-from clipocr.shared.errors import CacheMismatchError
+from clipocr.shared.errors import CacheMismatchError, UsageError
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.data.preflight import Preflight
@@ -168,6 +168,12 @@ def test_held_out_labels_are_not_learned(words_cache: Path) -> None:
     charset = Charset.load("36")
     assert sorted(of[False] + of[True]) == sorted({charset.adapt(word) for word in LEXICON})
     assert 0.1 < len(of[True]) / len(LEXICON) < 0.3
+
+
+def test_holding_out_nothing_of_a_few_labels_is_said(place: TrainPlace) -> None:
+    config = replace(CONFIG, method=replace(METHOD, held_out_share=1e-6))
+    with pytest.raises(UsageError, match="none is held out by a share of 1e-06; hold out more"):
+        train(config, place)
 
 
 def test_every_row_of_a_batch_has_another_image(words_cache: Path) -> None:
