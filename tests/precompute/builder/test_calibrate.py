@@ -76,7 +76,7 @@ def test_plain_zarr_and_numpy_decode_it(klt_path: Path) -> None:
     table = group[f"codec/{folder}/block2"][:]
     records = group["image/view0/block2"][:]
     cache = FeatureCache.open(klt_path)
-    decoded = KltTable(table, 17, 32, torch.device("cpu")).decode(torch.from_numpy(records))
+    decoded = KltTable(table, 32, torch.device("cpu")).decode(torch.from_numpy(records))
     own = cache.codec("block2").decode(
         torch.from_numpy(cache.image_reader(0, "block2").all().copy())
     )
