@@ -278,9 +278,10 @@ def read_record(storage: ReadStorage, name: str) -> dict[str, Any]:
 
 def read_manifest(storage: ReadStorage) -> Manifest | None:
     """Return the manifest, or None if no cache was begun here."""
-    if not storage.exists(MANIFEST_NAME):
+    try:
+        data = read_record(storage, MANIFEST_NAME)
+    except CacheMissingError:
         return None
-    data = read_record(storage, MANIFEST_NAME)
     if data.get("format") != "clipocr-cache":
         raise CacheCorruptError(
             f"{storage}/{MANIFEST_NAME} is another record, not a manifest. {MEND}"

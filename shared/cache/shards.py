@@ -196,7 +196,7 @@ class ArrayWriter:
         checksum = crc32c(payload.data)
         entries.append((file.num_bytes, len(payload) + _CRC_BYTES))
         sums.append(checksum)
-        file.write(payload.data, checksum)
+        file.write(payload.data)
         file.write(struct.pack("<I", checksum))
 
 

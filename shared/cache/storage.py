@@ -18,7 +18,7 @@ import shutil
 import socket
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,8 +29,8 @@ from crc32c import crc32c
 from ..atomic import make_folder, rename, sync
 from ..errors import MEND, CacheCorruptError, CacheMissingError
 from .memory import Bytes
+from .names import TMP_FOLDER
 
-_TMP = ".tmp"
 _BLOCK_BYTES = 1 << 20
 
 
@@ -64,9 +64,9 @@ class ReadStorage(ABC):
     stands in commit records.
     """
 
-    @abstractmethod
     def exists(self, name: str) -> bool:
         """Return whether a file of that name was published."""
+        return self.size(name) is not None
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -109,23 +109,18 @@ class PendingFile:
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
         self._final = root / name
-        self._partial = root / _TMP / _temporary_name()
+        self._partial = root / TMP_FOLDER / _temporary_name()
         make_folder(self._partial.parent)
         self._file = self._partial.open("xb")
         self._sha256 = hashlib.sha256()
-        self._parts: list[tuple[int, int]] = []
+        self._crc32c = 0
         self.num_bytes = 0
 
-    def write(self, data: bytes | memoryview, checksum: int | None = None) -> None:
-        """Append bytes.
-
-        Args:
-            data: The bytes.
-            checksum: Their CRC-32C, if it is known.
-        """
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
         self._file.write(data)
         self._sha256.update(data)
-        self._parts.append((len(data), crc32c(data) if checksum is None else checksum))
+        self._crc32c = crc32c(data, self._crc32c)
         self.num_bytes += len(data)
 
     @property
@@ -138,7 +133,7 @@ class PendingFile:
         self._file.close()
         sync(self._partial)
         # CRC-32C: ten times as fast as SHA-256, and enough against errors that nobody made.
-        if not _holds(self._partial, self._parts):
+        if _size_and_crc32c(self._partial) != (self.num_bytes, self._crc32c):
             raise CacheCorruptError(
                 f"{self._final} read back differently from what was written; the disk or its "
                 "memory is failing. Run the same command again on another disk"
@@ -162,10 +157,6 @@ class LocalStorage(ReadStorage):
 
     def __str__(self) -> str:
         return str(self.root)
-
-    def exists(self, name: str) -> bool:
-        """Return whether a file of that name was published."""
-        return (self.root / name).is_file()
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
@@ -261,7 +252,7 @@ class LocalStorage(ReadStorage):
 
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
-        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):
+        for leftover in (self.root / TMP_FOLDER).glob(f"{socket.gethostname()}@*@*"):
             if _is_alive(int(leftover.name.split("@")[1])):
                 continue
             if leftover.is_dir():
@@ -273,7 +264,7 @@ class LocalStorage(ReadStorage):
 @contextlib.contextmanager
 def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
     """Lend a folder on the same disk, removed when the block is left or by the next sweep."""
-    scratch = storage.root / _TMP / _temporary_name()
+    scratch = storage.root / TMP_FOLDER / _temporary_name()
     try:
         yield LocalStorage(scratch)
     finally:
@@ -299,19 +290,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _holds(path: Path, parts: Sequence[tuple[int, int]]) -> bool:
-    """Return whether a file is made of parts of these (size, CRC-32C), and of nothing else."""
+def _size_and_crc32c(path: Path) -> tuple[int, int]:
+    num_bytes, checksum = 0, 0
     block = np.empty(_BLOCK_BYTES, np.uint8)
     with FileIO(path) as file:
-        for num_bytes, expected in parts:
-            checksum, left = 0, num_bytes
-            while left:
-                # Never beyond the part, and again where the kernel returned less.
-                num_read = file.readinto(block[:left].data)
-                if not num_read:
-                    return False
-                checksum = crc32c(block[:num_read].data, checksum)
-                left -= num_read
-            if checksum != expected:
-                return False
-        return not file.read(1)
+        while num_read := file.readinto(block.data):
+            num_bytes += num_read
+            checksum = crc32c(block[:num_read].data, checksum)
+    return num_bytes, checksum
