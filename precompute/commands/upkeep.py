@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
-from ...shared.options import CACHE, NEW_CACHE, takes
+from ...shared.options import CACHE, NEW_CACHE, num_cores, takes
 from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, plain_table
 from ..upkeep.config import CopyConfig, VerifyConfig
 
@@ -76,7 +76,7 @@ def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
         raise click.UsageError(str(e)) from e  # Exits with 2: 1 means damage here.
     from ..upkeep.verify import verify_cache
 
-    report = verify_cache(cache, jobs=config.num_threads)
+    report = verify_cache(cache, jobs=config.jobs or num_cores())
     for fault in report.faults:
         click.echo(f"{fault.part}\t{fault.file}\t{fault.problem}")
     checked = f"{counted(len(report.files), 'file')}, {byte_size(report.num_bytes)}"

@@ -70,9 +70,7 @@ def test_a_half_built_cache_is_sound(world: World, copy: Path) -> None:
 
 
 def test_a_copy_of_some_units_is_sound(world: World, tmp_path: Path) -> None:
-    copy_cache(
-        CopyConfig(source=world.path, out=tmp_path / "c", fraction=0.5, image_taps=(2,), views=1)
-    )
+    copy_cache(CopyConfig(source=world.path, out=tmp_path / "c", fraction=0.5, views=1))
     report = verify_cache(tmp_path / "c")
     assert report.faults == []
     assert list(report.committed.by_name) == ["text/char-36", "view0/unit-00000"]
