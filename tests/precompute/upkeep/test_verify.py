@@ -311,7 +311,6 @@ def test_recomputed_rows_are_what_the_codec_promises(world: World) -> None:
     for array in report.arrays.values():
         assert 0 < array.max_abs < 0.01
         assert 0.5 < array.worst_share <= 1  # As good as half precision gets, and no better.
-        assert array.cosine_min > 0.9999
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4", "klt:24"])
