@@ -39,7 +39,7 @@ from clipocr.shared.cache.codecs.klt import (
     gaussian_distortion,
 )
 from clipocr.shared.cache.codecs.quantize import standardise
-from clipocr.shared.cache.names import PIXELS, image_array, part_of
+from clipocr.shared.cache.names import PIXELS, part_of
 from clipocr.shared.cache.reader import FeatureCache
 
 GOAL_COSINE, GOAL_BYTES = 0.99, 10 * 1024
@@ -198,11 +198,12 @@ def main() -> None:
     if cache.spec.codec != "fp16":
         parser.error(f"{args.cache} holds {cache.spec.codec} features; build it with --codec fp16")
     taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in cache.spec.image_taps}
+    pixels_name = cache.spec.image_layouts(0)[PIXELS].name
     pixels = sum(
         file.num_bytes
         for unit_idx in cache.units()
         for name, file in cache.unit(0, unit_idx).files.items()
-        if part_of(name) == image_array(0, PIXELS)
+        if part_of(name) == pixels_name
     )
     shape = (len(taps), *next(iter(taps.values())).judged.shape[1:])
     print(f"Teacher {cache.spec.teacher.name}, {shape[0]} taps of {shape[1]} tokens of {shape[2]};")

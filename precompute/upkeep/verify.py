@@ -185,7 +185,7 @@ def _vouch(found: VerifyReport, manifest: Manifest, record: Record | None) -> bo
         layouts = manifest.index_layouts()
         groups = [*names.GROUPS, *(g for a in layouts for g in names.parents(a.name))]
     elif isinstance(record, UnitRecord):
-        part = names.view_name(record.view_idx)
+        part = names.parents(record.name)[0]
         layouts = list(manifest.spec.image_layouts(record.view_idx).values())
         groups = [names.view_group(record.view_idx)]
     else:

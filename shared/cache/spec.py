@@ -181,7 +181,7 @@ class CacheSpec:
         rows |= {image.name: image.stored_row for image in self.images}
         return {
             name: ArrayLayout(
-                name=names.image_array(view_idx, name),
+                name=names.array_path(names.view_group(view_idx), name),
                 shape=(self.num_rows, *row_shape),
                 dtype=dtype,
                 # An entropy coder would save under a fifth of features, and slow reading.

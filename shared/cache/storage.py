@@ -94,14 +94,6 @@ class ReadStorage(ABC):
             CacheCorruptError: the file ends before the block does.
         """
 
-    def map(self, name: str) -> Bytes | None:  # noqa: ARG002  (of those that can)
-        """Map a whole file into memory, unchecked; None: files here cannot be mapped.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
-        return None
-
 
 class PendingFile:
     """A file being written under a temporary name; `publish` makes it appear."""
@@ -196,16 +188,6 @@ class LocalStorage(ReadStorage):
                 f"{self.root / name} has fewer than {start + len(block):,} bytes (a truncated or "
                 f"exchanged file). {MEND}"
             )
-
-    def map(self, name: str) -> Bytes | None:
-        """Map a whole file into memory."""
-        path = self.root / name
-        try:
-            if not path.stat().st_size:  # Nothing cannot be mapped.
-                return np.empty(0, np.uint8)
-            return np.memmap(path, np.uint8, "r")
-        except FileNotFoundError:
-            raise CacheMissingError(f"{path} is missing") from None
 
     def create(self, name: str) -> PendingFile:
         """Begin a file that appears under `name` when it is published."""
