@@ -31,8 +31,6 @@ from ..builder.text import load_same_teacher
 from ..builder.views import ViewMaker
 from .config import VerifyConfig
 
-UNKNOWN = "unknown"
-"""Version of a package that a cache does not name."""
 _OTHER_DEVICE = {"fp32": 2.0**-12, "fp16": 2.0**-7, "bf16": 2.0**-5}
 """By a teacher's precision: how far its features may be on another device, as a share of a token's
 length. Estimates: some times what rounding each block's results leaves."""
@@ -70,7 +68,7 @@ class RecomputeReport:
         a cache does not name its simplejpeg explains nothing: Pillow decoded, to the same pixels.
         """
         pairs = (self.versions[package] for package in ("pillow", "simplejpeg"))
-        has_other_decoder = any(built not in (here, UNKNOWN) for built, here in pairs)
+        has_other_decoder = any(built not in (here, "unknown") for built, here in pairs)
         has_right_views = not self.differing_views or has_other_decoder
         return has_right_views and all(array.worst_share <= 1 for array in self.arrays.values())
 
@@ -99,7 +97,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     built_with = cache.manifest.built_with
     libraries = versions_with("pillow", "simplejpeg", "torch")
     versions = {
-        name: (built_with.get(name, UNKNOWN), here)
+        name: (built_with.get(name, "unknown"), here)
         for name, here in (libraries | {"device": describe_device(device)}).items()
     }
     is_other = any(built != here for built, here in (versions["torch"], versions["device"]))

@@ -24,7 +24,7 @@ from ..distribution import install_command
 from ..errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
 from .memory import Bytes
 from .range_cache import RangeCache
-from .storage import LocalStorage, RangeCheck, ReadStorage
+from .storage import LocalStorage, RangeCheck, ReadStorage, missing_file
 
 _Result = TypeVar("_Result")
 
@@ -193,7 +193,7 @@ class RemoteStorage(ReadStorage):
                     "it is not at Amazon's"
                 ) from failure
             if status == 404 or isinstance(failure, FileNotFoundError | NotADirectoryError):
-                raise CacheMissingError(f"{self}/{name} is missing")
+                raise missing_file(f"{self}/{name}")
             if isinstance(failure, PermissionError) or status in (401, 403):
                 raise CacheUnavailableError(
                     f"{self}/{name} may not be read ({_reason(failure)}); check the credentials, "

@@ -26,11 +26,18 @@ import numpy.typing as npt
 from crc32c import crc32c
 from numcodecs import Zstd
 
-from ..errors import MEND, CacheCorruptError, CacheMissingError
+from ..errors import MEND, CacheCorruptError
 from . import names
 from .memory import Bytes, MemoryPool
 from .row_table import RowTable
-from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
+from .storage import (
+    FileRecord,
+    LocalStorage,
+    PendingFile,
+    RangeCheck,
+    ReadStorage,
+    missing_file,
+)
 
 Array = npt.NDArray[Any]
 
@@ -229,10 +236,7 @@ class ArrayReader:
     def chunk(self, shard_idx: int, chunk_idx: int, *, memory: MemoryPool | None = None) -> Array:
         """Return a chunk, padding rows at the array's end cut off. Shape: (rows, *row_shape).
 
-        Args:
-            shard_idx: Which file.
-            chunk_idx: Which chunk of it.
-            memory: Where its rows shall be; None: wherever.
+        Its rows lie in a block of `memory`, if that is given.
         """
         layout, name = self.layout, self.layout.shard_name(shard_idx)
         start, stop = self.chunk_range(shard_idx, chunk_idx)
@@ -282,7 +286,7 @@ class ArrayReader:
         layout, name = self.layout, self.layout.shard_name(shard_idx)
         size = storage.size(name)
         if size is None:
-            raise CacheMissingError(f"{storage}/{name} is missing. {MEND}")
+            raise missing_file(f"{storage}/{name}")
         if size != self._files[name].num_bytes:
             raise self._corrupt(name, f"its size of {size:,} bytes")
         file = np.memmap(storage.root / name, np.uint8, "r")
@@ -335,10 +339,7 @@ class ArrayReader:
             raise self._corrupt(name, what)
         block = memory.take(num_bytes) if memory else np.empty(num_bytes, np.uint8)
         check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
-        try:
-            self._storage.read_into(block, name, start, check)
-        except CacheMissingError as e:
-            raise CacheMissingError(f"{e}. {MEND}") from None
+        self._storage.read_into(block, name, start, check)
         if not is_sound(block):
             raise self._corrupt(name, what)
         return block
@@ -353,10 +354,7 @@ class ArrayReader:
 def weigh_array(layout: ArrayLayout, values: Array) -> int:
     """Return the bytes that an array's files take, without writing them.
 
-    Args:
-        layout: Of the array.
-        values: Its rows, or a sample of them, compressed here to tell what all will take; not
-            looked at if the array is not compressed.
+    `values` are its rows, or a sample of them, looked at only if the array is compressed.
     """
     num_chunks = sum(layout.num_chunks(shard_idx) for shard_idx in range(layout.num_shards))
     num_rows, chunk_rows = layout.shape[0], layout.chunk_rows

@@ -167,7 +167,7 @@ class LocalStorage(ReadStorage):
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
-            raise CacheMissingError(f"{self.root / name} is missing") from None
+            raise missing_file(self.root / name) from None
 
     def read_into(
         self,
@@ -182,7 +182,7 @@ class LocalStorage(ReadStorage):
                 file.seek(start)
                 num_bytes = file.readinto(block.data)
         except FileNotFoundError:
-            raise CacheMissingError(f"{self.root / name} is missing") from None
+            raise missing_file(self.root / name) from None
         if num_bytes < len(block):
             raise CacheCorruptError(
                 f"{self.root / name} has fewer than {start + len(block):,} bytes (a truncated or "
@@ -264,6 +264,11 @@ def _is_alive(pid: int) -> bool:
     except OSError as e:
         return not isinstance(e, ProcessLookupError)
     return True
+
+
+def missing_file(place: object) -> CacheMissingError:
+    """Return the error that a file is not there."""
+    return CacheMissingError(f"{place} is missing. {MEND}")
 
 
 def hash_file(path: Path) -> str:

@@ -1,16 +1,11 @@
 """How pixels and teacher features become stored numbers, and back on the training device.
 
-    fp16     2 D bytes a token: the teacher's numbers as they are
-    int8     D + 18: the token standardised, 255 levels, its four largest values apart
-    int4     D / 2 + 18: the token standardised, sixteen levels, its four largest values apart
-    klt:P    P: the token standardised, less its position's mean, in a basis fit to the features
+``fp16`` gives back the teacher's numbers. The others, which `quantize` and `klt` explain, give back
+each token as a LayerNorm without gain and bias returns it; a second LayerNorm, which is what a
+student's heads begin with, makes the two the same but for rounding.
 
-Only ``fp16`` gives back the teacher's numbers. The others give back each token as a LayerNorm
-without gain and bias returns it; a second LayerNorm, which is what a student's heads begin with,
-makes the two the same but for rounding.
-
-Pixels are filtered in NumPy where views are made. All else is torch on whatever device the numbers
-are: features are encoded where the teacher ran and decoded where the student trains.
+Pixels are filtered in NumPy where views are made. Features are encoded by torch where the teacher
+ran, and decoded where the student trains.
 
 Shapes: B rows, T image tokens, D width.
 """
