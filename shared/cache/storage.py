@@ -31,6 +31,7 @@ from ..errors import MEND, CacheCorruptError, CacheMissingError
 from .memory import Bytes
 from .names import TMP_FOLDER
 
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _BLOCK_BYTES = 1 << 20
 
 
@@ -154,7 +155,7 @@ class LocalStorage(ReadStorage):
         """Return the size of a file in bytes, or None if there is none."""
         try:
             return (self.root / name).stat().st_size
-        except FileNotFoundError:
+        except _ABSENT:
             return None
 
     def names(self, folder: str) -> list[str]:
@@ -166,7 +167,7 @@ class LocalStorage(ReadStorage):
         """Return a whole file."""
         try:
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
+        except _ABSENT:
             raise missing_file(self.root / name) from None
 
     def read_into(
@@ -181,7 +182,7 @@ class LocalStorage(ReadStorage):
             with FileIO(self.root / name) as file:
                 file.seek(start)
                 num_bytes = file.readinto(block.data)
-        except FileNotFoundError:
+        except _ABSENT:
             raise missing_file(self.root / name) from None
         if num_bytes < len(block):
             raise CacheCorruptError(
