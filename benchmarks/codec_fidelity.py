@@ -29,13 +29,8 @@ from numcodecs import Blosc
 from tabulate import tabulate
 from torch import Tensor
 
-from clipocr.shared.cache.codecs.codecs import (
-    Fp16Codec,
-    Int4Codec,
-    Int8Codec,
-    KltCodec,
-    measure_fidelity,
-)
+from clipocr.shared.cache.codecs.codec import Codec as CodecName
+from clipocr.shared.cache.codecs.codecs import feature_codec, measure_fidelity
 from clipocr.shared.cache.codecs.klt import (
     Doubles,
     KltBasis,
@@ -44,7 +39,7 @@ from clipocr.shared.cache.codecs.klt import (
     gaussian_distortion,
 )
 from clipocr.shared.cache.codecs.quantize import standardise
-from clipocr.shared.cache.names import PIXELS, image_array, part_of
+from clipocr.shared.cache.names import PIXELS, part_of
 from clipocr.shared.cache.reader import FeatureCache
 
 GOAL_COSINE, GOAL_BYTES = 0.99, 10 * 1024
@@ -73,15 +68,18 @@ class Codec(Protocol):
     def decode(self, stored: Any) -> Tensor: ...
 
 
-class BloscCodec(Fp16Codec):
+class BloscCodec:
     """Half precision through the compressor one would reach for first."""
 
     name = "fp16 + bitshuffle + zstd"
     _blosc = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
 
+    def target(self, features: Tensor) -> Tensor:
+        return features
+
     def encode(self, features: Tensor) -> Any:
         self._shape = features.shape
-        return self._blosc.encode(super().encode(features).numpy())
+        return self._blosc.encode(features.half().numpy())
 
     def decode(self, stored: Any) -> Tensor:
         values = np.frombuffer(self._blosc.decode(stored), np.float16)
@@ -200,11 +198,12 @@ def main() -> None:
     if cache.spec.codec != "fp16":
         parser.error(f"{args.cache} holds {cache.spec.codec} features; build it with --codec fp16")
     taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in cache.spec.image_taps}
+    pixels_name = cache.spec.image_layouts(0)[PIXELS].name
     pixels = sum(
         file.num_bytes
         for unit_idx in cache.units()
         for name, file in cache.unit(0, unit_idx).files.items()
-        if part_of(name) == image_array(0, PIXELS)
+        if part_of(name) == pixels_name
     )
     shape = (len(taps), *next(iter(taps.values())).judged.shape[1:])
     print(f"Teacher {cache.spec.teacher.name}, {shape[0]} taps of {shape[1]} tokens of {shape[2]};")
@@ -242,7 +241,7 @@ def codecs(width: int) -> dict[str, Callable[[Tap], Codec]]:
         return [round(bits * width / 8) for bits in all_bits]
 
     def klt(p: int) -> Callable[[Tap], Codec]:
-        return lambda tap: KltCodec(p, tap.basis.table(p))
+        return lambda tap: klt_codec(tap, p)
 
     def pca(p: int) -> Callable[[Tap], Codec]:
         return lambda tap: PcaCodec(tap.basis, p)
@@ -250,13 +249,20 @@ def codecs(width: int) -> dict[str, Callable[[Tap], Codec]]:
     def opq(p: int) -> Callable[[Tap], Codec]:
         return lambda tap: OpqCodec(tap.basis, tap.fitted, p)
 
-    fixed = (Fp16Codec(), BloscCodec(), Int8Codec(), Int4Codec())
+    fp16, int8, int4 = (feature_codec(CodecName.parse(k)) for k in ("fp16", "int8", "int4"))
+    fixed = (fp16, BloscCodec(), int8, int4)
     return {
         **{codec.name: lambda _, codec=codec: codec for codec in fixed},
         **{f"klt:{p}": klt(p) for p in rates(KLT_BITS)},
         **{f"pca:{p}": pca(p) for p in rates(PCA_BITS)},
         **{f"opq:{p}": opq(p) for p in rates(OPQ_BITS)},
     }
+
+
+def klt_codec(tap: Tap, num_bytes: int) -> Codec:
+    """Return ``klt`` of that many bytes a token, fit to a tap."""
+    name = CodecName(kind="klt", record_bytes=num_bytes)
+    return feature_codec(name, tap.basis.table(num_bytes))
 
 
 def judge(name: str, make: Callable[[Tap], Codec], taps: dict[int, Tap]) -> Score:
@@ -381,7 +387,7 @@ def least_klt_bytes(tap: Tap) -> int:
     part = tap.judged[:PART_ROWS]
 
     def cosine(num_bytes: int) -> float:
-        codec = KltCodec(num_bytes, tap.basis.table(num_bytes))
+        codec = klt_codec(tap, num_bytes)
         decoded = codec.decode(codec.encode(part))
         return measure_fidelity(codec.target(part), decoded)["cosine_p50"]
 

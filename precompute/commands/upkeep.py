@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
-from ...shared.options import CACHE, NEW_CACHE, takes
+from ...shared.options import CACHE, NEW_CACHE, num_cores, takes
 from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, plain_table
 from ..upkeep.config import CopyConfig, VerifyConfig
 
@@ -76,7 +76,7 @@ def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
         raise click.UsageError(str(e)) from e  # Exits with 2: 1 means damage here.
     from ..upkeep.verify import verify_cache
 
-    report = verify_cache(cache, jobs=config.num_threads)
+    report = verify_cache(cache, jobs=config.jobs or num_cores())
     for fault in report.faults:
         click.echo(f"{fault.part}\t{fault.file}\t{fault.problem}")
     checked = f"{counted(len(report.files), 'file')}, {byte_size(report.num_bytes)}"
@@ -117,27 +117,17 @@ def _repair(path: Path, report: VerifyReport) -> None:
 
 def _recompute(config: VerifyConfig) -> bool:
     """Print how far rows are from what is made of their sources now; return whether it is right."""
-    from tabulate import tabulate
-
     from ..upkeep.recompute import recompute_rows
 
     report = recompute_rows(config)
     click.echo(f"{counted(report.num_rows, 'row')} recomputed, drawn by seed {config.seed}")
+    arrays = [
+        (name, f"{array.max_abs:.3e}", f"{array.worst_share:.3f}")
+        for name, array in report.arrays.items()
+    ]
     click.echo(
-        tabulate(
-            [
-                (name, f"{a.max_abs:.3e}", f"{a.worst_share:.3f}", f"{a.cosine_min:.7f}")
-                for name, a in report.arrays.items()
-            ],
-            headers=[
-                "array", "largest difference", "of what the codec promises",
-                "smallest centred cosine",
-            ],
-            tablefmt="github",
-            colalign=("left", "right", "right", "right"),
-            disable_numparse=True,
-        )
-    )  # fmt: skip
+        markdown_table(arrays, ["array", "largest difference", "of what the codec promises"])
+    )
     for difference in report.differing_views[:MAX_LISTED]:
         click.echo(difference)
     click.echo(f"{counted(len(report.differing_views), 'view')} came out differently")

@@ -143,7 +143,7 @@ def _measure(codec: Codec, features: torch.Tensor, basis: KltBasis) -> CodecPoin
         TeacherError: it cannot hold these features.
     """
     coder = feature_codec(codec, basis.table(codec.record_bytes) if codec.has_table else None)
-    row_bytes = coder.layout((features.shape[1], features.shape[2])).num_bytes
+    row_bytes = features.shape[1] * codec.token_bytes(features.shape[2])
     kept = measure_fidelity(coder.target(features), coder.decode(coder.encode(features)))
     measures = {field.name: kept[field.name] for field in dataclasses.fields(Fidelity)}
     return CodecPoint(codec=codec, row_bytes=row_bytes, fidelity=Fidelity(**measures))

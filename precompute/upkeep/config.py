@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.errors import UsageError
-from ...shared.options import FOLDER, Options, device_option, num_cores, option
+from ...shared.options import FOLDER, Options, device_option, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,6 @@ class VerifyConfig(Options):
         if self.recompute and not self.data:
             raise UsageError("--recompute needs the LMDBs the cache was built from; pass --data")
 
-    @property
-    def num_threads(self) -> int:
-        """How many threads read."""
-        return self.jobs or num_cores()
-
 
 @dataclass(frozen=True, kw_only=True)
 class CopyConfig(Options):
@@ -70,11 +65,8 @@ class CopyConfig(Options):
         1.0,
         above=0,
         maximum=1,
-        help="Share of the rows to copy, in whole units, from the first on.",
+        help="Share of the rows to copy, rounded up to whole units, from the first on.",
     )
     views: int | None = option(
         None, minimum=1, default_text="all of them", help="Views to copy, from the first on."
-    )
-    image_taps: tuple[int, ...] | None = option(
-        None, minimum=1, default_text="all of them", help="Image blocks to copy."
     )

@@ -8,8 +8,8 @@ Shapes: B rows of a batch, T image tokens, D width.
 
 from __future__ import annotations
 
-import bisect
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,6 @@ from ..builder.text import load_same_teacher
 from ..builder.views import ChunkRows, ViewMaker
 from .config import VerifyConfig
 
-UNKNOWN = "unknown"
-"""Version of a package that a cache does not name."""
 _OTHER_DEVICE = {"fp32": 2.0**-12, "fp16": 2.0**-7, "bf16": 2.0**-5}
 """By a teacher's precision: how far its features may be on another device, as a share of a token's
 length. Estimates: some times what rounding each block's results leaves."""
@@ -48,8 +46,6 @@ class ArrayReport:
     """Largest absolute difference."""
     worst_share: float = 0.0
     """Largest difference as a share of what the codec promises; above 1 is a fault."""
-    cosine_min: float = 1.0
-    """Smallest cosine of a token, after the mean of each position was removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +67,7 @@ class RecomputeReport:
         a cache does not name its simplejpeg explains nothing: Pillow decoded, to the same pixels.
         """
         pairs = (self.versions[package] for package in ("pillow", "simplejpeg"))
-        has_other_decoder = any(built not in (here, UNKNOWN) for built, here in pairs)
+        has_other_decoder = any(built not in (here, "unknown") for built, here in pairs)
         has_right_views = not self.differing_views or has_other_decoder
         return has_right_views and all(array.worst_share <= 1 for array in self.arrays.values())
 
@@ -96,12 +92,11 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     maker = ViewMaker(sources, cache.spec.view, cache.spec.seed)
     arrays = {array: ArrayReport() for array in cache.spec.image_names}
     differing: list[str] = []
-    means: dict[str, torch.Tensor] = {}
     num_rows = sum(map(len, batches))
     built_with = cache.manifest.built_with
     libraries = versions_with("pillow", "simplejpeg", "torch")
     versions = {
-        name: (built_with.get(name, UNKNOWN), here)
+        name: (built_with.get(name, "unknown"), here)
         for name, here in (libraries | {"device": describe_device(device)}).items()
     }
     is_other = any(built != here for built, here in (versions["torch"], versions["device"]))
@@ -115,9 +110,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
             taught = teacher.chunk_features(views, cache.spec.chunk_rows, list(batch))
             for array, features in taught.items():
                 codec, stored = cache.codec(array), _stored(cache, array, batch).to(device)
-                # Of the first batch, which is the largest.
-                mean = means.setdefault(array, codec.target(features).mean(dim=0))
-                _compare(arrays[array], features, stored, mean, codec, allowed)
+                _compare(arrays[array], features, stored, codec, allowed)
             progress.update(len(batch))
     return RecomputeReport(
         num_rows=num_rows,
@@ -145,23 +138,20 @@ def _draw(cache: FeatureCache, num_rows: int, seed: int) -> list[_Batch]:
     units = list(cache.committed.units.values())
     if not units:
         raise CacheMissingError(f"{cache.storage} has no finished unit yet; finish its build first")
-    num_bad = sum(len(unit.bad_rows) for unit in units)
-    ends = np.cumsum([unit.rows[1] - unit.rows[0] for unit in units]).tolist()
-    drawn = random.Random(seed).sample(range(ends[-1]), min(ends[-1], num_rows + num_bad))
-    batches: list[_Batch] = []
-    good = []
-    for number in drawn:
-        unit = units[at := bisect.bisect(ends, number)]
-        row = unit.rows[1] - (ends[at] - number)
-        if row not in unit.bad_rows:
-            good.append((unit, row))
-    for unit, row in good[:num_rows]:
-        place = (row - unit.rows[0]) % cache.spec.chunk_rows
-        batch = next((batch for batch in batches if place not in batch), None)
-        if batch is None:
-            batches.append(batch := {})
-        batch[place] = unit, row
-    return batches
+    sizes = [unit.rows[1] - unit.rows[0] for unit in units]
+    num_good = sum(sizes) - sum(len(unit.bad_rows) for unit in units)
+    rng, drawn = random.Random(seed), set[tuple[int, int]]()
+    at_place = defaultdict(list)
+    while len(drawn) < min(num_rows, num_good):
+        unit = rng.choices(units, sizes)[0]
+        row = rng.randrange(*unit.rows)
+        if row not in unit.bad_rows and (unit.view_idx, row) not in drawn:
+            drawn.add((unit.view_idx, row))
+            at_place[(row - unit.rows[0]) % cache.spec.chunk_rows].append((unit, row))
+    return [
+        {place: rows[nth] for place, rows in at_place.items() if nth < len(rows)}
+        for nth in range(max(map(len, at_place.values()), default=0))
+    ]
 
 
 def _stored(cache: FeatureCache, array: str, batch: _Batch) -> torch.Tensor:
@@ -192,11 +182,10 @@ def _compare(
     report: ArrayReport,
     features: torch.Tensor,
     stored: torch.Tensor,
-    mean: torch.Tensor,
     codec: FeatureCodec,
     allowed: float,
 ) -> None:
-    """Add a batch to the report of an array. Shape: (B, T, D); mean (T, D).
+    """Add a batch to the report of an array. Shape: (B, T, D).
 
     `allowed`, if not 0, is the share of a token's length by which its features may be others.
     """
@@ -214,6 +203,3 @@ def _compare(
         difference = difference.norm(dim=2)
     share = float((difference / most).nan_to_num(torch.inf).amax())
     report.worst_share = max(report.worst_share, share)
-    cosine = torch.nn.functional.cosine_similarity(decoded - mean, target - mean, dim=2, eps=0)
-    # A token that is the mean has no direction; it counts as kept.
-    report.cosine_min = min(report.cosine_min, float(cosine.nan_to_num(1.0).amin()))

@@ -9,12 +9,12 @@ record names, because nobody reads them: they belong to builds at work, or kille
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -35,11 +35,7 @@ from ...shared.cache.records import (
 from ...shared.cache.remote import open_storage
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayReader
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage
-from ...shared.errors import (
-    CacheCorruptError,
-    CacheMissingError,
-    CacheUnavailableError,
-)
+from ...shared.errors import CacheCorruptError, CacheMissingError, CacheUnavailableError
 from ..builder.scan import hash_keys
 
 _INDEX, _SEAL = "index", "seal"
@@ -140,27 +136,15 @@ def _check_records(storage: ReadStorage, found: VerifyReport) -> None:
         if record is None or not _vouch(found, manifest, record):
             problem = problem or f"is not the record of {unit} that the manifest plans"
             found.blame(unit, names.record_file(unit), problem)
-    _compare_seal(found, seal, seal_problem, {unit: data for unit, (data, _) in stored.items()})
-
-
-def _compare_seal(
-    found: VerifyReport,
-    seal: dict[str, Any] | None,
-    problem: str,
-    stored: Mapping[str, dict[str, Any] | None],
-) -> None:
-    """Compare the seal with the records; one that is older than some of them stays true."""
-    assert found.manifest is not None
+    # A seal that is older than some of the records stays true.
     sealed, sound = seal.get("commits") if seal else None, found.committed.by_name
-    if sealed is None:
-        if found.is_sealed:
-            found.blame(_SEAL, SEAL_NAME, problem or "is another record, not a seal")
-        return
-    for unit, said in sealed.items():
-        is_other = said["cache_id"] != found.manifest.cache_id
-        if is_other or (unit in sound and stored[unit] != said):
+    if sealed is None and found.is_sealed:
+        found.blame(_SEAL, SEAL_NAME, seal_problem or "is another record, not a seal")
+    for unit, said in (sealed or {}).items():
+        is_other = said["cache_id"] != manifest.cache_id
+        if is_other or (unit in sound and stored[unit][0] != said):
             found.blame(_SEAL, SEAL_NAME, f"says something else of {unit} than its record")
-            return
+            break
         if unit not in stored:
             found.blame(unit, names.record_file(unit), f"is missing, though {SEAL_NAME} repeats it")
 
@@ -195,30 +179,30 @@ def _parse(unit: str, data: dict[str, Any], manifest: Manifest) -> Record | None
 
 def _vouch(found: VerifyReport, manifest: Manifest, record: Record | None) -> bool:
     """Add the files of a record, or of the index; false if it does not name just those."""
+    unit = part = _INDEX if record is None else record.name
+    files = manifest.files if record is None else record.files
     if record is None:
-        part, unit, files, layouts = _INDEX, _INDEX, manifest.files, manifest.index_layouts()
+        layouts = manifest.index_layouts()
         groups = [*names.GROUPS, *(g for a in layouts for g in names.parents(a.name))]
     elif isinstance(record, UnitRecord):
-        part, unit, files = names.view_name(record.view_idx), record.name, record.files
-        groups = [names.view_group(record.view_idx)]
+        part = names.parents(record.name)[0]
         layouts = list(manifest.spec.image_layouts(record.view_idx).values())
+        groups = [names.view_group(record.view_idx)]
     else:
-        part, unit, files, groups = record.name, record.name, record.files, [record.name]
-        layouts = list(record.spec.layouts(manifest.num_labels).values())
+        layouts, groups = list(record.spec.layouts(manifest.num_labels).values()), [record.name]
+    if isinstance(record, UnitRecord):
+        shards = [layout.shard_name(record.unit_idx) for layout in layouts]
+    else:
+        shards = [name for layout in layouts for name in layout.shard_names]
     metadata = dict.fromkeys(map(names.metadata_file, groups), GROUP_METADATA)
-    unit_idx = record.unit_idx if isinstance(record, UnitRecord) else None
-    shards: list[str] = []
-    for layout in layouts:
-        metadata[names.metadata_file(layout.name)] = layout.metadata()
-        shards += layout.shard_names if unit_idx is None else [layout.shard_name(unit_idx)]
+    metadata |= {names.metadata_file(layout.name): layout.metadata() for layout in layouts}
     if files.keys() != {*metadata, *shards}:
         return False
     if record is not None:
         found.committed.add(record)
     for name, file in files.items():
-        data = metadata.get(name)
-        owner = unit if data is None else part
-        found.files[name] = VouchedFile(part=owner, record=file, metadata=data)
+        owner = part if name in metadata else unit
+        found.files[name] = VouchedFile(part=owner, record=file, metadata=metadata.get(name))
     return True
 
 
@@ -257,45 +241,43 @@ def _check_numbers(storage: ReadStorage, found: VerifyReport, manifest: Manifest
     Also that every unit was made of just the rows that the index has there.
     """
     damaged = {names.array_of(fault.file) for fault in found.faults}
-    rows, rejected = manifest.spec.row_layouts(), manifest.rejected_layouts()
-    num_sources, labels = len(manifest.spec.sources), manifest.label_layouts()
-    # Array, and the numbers [low, stop) that it may hold.
-    tables = (
-        (rows["source"], 0, num_sources),
-        (rows["lmdb_index"], 1, max(s.num_samples for s in manifest.spec.sources) + 1),
+    spec, labels = manifest.spec, manifest.label_layouts()
+    rows, rejected = spec.row_layouts(), manifest.rejected_layouts()
+    # Arrays, and the numbers [low, stop) that each may hold.
+    of_index = [
+        (rows["source"], 0, len(spec.sources)),
+        (rows["lmdb_index"], 1, max(s.num_samples for s in spec.sources) + 1),
         (rows["label"], 0, manifest.num_labels),
-        (rejected["source"], 0, num_sources),
+        (rejected["source"], 0, len(spec.sources)),
         (rejected["reason"], 0, len(REJECTION_REASONS)),
         (labels["offsets"], 0, manifest.num_label_bytes + 1),
-    )
-    index: dict[str, Array] = {}
-    for layout, low, stop in tables:
-        if layout.name in damaged:
-            continue
-        index[layout.name] = values = ArrayReader(storage, layout, manifest.files).all()
-        if problem := _number_problem(layout.name, values, low, stop):
-            raise CacheCorruptError(
-                f"{storage}: {layout.name} {problem}, as the manifest says; no build mends that, "
-                "so build the cache anew"
-            )
-    keys = {key: index[a.name] for key, a in rows.items() if a.name in index and key != "label"}
+    ]
+    tables = [(_INDEX, manifest.files, of_index)]
+    for text in found.committed.texts.values():
+        layouts = text.spec.layouts(manifest.num_labels)
+        of_text = [
+            (layouts["of_label"], -1, text.spec.num_strings),
+            (layouts["nodes"], 0, text.spec.num_prefixes),
+            (layouts["offsets"], 0, text.spec.num_string_bytes + 1),
+        ]
+        tables.append((text.name, text.files, of_text))
+    for part, files, arrays in tables:
+        for layout, low, stop in arrays:
+            if layout.name not in damaged:
+                values = ArrayReader(storage, layout, files).all()
+                if problem := _number_problem(layout.name, values, low, stop):
+                    remedy = "; no repair mends that, build the cache anew" * (part == _INDEX)
+                    found.blame(part, layout.name, problem + remedy)
+    keys = {
+        key: ArrayReader(storage, rows[key], manifest.files).all()
+        for key in ("source", "lmdb_index")
+        if rows[key].name not in damaged
+    }
     for unit in found.committed.units.values() if len(keys) == 2 else ():
         at = slice(*unit.rows)
         if hash_keys({key: values[at] for key, values in keys.items()}) != unit.keys_sha256:
             problem = "was made of other rows than the index has there"
             found.blame(unit.name, names.record_file(unit.name), problem)
-    for text in found.committed.texts.values():
-        layouts = text.spec.layouts(manifest.num_labels)
-        for key, low, stop in (
-            ("of_label", -1, text.spec.num_strings),
-            ("nodes", 0, text.spec.num_prefixes),
-            ("offsets", 0, text.spec.num_string_bytes + 1),
-        ):
-            name = layouts[key].name
-            if name not in damaged:
-                values = ArrayReader(storage, layouts[key], text.files).all()
-                if problem := _number_problem(name, values, low, stop):
-                    found.blame(text.name, name, problem)
 
 
 def _number_problem(array: str, values: Array, low: int, stop: int) -> str:
@@ -308,8 +290,7 @@ def _number_problem(array: str, values: Array, low: int, stop: int) -> str:
     return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repair:
+class Repair(NamedTuple):
     """What `repair_cache` did."""
 
     taken_back: tuple[str, ...]

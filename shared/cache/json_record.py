@@ -102,28 +102,22 @@ def decode_record(stored: bytes, where: str) -> dict[str, Any]:
 
 def require_equal(have: Mapping[str, Any], want: Mapping[str, Any], what: str, remedy: str) -> None:
     """Compare two specs, as `as_json` gives them complete, field by field."""
-    differences = list(_differences(have, want, ""))
+    held, wanted = dict(_fields(have, "")), dict(_fields(want, ""))
+    differences = [path for path in held if path in wanted and held[path] != wanted[path]]
     if differences:
-        listed = "; ".join(f"{path} is {a!r}, wanted {b!r}" for path, a, b in differences)
-        raise CacheMismatchError(f"{what}: {listed}. {remedy}")
+        listed = (f"{path} is {held[path]!r}, wanted {wanted[path]!r}" for path in differences)
+        raise CacheMismatchError(f"{what}: {'; '.join(listed)}. {remedy}")
 
 
-def _differences(have: object, want: object, path: str) -> Iterator[tuple[str, object, object]]:
-    if isinstance(have, dict) and isinstance(want, dict):
-        for key in have:
-            yield from _differences(have[key], want[key], f"{path}.{key}" if path else key)
-    elif isinstance(have, tuple) and isinstance(want, tuple) and len(have) == len(want):
-        for idx, (a, b) in enumerate(zip(have, want, strict=True)):
-            named = f"{path}[{a.get('name', idx)}]" if isinstance(a, dict) else path
-            if not isinstance(a, dict) and have != want:
-                yield path, have, want
-                return
-            yield from _differences(a, b, named)
-    elif have != want:
-        yield path, _short(have), _short(want)
-
-
-def _short(value: object) -> object:
-    """Return a list of named things by their names."""
-    is_list = isinstance(value, tuple) and all(isinstance(item, dict) for item in value)
-    return tuple(item.get("name", item) for item in value) if is_list else value  # type: ignore[attr-defined]
+def _fields(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield the plain values in a spec by path; of a list of named things first their names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _fields(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, tuple) and value and all(isinstance(item, Mapping) for item in value):
+        named = {item.get("name", idx): item for idx, item in enumerate(value)}
+        yield path, tuple(named)
+        for name, item in named.items():
+            yield from _fields(item, f"{path}[{name}]")
+    else:
+        yield path, value

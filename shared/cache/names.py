@@ -56,7 +56,6 @@ TEMPLATE = f"a photo of a '{LABEL_PLACE}'"
 oddly: 'street' becomes 's, tre, et'. ``a photo of a " {label} "`` avoids it."""
 
 _BLOCK = re.compile(r"block([1-9]\d*)")
-_UNIT = re.compile(r"view(0|[1-9]\d*)/unit-(\d{5,})")
 _SHARD = re.compile(r"(.+?)/c/(\d+)(?:/0)*")
 
 
@@ -98,16 +97,6 @@ def array_path(group: str, key: str) -> str:
     return f"{group}/{key}"
 
 
-def image_array(view_idx: int, array: str) -> str:
-    """Return the path of an image array of a view."""
-    return array_path(view_group(view_idx), array)
-
-
-def view_name(view_idx: int) -> str:
-    """Return what messages call a view."""
-    return f"view{view_idx}"
-
-
 def view_group(view_idx: int) -> str:
     """Return the folder of a view's arrays."""
     return f"image/view{view_idx}"
@@ -140,13 +129,6 @@ def text_group(table: str) -> str:
 def unit_name(view_idx: int, unit_idx: int) -> str:
     """Return the name of a unit of a view."""
     return f"view{view_idx}/unit-{unit_idx:05d}"
-
-
-def parse_unit(unit: str) -> tuple[int, int] | None:
-    """Return (view, unit) of a unit of a view, or None of a name that is none."""
-    match = _UNIT.fullmatch(unit)
-    numbers = (int(match[1]), int(match[2])) if match else None
-    return numbers if numbers and unit_name(*numbers) == unit else None
 
 
 def record_file(unit: str) -> str:

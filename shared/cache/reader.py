@@ -150,10 +150,9 @@ class FeatureCache:
             )
         num_left, taken = max(1, round(fraction * sum(sizes.values()))), {}
         for unit_idx, num_rows in sizes.items():
-            taken[unit_idx] = min(num_rows, num_left)
-            num_left -= taken[unit_idx]
-            if not num_left:
-                break
+            if num_left > 0:
+                taken[unit_idx] = min(num_rows, num_left)
+            num_left -= num_rows
         return taken
 
     def num_views_of(self, units: Iterable[int]) -> int:
@@ -195,9 +194,7 @@ class FeatureCache:
                 raise CacheMismatchError(
                     f"{self.storage} has no image array {array!r}, only {', '.join(layouts)}"
                 )
-            units = [
-                record for record in self.committed.units.values() if record.view_idx == view_idx
-            ]
+            units = [self.committed.units[view_idx, unit_idx] for unit_idx in self.units(view_idx)]
             files = {name: file for record in units for name, file in record.files.items()}
             self._readers[key] = ArrayReader(self.storage, layouts[array], files)
         return self._readers[key]
@@ -343,9 +340,10 @@ def read_record(storage: ReadStorage, name: str) -> dict[str, Any]:
 
 def read_manifest(storage: ReadStorage) -> Manifest | None:
     """Return the manifest, or None if no cache was begun here."""
-    if not storage.exists(MANIFEST_NAME):
+    try:
+        data = read_record(storage, MANIFEST_NAME)
+    except CacheMissingError:
         return None
-    data = read_record(storage, MANIFEST_NAME)
     if data.get("format") != "clipocr-cache":
         raise CacheCorruptError(
             f"{storage}/{MANIFEST_NAME} is another record, not a manifest. {MEND}"

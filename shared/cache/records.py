@@ -77,7 +77,7 @@ def parse_record(unit: str, data: Mapping[str, Any], cache_id: str) -> Record:
     Raises:
         ValueError: the data is not the record of that unit in that cache.
     """
-    is_text = names.parse_unit(unit) is None
+    is_text = unit.startswith(names.text_group(""))
     record: Record = from_json(TextRecord if is_text else UnitRecord, data)
     if (record.cache_id, record.name) != (cache_id, unit):
         raise ValueError(f"{record.name} of {record.cache_id}")
@@ -104,9 +104,6 @@ class Committed:
         """Yield all records, sorted by name."""
         yield from (self.texts[name] for name in sorted(self.texts))
         yield from (self.units[key] for key in sorted(self.units))
-
-    def __len__(self) -> int:
-        return len(self.units) + len(self.texts)
 
     @property
     def by_name(self) -> dict[str, Record]:

@@ -2,11 +2,7 @@
 
 Credentials and endpoints come from where the library of the protocol looks for them
 (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ``HF_TOKEN``, fsspec's own ``FSSPEC_S3_ANON``, ...). Nothing
-is ever written to an address. What fails is tried again with growing pauses; two variables say how
-often and how long:
-
-    CLIPOCR_REMOTE_TRIES      how often a request is sent in all
-    CLIPOCR_REMOTE_TIMEOUT_S  how long one may take
+is ever written to an address. What fails is tried again with growing pauses.
 
 The tries are counted here, because fsspec has none for ``http://``, and those of s3fs and botocore
 multiply; tenacity would save fewer than ten lines of `RemoteStorage._try`. obstore retries, but
@@ -15,7 +11,6 @@ knows no ``hf://`` and lists ``http://`` by WebDAV only, so it would be a second
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import random
@@ -23,30 +18,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from ..distribution import install_command
 from ..errors import CacheCorruptError, CacheMissingError, CacheUnavailableError, UsageError
 from .memory import Bytes
 from .range_cache import RangeCache
-from .storage import LocalStorage, RangeCheck, ReadStorage
+from .storage import LocalStorage, RangeCheck, ReadStorage, missing_file
 
 _Result = TypeVar("_Result")
 
 _MAX_PAUSE_S = 8.0
-_WITHOUT_CREDENTIALS = frozenset(
-    [
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "CredentialRetrievalError",
-        "ProfileNotFound",
-        "TokenRetrievalError",
-        "SSOTokenLoadError",
-        "NoAuthTokenError",
-    ]
-)
-"""What botocore raises, by name: only S3 needs it installed."""
-_S3_EXTRA_PROTOCOLS = frozenset(("s3", "s3a", "http", "https"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +42,14 @@ class Patience:
     first_pause_s: float = 0.5
     """Between the first two tries; each further pause is twice as long, up to 8 s."""
 
-    @classmethod
-    def from_environment(cls) -> Self:
-        """Return the default as the two environment variables change it."""
-        tries = os.environ.get("CLIPOCR_REMOTE_TRIES", str(cls.tries))
-        timeout_s = os.environ.get("CLIPOCR_REMOTE_TIMEOUT_S", str(cls.timeout_s))
-        with contextlib.suppress(ValueError):
-            if int(tries) >= 1 and float(timeout_s) > 0:
-                return cls(tries=int(tries), timeout_s=float(timeout_s))
-        raise UsageError(
-            f"CLIPOCR_REMOTE_TRIES is {tries!r}, CLIPOCR_REMOTE_TIMEOUT_S {timeout_s!r}; "
-            "expected numbers of at least 1 and more than 0"
-        )
-
     def pause_s(self, num_failures: int) -> float:
         """Return how long to wait after the n-th failure in a row, by chance up to half more."""
         # By chance, so that readers that failed together do not come back together.
         spread = random.SystemRandom().uniform(1.0, 1.5)
         return spread * min(self.first_pause_s * 2.0 ** (num_failures - 1), _MAX_PAUSE_S)
+
+
+DEFAULT_PATIENCE = Patience()
 
 
 def open_storage(
@@ -86,31 +58,21 @@ def open_storage(
     """Return the storage of a cache in a folder, or at an fsspec address.
 
     Of what is read from an address copies of at most `max_cache_bytes` are kept, 0 for none, in
-    `cache_dir`; None: `default_cache_dir`.
+    `cache_dir`; None: the user's folder for what can be fetched again.
     """
     if isinstance(place, Path) or "://" not in place:
         return LocalStorage(Path(place))
-    copies = None
-    if max_cache_bytes:
-        copies = RangeCache((cache_dir or default_cache_dir()) / "ranges", max_cache_bytes)
-    return RemoteStorage(place, copies=copies)
-
-
-def default_cache_dir() -> Path:
-    """Return the user's folder for what can be fetched again.
-
-    Raises:
-        UsageError: the user has none.
-    """
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "clipocr"
-    except RuntimeError as e:
-        raise UsageError(
-            "there is no folder to keep what is read, because neither XDG_CACHE_HOME nor HOME is "
-            f"set and the system knows no home of user {os.getuid()}; pass one as --cache-dir, or "
-            "--cache-bytes 0 to keep nothing"
-        ) from e
+    if not max_cache_bytes:
+        return RemoteStorage(place)
+    if cache_dir is None:
+        try:
+            cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipocr")
+        except RuntimeError as e:
+            raise UsageError(
+                f"user {os.getuid()} has no home to keep what is read in; pass a folder as "
+                "--cache-dir, or --cache-bytes 0 to keep nothing"
+            ) from e
+    return RemoteStorage(place, copies=RangeCache(cache_dir / "ranges", max_cache_bytes))
 
 
 class RemoteStorage(ReadStorage):
@@ -123,22 +85,18 @@ class RemoteStorage(ReadStorage):
     def __init__(
         self, address: str, *, copies: RangeCache | None = None, patience: Patience | None = None
     ) -> None:
-        """Prepare to read; nothing is sent yet. `patience` None: as the environment says."""
+        """Prepare to read; nothing is sent yet."""
         self._address = address.rstrip("/")
         self._copies = copies
-        self._patience = patience or Patience.from_environment()
+        self._patience = patience or DEFAULT_PATIENCE
         self._fs, self._root = _open_file_system(self._address, self._patience)
         # Or its buffered files would fetch five megabytes beyond each range.
-        self._read_options = {"cache_type": "none"} if self._fs.protocol == "hf" else {}
+        is_hub = self._fs.protocol == "hf"
+        self._read_options: dict[str, Any] = {"cache_type": "none"} if is_hub else {}
         self._is_http = "http" in self._fs.protocol
 
     def __str__(self) -> str:
         return self._address
-
-    def exists(self, name: str) -> bool:
-        """Return whether a file of that name was published."""
-        # By a byte of it: fsspec's own `exists` takes any failure for a no.
-        return self._found(name, lambda: self._fetch(name, 0, 1)) is not None
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
@@ -172,7 +130,8 @@ class RemoteStorage(ReadStorage):
             return "" if is_sound else f"bytes {start} to {stop} are not what was committed"
 
         def fetch() -> bytes:
-            stored = self._fetch(name, start, stop)
+            options = {"start": start, "end": stop, **self._read_options}
+            stored: bytes = self._call("cat_file", name, **options)
             if problem := fill(stored):
                 raise _WrongBytesError(problem)
             return stored
@@ -189,10 +148,6 @@ class RemoteStorage(ReadStorage):
                 return
             self._copies.drop(key)
         self._copies.put(key, self._try(name, fetch))
-
-    def _fetch(self, name: str, start: int, stop: int) -> bytes:
-        stored: bytes = self._call("cat_file", name, start=start, end=stop, **self._read_options)
-        return stored
 
     def _call(self, method: str, name: str, **options: int | str) -> Any:
         """Call a method of the file system within the time limit."""
@@ -225,7 +180,7 @@ class RemoteStorage(ReadStorage):
                 failure = e.__cause__ if self._is_http and e.__cause__ else e
             response = getattr(failure, "response", None)
             status = getattr(failure, "status", 0) or getattr(response, "status_code", 0)
-            if type(failure).__name__ in _WITHOUT_CREDENTIALS:
+            if "Credential" in type(failure).__name__:  # Of botocore, which only S3 needs.
                 raise CacheUnavailableError(
                     f"{self} cannot be read: {_reason(failure)}. Set the credentials by "
                     "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public "
@@ -238,7 +193,7 @@ class RemoteStorage(ReadStorage):
                     "it is not at Amazon's"
                 ) from failure
             if status == 404 or isinstance(failure, FileNotFoundError | NotADirectoryError):
-                raise CacheMissingError(f"{self}/{name} is missing")
+                raise missing_file(f"{self}/{name}")
             if isinstance(failure, PermissionError) or status in (401, 403):
                 raise CacheUnavailableError(
                     f"{self}/{name} may not be read ({_reason(failure)}); check the credentials, "
@@ -283,8 +238,8 @@ def _open_file_system(address: str, patience: Patience) -> tuple[Any, str]:
     try:
         file_system, root = url_to_fs(address, **options)
     except ImportError as e:
-        known = protocol in _S3_EXTRA_PROTOCOLS
-        remedy = f"; install it with: {install_command('s3')}" if known else ""
+        is_extra = protocol in ("s3", "s3a", "http", "https")
+        remedy = f"; install it with: {install_command('s3')}" if is_extra else ""
         raise UsageError(f"{address} needs a package that is missing: {e}{remedy}") from e
     except ValueError as e:
         raise UsageError(

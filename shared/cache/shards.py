@@ -18,6 +18,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,18 @@ import numpy.typing as npt
 from crc32c import crc32c
 from numcodecs import Zstd
 
-from ..errors import MEND, CacheCorruptError, CacheMissingError
+from ..errors import MEND, CacheCorruptError
 from . import names
 from .memory import Bytes, MemoryPool
 from .row_table import RowTable
-from .storage import FileRecord, LocalStorage, PendingFile, RangeCheck, ReadStorage
+from .storage import (
+    FileRecord,
+    LocalStorage,
+    PendingFile,
+    RangeCheck,
+    ReadStorage,
+    missing_file,
+)
 
 Array = npt.NDArray[Any]
 
@@ -147,8 +155,7 @@ class ArrayWriter:
         self._storage = storage
         self._layout = layout
         self._shard_idx = first_shard_idx
-        self._rows: list[Array] = []
-        self._num_rows = 0
+        self._rest = np.empty((0, *layout.row_shape), layout.dtype)
         self._shards: list[tuple[PendingFile, list[tuple[int, int]], list[int]]] = []
 
     def append(self, rows: Array) -> None:
@@ -156,23 +163,19 @@ class ArrayWriter:
         layout = self._layout
         assert rows.shape[1:] == layout.row_shape, (rows.shape, layout)
         assert rows.dtype == np.dtype(layout.dtype), (rows.dtype, layout)
-        self._rows.append(rows)
-        self._num_rows += len(rows)
-        if self._num_rows >= layout.chunk_rows:
-            block = np.concatenate(self._rows) if len(self._rows) > 1 else self._rows[0]
-            num_whole = len(block) - len(block) % layout.chunk_rows
-            for start in range(0, num_whole, layout.chunk_rows):
-                self.append_chunk(encode_chunk(layout, block[start : start + layout.chunk_rows]))
-            # A copy, or the remainder would keep the whole block alive.
-            self._rows = [block[num_whole:].copy()] if num_whole < len(block) else []
-            self._num_rows = len(block) - num_whole
+        if len(self._rest):
+            rows = np.concatenate([self._rest, rows])
+        num_whole = len(rows) - len(rows) % layout.chunk_rows
+        for start in range(0, num_whole, layout.chunk_rows):
+            self.append_chunk(encode_chunk(layout, rows[start : start + layout.chunk_rows]))
+        # A copy, or the remainder would keep all rows alive.
+        self._rest = rows[num_whole:].copy()
 
     def publish(self) -> dict[str, FileRecord]:
         """Write what remains, publish every file, and return their records by name."""
         layout = self._layout
-        if self._num_rows:
-            self.append_chunk(encode_chunk(layout, np.concatenate(self._rows)))
-            self._rows, self._num_rows = [], 0
+        if len(self._rest):
+            self.append_chunk(encode_chunk(layout, self._rest))
         records = {}
         for file, entries, sums in self._shards:
             absent = [(_ABSENT, _ABSENT)] * (layout.chunks_per_shard - len(entries))
@@ -196,7 +199,7 @@ class ArrayWriter:
         checksum = crc32c(payload.data)
         entries.append((file.num_bytes, len(payload) + _CRC_BYTES))
         sums.append(checksum)
-        file.write(payload.data, checksum)
+        file.write(payload.data)
         file.write(struct.pack("<I", checksum))
 
 
@@ -233,18 +236,11 @@ class ArrayReader:
     def chunk(self, shard_idx: int, chunk_idx: int, *, memory: MemoryPool | None = None) -> Array:
         """Return a chunk, padding rows at the array's end cut off. Shape: (rows, *row_shape).
 
-        Args:
-            shard_idx: Which file.
-            chunk_idx: Which chunk of it.
-            memory: Where its rows shall be; None: wherever.
+        Its rows lie in a block of `memory`, if that is given.
         """
         layout, name = self.layout, self.layout.shard_name(shard_idx)
         start, stop = self.chunk_range(shard_idx, chunk_idx)
-        checksum = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-
-        def is_sound(stored: Bytes) -> bool:
-            return f"{_crc32c(stored):08x}" == checksum
-
+        is_sound = partial(self._is_sound, name, chunk_idx)
         stored = self._read(name, start, stop - start, is_sound, f"chunk {chunk_idx}", memory)
         data: Any = stored[:-_CRC_BYTES]
         if layout.compressed:
@@ -253,6 +249,10 @@ class ArrayReader:
         rows = np.frombuffer(data, np.dtype(layout.dtype).newbyteorder("<"))
         first_row = shard_idx * layout.shard_rows + chunk_idx * layout.chunk_rows
         return rows.reshape(layout.chunk_rows, *layout.row_shape)[: layout.shape[0] - first_row]
+
+    def _is_sound(self, name: str, chunk_idx: int, stored: Bytes) -> bool:
+        expected = self._files[name].chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
+        return f"{_crc32c(stored):08x}" == expected
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop), reading each chunk they touch once."""
@@ -275,42 +275,31 @@ class ArrayReader:
 
         A folder's files are mapped; anything else is read into memory.
         """
-        if self.layout.compressed:
+        layout, storage = self.layout, self._storage
+        if layout.compressed or not isinstance(storage, LocalStorage):
             return RowTable.of(self.all())
-        shards = []
-        for shard_idx in range(self.layout.num_shards):
-            rows = self._mapped(shard_idx)
-            if rows is None:
-                return RowTable.of(self.all())
-            shards.append(rows)
-        return RowTable(shards, self.layout.shape, self.layout.dtype)
+        shards = [self._mapped(storage, shard_idx) for shard_idx in range(layout.num_shards)]
+        return RowTable(shards, layout.shape, layout.dtype)
 
-    def _mapped(self, shard_idx: int) -> Array | None:
+    def _mapped(self, storage: LocalStorage, shard_idx: int) -> Array:
         """Map a shard's chunks, once each is checked; see `RowTable`. Shape: (C, R)."""
         layout, name = self.layout, self.layout.shard_name(shard_idx)
-        try:
-            file = self._storage.map(name)
-        except CacheMissingError as e:
-            raise CacheMissingError(f"{e}. {MEND}") from None
-        if file is None:
-            return None
-        record = self._files[name]
-        if len(file) != record.num_bytes:
-            raise self._corrupt(name, f"its size of {len(file):,} bytes")
-        num_chunks, stored_bytes = layout.num_chunks(shard_idx), self._stored_bytes
+        size = storage.size(name)
+        if size is None:
+            raise missing_file(f"{storage}/{name}")
+        if size != self._files[name].num_bytes:
+            raise self._corrupt(name, f"its size of {size:,} bytes")
+        file = np.memmap(storage.root / name, np.uint8, "r")
+        num_chunks = layout.num_chunks(shard_idx)
+        stored_bytes = layout.chunk_rows * layout.row_bytes + _CRC_BYTES
         for chunk_idx in range(num_chunks):
             start, stop = self.chunk_range(shard_idx, chunk_idx)
-            expected = record.chunk_crc32c[8 * chunk_idx : 8 * chunk_idx + 8]
-            if stop - start != stored_bytes or f"{_crc32c(file[start:stop]):08x}" != expected:
+            is_whole = stop - start == stored_bytes
+            if not (is_whole and self._is_sound(name, chunk_idx, file[start:stop])):
                 raise self._corrupt(name, f"chunk {chunk_idx}")
         rows = (f"V{layout.row_bytes}", (layout.chunk_rows,))
         chunks = file[: num_chunks * stored_bytes].view([("rows", *rows), ("crc", "<u4")])
         return chunks["rows"]
-
-    @property
-    def _stored_bytes(self) -> int:
-        """Bytes of a chunk that is not compressed."""
-        return self.layout.chunk_rows * self.layout.row_bytes + _CRC_BYTES
 
     def chunk_range(self, shard_idx: int, chunk_idx: int) -> tuple[int, int]:
         """Return the bytes [start, stop) of a shard that a chunk takes, its checksum included."""
@@ -350,10 +339,7 @@ class ArrayReader:
             raise self._corrupt(name, what)
         block = memory.take(num_bytes) if memory else np.empty(num_bytes, np.uint8)
         check = RangeCheck(file_sha256=self._files[name].sha256, is_sound=is_sound)
-        try:
-            self._storage.read_into(block, name, start, check)
-        except CacheMissingError as e:
-            raise CacheMissingError(f"{e}. {MEND}") from None
+        self._storage.read_into(block, name, start, check)
         if not is_sound(block):
             raise self._corrupt(name, what)
         return block
@@ -368,10 +354,7 @@ class ArrayReader:
 def weigh_array(layout: ArrayLayout, values: Array) -> int:
     """Return the bytes that an array's files take, without writing them.
 
-    Args:
-        layout: Of the array.
-        values: Its rows, or a sample of them, compressed here to tell what all will take; not
-            looked at if the array is not compressed.
+    `values` are its rows, or a sample of them, looked at only if the array is compressed.
     """
     num_chunks = sum(layout.num_chunks(shard_idx) for shard_idx in range(layout.num_shards))
     num_rows, chunk_rows = layout.shape[0], layout.chunk_rows

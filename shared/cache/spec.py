@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..charset import LabelRules
-from ..geometry import TALL
+from ..geometry import TALL, VIEW_SHAPE
 from . import names
 from .codecs.codec import Codec, join_codecs
-from .codecs.codecs import feature_codec, pixel_layout
 from .codecs.klt import num_table_rows
 from .json_record import as_json, canonical_json, later_field
 from .shards import ArrayLayout
@@ -110,6 +109,13 @@ class ImageArraySpec:
         """(T, D): what a decoded row is."""
         return self.num_tokens, self.width
 
+    @property
+    def stored_row(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a row on disk."""
+        if self.codec.kind == "fp16":
+            return self.row_shape, "float16"
+        return (self.num_tokens, self.codec.token_bytes(self.width)), "uint8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
@@ -173,23 +179,22 @@ class CacheSpec:
 
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
         """Return the arrays of one view by name: the pixels, then the image arrays."""
-        rows = {
-            **({names.PIXELS: pixel_layout()} if self.pixels else {}),
-            **{
-                image.name: feature_codec(image.codec).layout(image.row_shape)
-                for image in self.images
-            },
-        }
+        height, width, channels = VIEW_SHAPE
+        rows: dict[str, tuple[tuple[int, ...], str]] = {}
+        if self.pixels:
+            rows[names.PIXELS] = (channels, height, width), "uint8"
+        rows |= {image.name: image.stored_row for image in self.images}
         return {
             name: ArrayLayout(
-                name=names.image_array(view_idx, name),
-                shape=(self.num_rows, *stored.row_shape),
-                dtype=stored.dtype,
-                compressed=stored.compressed,
+                name=names.array_path(names.view_group(view_idx), name),
+                shape=(self.num_rows, *row_shape),
+                dtype=dtype,
+                # An entropy coder would save under a fifth of features, and slow reading.
+                compressed=name == names.PIXELS,
                 chunk_rows=self.chunk_rows,
                 shard_rows=self.unit_rows,
             )
-            for name, stored in rows.items()
+            for name, (row_shape, dtype) in rows.items()
         }
 
     def codec_layouts(self, index: Mapping[str, FileRecord]) -> dict[str, ArrayLayout]:

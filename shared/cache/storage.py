@@ -18,7 +18,7 @@ import shutil
 import socket
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,8 +29,9 @@ from crc32c import crc32c
 from ..atomic import make_folder, rename, sync
 from ..errors import MEND, CacheCorruptError, CacheMissingError
 from .memory import Bytes
+from .names import TMP_FOLDER
 
-_TMP = ".tmp"
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _BLOCK_BYTES = 1 << 20
 
 
@@ -64,9 +65,9 @@ class ReadStorage(ABC):
     stands in commit records.
     """
 
-    @abstractmethod
     def exists(self, name: str) -> bool:
         """Return whether a file of that name was published."""
+        return self.size(name) is not None
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -94,14 +95,6 @@ class ReadStorage(ABC):
             CacheCorruptError: the file ends before the block does.
         """
 
-    def map(self, name: str) -> Bytes | None:  # noqa: ARG002  (of those that can)
-        """Map a whole file into memory, unchecked; None: files here cannot be mapped.
-
-        Raises:
-            CacheMissingError: there is no such file.
-        """
-        return None
-
 
 class PendingFile:
     """A file being written under a temporary name; `publish` makes it appear."""
@@ -109,23 +102,18 @@ class PendingFile:
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
         self._final = root / name
-        self._partial = root / _TMP / _temporary_name()
+        self._partial = root / TMP_FOLDER / _temporary_name()
         make_folder(self._partial.parent)
         self._file = self._partial.open("xb")
         self._sha256 = hashlib.sha256()
-        self._parts: list[tuple[int, int]] = []
+        self._crc32c = 0
         self.num_bytes = 0
 
-    def write(self, data: bytes | memoryview, checksum: int | None = None) -> None:
-        """Append bytes.
-
-        Args:
-            data: The bytes.
-            checksum: Their CRC-32C, if it is known.
-        """
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
         self._file.write(data)
         self._sha256.update(data)
-        self._parts.append((len(data), crc32c(data) if checksum is None else checksum))
+        self._crc32c = crc32c(data, self._crc32c)
         self.num_bytes += len(data)
 
     @property
@@ -138,7 +126,7 @@ class PendingFile:
         self._file.close()
         sync(self._partial)
         # CRC-32C: ten times as fast as SHA-256, and enough against errors that nobody made.
-        if not _holds(self._partial, self._parts):
+        if _size_and_crc32c(self._partial) != (self.num_bytes, self._crc32c):
             raise CacheCorruptError(
                 f"{self._final} read back differently from what was written; the disk or its "
                 "memory is failing. Run the same command again on another disk"
@@ -163,15 +151,11 @@ class LocalStorage(ReadStorage):
     def __str__(self) -> str:
         return str(self.root)
 
-    def exists(self, name: str) -> bool:
-        """Return whether a file of that name was published."""
-        return (self.root / name).is_file()
-
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
         try:
             return (self.root / name).stat().st_size
-        except FileNotFoundError:
+        except _ABSENT:
             return None
 
     def names(self, folder: str) -> list[str]:
@@ -183,8 +167,8 @@ class LocalStorage(ReadStorage):
         """Return a whole file."""
         try:
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            raise CacheMissingError(f"{self.root / name} is missing") from None
+        except _ABSENT:
+            raise missing_file(self.root / name) from None
 
     def read_into(
         self,
@@ -198,23 +182,13 @@ class LocalStorage(ReadStorage):
             with FileIO(self.root / name) as file:
                 file.seek(start)
                 num_bytes = file.readinto(block.data)
-        except FileNotFoundError:
-            raise CacheMissingError(f"{self.root / name} is missing") from None
+        except _ABSENT:
+            raise missing_file(self.root / name) from None
         if num_bytes < len(block):
             raise CacheCorruptError(
                 f"{self.root / name} has fewer than {start + len(block):,} bytes (a truncated or "
                 f"exchanged file). {MEND}"
             )
-
-    def map(self, name: str) -> Bytes | None:
-        """Map a whole file into memory."""
-        path = self.root / name
-        try:
-            if not path.stat().st_size:  # Nothing cannot be mapped.
-                return np.empty(0, np.uint8)
-            return np.memmap(path, np.uint8, "r")
-        except FileNotFoundError:
-            raise CacheMissingError(f"{path} is missing") from None
 
     def create(self, name: str) -> PendingFile:
         """Begin a file that appears under `name` when it is published."""
@@ -261,7 +235,7 @@ class LocalStorage(ReadStorage):
 
     def sweep(self) -> None:
         """Remove what killed writers of this machine left behind; living writers keep theirs."""
-        for leftover in (self.root / _TMP).glob(f"{socket.gethostname()}@*@*"):
+        for leftover in (self.root / TMP_FOLDER).glob(f"{socket.gethostname()}@*@*"):
             if _is_alive(int(leftover.name.split("@")[1])):
                 continue
             if leftover.is_dir():
@@ -273,7 +247,7 @@ class LocalStorage(ReadStorage):
 @contextlib.contextmanager
 def scratch_folder(storage: LocalStorage) -> Iterator[LocalStorage]:
     """Lend a folder on the same disk, removed when the block is left or by the next sweep."""
-    scratch = storage.root / _TMP / _temporary_name()
+    scratch = storage.root / TMP_FOLDER / _temporary_name()
     try:
         yield LocalStorage(scratch)
     finally:
@@ -293,25 +267,22 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def missing_file(place: object) -> CacheMissingError:
+    """Return the error that a file is not there."""
+    return CacheMissingError(f"{place} is missing. {MEND}")
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _holds(path: Path, parts: Sequence[tuple[int, int]]) -> bool:
-    """Return whether a file is made of parts of these (size, CRC-32C), and of nothing else."""
+def _size_and_crc32c(path: Path) -> tuple[int, int]:
+    num_bytes, checksum = 0, 0
     block = np.empty(_BLOCK_BYTES, np.uint8)
     with FileIO(path) as file:
-        for num_bytes, expected in parts:
-            checksum, left = 0, num_bytes
-            while left:
-                # Never beyond the part, and again where the kernel returned less.
-                num_read = file.readinto(block[:left].data)
-                if not num_read:
-                    return False
-                checksum = crc32c(block[:num_read].data, checksum)
-                left -= num_read
-            if checksum != expected:
-                return False
-        return not file.read(1)
+        while num_read := file.readinto(block.data):
+            num_bytes += num_read
+            checksum = crc32c(block[:num_read].data, checksum)
+    return num_bytes, checksum

@@ -80,7 +80,7 @@ def watch_writes(fault: Fault, log: int) -> None:
 
     real_write = PendingFile.write
 
-    def torn_write(file: PendingFile, data: bytes | memoryview, _: int | None = None) -> None:
+    def torn_write(file: PendingFile, data: bytes | memoryview) -> None:
         # Half of it reaches the disk, then the operation is counted, and perhaps struck.
         half = len(data) // 2
         real_write(file, data[:half])

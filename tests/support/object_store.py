@@ -108,6 +108,8 @@ class _Handler(LoopbackHandler):
             code = {"403": "AccessDenied"}.get(fault, "InternalError")
             status, body = int(fault), f"<Error><Code>{code}</Code></Error>".encode()
             length = len(body)
+            if self.command == "HEAD":
+                body = b""
         elif fault == "short":
             body = body[: len(body) // 2]
             length = len(body)

@@ -9,6 +9,12 @@ from typing import Self
 from ...errors import UsageError
 
 CODEC_KINDS = ("fp16", "int8", "int4", "klt")
+NUM_OUTLIERS = 4
+"""Values of a token that ``int8`` and ``int4`` keep apart."""
+HEAD_BYTES = 2 + 4 * NUM_OUTLIERS
+"""What they store besides the codes."""
+MAX_BITS = 8
+"""Of a component of ``klt``."""
 _KLT_BYTES = 192
 
 
@@ -40,6 +46,26 @@ class Codec:
     def has_table(self) -> bool:
         """Whether it works by a table that is fit to the array's own features."""
         return self.kind == "klt"
+
+    def token_bytes(self, width: int) -> int:
+        """Return the bytes of a token.
+
+        Raises:
+            UsageError: tokens of that width cannot be stored.
+        """
+        if self.kind == "int4" and (width % 2 or width <= NUM_OUTLIERS):
+            raise UsageError(f"codec int4 packs pairs of values; a token of {width} has none")
+        most = width * MAX_BITS // 8
+        if self.kind == "klt" and not 1 <= self.record_bytes <= most:
+            raise UsageError(
+                f"codec {self} does not fit tokens of {width}; pass klt:1 to klt:{most}"
+            )
+        return {
+            "fp16": 2 * width,
+            "int8": width + HEAD_BYTES,
+            "int4": width // 2 + HEAD_BYTES,
+            "klt": self.record_bytes,
+        }[self.kind]
 
 
 CODEC_EXAMPLES = tuple(map(Codec.parse, CODEC_KINDS))

@@ -25,6 +25,7 @@ import functools
 import heapq
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -32,13 +33,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .codec import MAX_BITS
+
 if TYPE_CHECKING:
     import torch
+
+    _Coder = Callable[[torch.Tensor], torch.Tensor]
 
 Doubles = npt.NDArray[np.float64]
 TableValues = npt.NDArray[np.float32]
 
-MAX_BITS = 8
 NUM_LEVELS = 2 ** (MAX_BITS + 1) - 2
 """Of all codes of 1 to 8 bits together; those of b bits begin at number 2^b - 2."""
 _NEWTON_STEPS = 20
@@ -169,6 +173,22 @@ def fit_basis(count: int, sums: Doubles, products: Doubles) -> KltBasis:
     return KltBasis(mean=mean, variances=variances, directions=directions)
 
 
+def klt_coders(table: TableValues, record_bytes: int) -> tuple[_Coder, _Coder]:
+    """Return what encodes and what decodes by a table, on whatever device the numbers are."""
+
+    @functools.cache
+    def on(device: torch.device) -> KltTable:
+        return KltTable(table, record_bytes, device)
+
+    def encode(standard: torch.Tensor) -> torch.Tensor:
+        return on(standard.device).encode(standard)
+
+    def decode(records: torch.Tensor) -> torch.Tensor:
+        return on(records.device).decode(records)
+
+    return encode, decode
+
+
 class KltTable:
     """The table of an image array, ready to encode and decode on one device.
 
@@ -177,11 +197,10 @@ class KltTable:
     eighth of the time of the change of basis.
     """
 
-    def __init__(
-        self, table: TableValues, num_tokens: int, record_bytes: int, device: torch.device
-    ):
+    def __init__(self, table: TableValues, record_bytes: int, device: torch.device) -> None:
         import torch
 
+        num_tokens = len(table) - num_table_rows(0, table.shape[1])
         values = torch.from_numpy(table.astype(np.float64)).to(device)
         rest = values[num_tokens:]
         bits = rest[1].long()[rest[1] > 0]

@@ -24,14 +24,12 @@ from functools import cache
 
 import torch
 
+from .codec import HEAD_BYTES, NUM_OUTLIERS
+
 NORM_EPS = 1e-5
 """Of `torch.nn.LayerNorm`."""
 
 _INT8_MAX = 127
-
-NUM_OUTLIERS = 4
-"""Values that are kept apart."""
-_HEAD_BYTES = 2 + 4 * NUM_OUTLIERS
 
 _POSITIVE_LEVELS = (0.128395, 0.388048, 0.656759, 0.94234, 1.256231, 1.618046, 2.069017, 2.73259)
 INT4_LEVELS = tuple(-level for level in reversed(_POSITIVE_LEVELS)) + _POSITIVE_LEVELS
@@ -57,7 +55,7 @@ def encode_int8(standard: torch.Tensor) -> torch.Tensor:
 def decode_int8(records: torch.Tensor) -> torch.Tensor:
     """Invert `encode_int8`. Shape: (B, T, 18 + D) -> (B, T, D), float32."""
     scale, places, values = _head(records)
-    codes = records[..., _HEAD_BYTES:].view(torch.int8)
+    codes = records[..., HEAD_BYTES:].view(torch.int8)
     return codes.float().mul_(scale / _INT8_MAX).scatter_(-1, places, values)
 
 
@@ -80,7 +78,7 @@ def encode_int4(standard: torch.Tensor) -> torch.Tensor:
 def decode_int4(records: torch.Tensor) -> torch.Tensor:
     """Invert `encode_int4`. Shape: (B, T, 18 + D / 2) -> (B, T, D), float32."""
     scale, places, values = _head(records)
-    codes = records[..., _HEAD_BYTES:]
+    codes = records[..., HEAD_BYTES:]
     pairs = _int4_pairs(records.device)
     features = pairs.index_select(0, codes.flatten().int()).view(torch.float32)
     features = features.view(*codes.shape[:-1], 2 * codes.shape[-1])
@@ -130,7 +128,7 @@ def _head(records: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return (
         _numbers(records[..., :2], torch.float16).float(),
         _numbers(records[..., 2:middle], torch.int16).long(),
-        _numbers(records[..., middle:_HEAD_BYTES], torch.float16).float(),
+        _numbers(records[..., middle:HEAD_BYTES], torch.float16).float(),
     )
 
 

@@ -17,7 +17,6 @@ from clipocr.precompute.builder import build
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.calibrate import CodecSample
 from clipocr.precompute.builder.index import publish_table
-from clipocr.precompute.upkeep.copy import CopyConfig, copy_cache
 from clipocr.precompute.upkeep.verify import repair_cache, verify_cache
 from clipocr.shared.cache.codecs.codecs import measure_fidelity
 from clipocr.shared.cache.codecs.klt import KltTable
@@ -76,7 +75,7 @@ def test_plain_zarr_and_numpy_decode_it(klt_path: Path) -> None:
     table = group[f"codec/{folder}/block2"][:]
     records = group["image/view0/block2"][:]
     cache = FeatureCache.open(klt_path)
-    decoded = KltTable(table, 17, 32, torch.device("cpu")).decode(torch.from_numpy(records))
+    decoded = KltTable(table, 32, torch.device("cpu")).decode(torch.from_numpy(records))
     own = cache.codec("block2").decode(
         torch.from_numpy(cache.image_reader(0, "block2").all().copy())
     )
@@ -172,19 +171,6 @@ def test_a_damaged_table_is_made_again(
         (copied / "manifest.json").unlink()
     build_cache(tiny_build(data_root, copied, codec=CODEC))
     assert files_of(copied) == files_of(klt_path)
-
-
-def test_a_copy_of_fewer_taps_has_their_tables(
-    klt_path: Path, data_root: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "small.cache"
-    copy_cache(CopyConfig(source=klt_path, out=out, image_taps=(1, 3)))
-    assert [name.split("/")[2] for name in tables_of(out)] == ["block1", "block3"]
-    report = verify_cache(out)
-    assert not report.faults
-    built = tmp_path / "built.cache"
-    build_cache(tiny_build(data_root, built, codec=CODEC, image_taps=(1, 3)))
-    assert files_of(out) == files_of(built)
 
 
 def test_another_rate_is_another_cache(copied: Path, data_root: Path) -> None:

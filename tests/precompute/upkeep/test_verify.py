@@ -70,9 +70,7 @@ def test_a_half_built_cache_is_sound(world: World, copy: Path) -> None:
 
 
 def test_a_copy_of_some_units_is_sound(world: World, tmp_path: Path) -> None:
-    copy_cache(
-        CopyConfig(source=world.path, out=tmp_path / "c", fraction=0.5, image_taps=(2,), views=1)
-    )
+    copy_cache(CopyConfig(source=world.path, out=tmp_path / "c", fraction=0.5, views=1))
     report = verify_cache(tmp_path / "c")
     assert report.faults == []
     assert list(report.committed.by_name) == ["text/char-36", "view0/unit-00000"]
@@ -313,7 +311,6 @@ def test_recomputed_rows_are_what_the_codec_promises(world: World) -> None:
     for array in report.arrays.values():
         assert 0 < array.max_abs < 0.01
         assert 0.5 < array.worst_share <= 1  # As good as half precision gets, and no better.
-        assert array.cosine_min > 0.9999
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4", "klt:24"])

@@ -58,10 +58,10 @@ print(json.dumps(contents(sys.argv[2])))
 """
 
 
-def read_at(hub: Hub, **variables: str) -> subprocess.CompletedProcess[str]:
+def read_at(hub: Hub) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(sys.path)
     here = Path(__file__).parent
-    return on_hub(hub, "-c", PROGRAM, here, ADDRESS, PYTHONPATH=path, **variables)
+    return on_hub(hub, "-c", PROGRAM, here, ADDRESS, PYTHONPATH=path)
 
 
 def first_time(status: int) -> Callable[[str, int], int]:
@@ -83,12 +83,12 @@ def test_a_hub_gives_what_the_folder_gives(hub: Hub, cache_path: Path, status: i
 
 def test_a_hub_that_goes_on_failing_is_one_clear_error(hub: Hub) -> None:
     hub.fault = lambda what, _: 500 if "/block2/c/1" in what and "/resolve/" in what else 0
-    done = read_at(hub, CLIPOCR_REMOTE_TRIES="2")
+    done = read_at(hub)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "CacheUnavailableError" in last
     assert f"{ADDRESS}/image/view0/block2/c/1/0/0 cannot be read" in last
-    assert "tried 2 times" in last
+    assert "tried 5 times" in last
 
 
 def test_the_commands_take_a_hub(hub: Hub, cache_path: Path, tmp_path: Path) -> None:

@@ -16,17 +16,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("key", [(0, 0), (3, 7), (12, 99_999), (0, 123_456)])
 def test_units(key: tuple[int, int]) -> None:
     name = names.unit_name(*key)
-    assert names.parse_unit(name) == key
     assert names.unit_of_record(names.record_file(name)) == name
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["text/char-36", "view0", "view0/unit-1", "view00/unit-00001", "view0/unit-000001",
-     "view-1/unit-00000", "view0/unit-00000/x", ""],
-)  # fmt: skip
-def test_what_is_no_unit(name: str) -> None:
-    assert names.parse_unit(name) is None
 
 
 def test_blocks() -> None:

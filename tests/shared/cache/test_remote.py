@@ -143,8 +143,8 @@ class TestS3(AddressContract):
         assert not storage.exists("none")
         with pytest.raises(CacheMissingError):
             storage.read("none")
-        objects = [what for what in proxy.requests if what.startswith("GET /bucket/files/")]
-        assert 1 <= len(objects) == len(set(objects)) <= 2
+        objects = [what for what in proxy.requests if " /bucket/files/" in what]
+        assert 1 <= len(objects) <= 2  # One of each call.
 
 
 class TestHttp(AddressContract):
@@ -308,8 +308,8 @@ def test_a_server_that_dies_in_mid_epoch_costs_no_step(
     monkeypatch.setattr("clipocr.train.data.order.NUM_LANES", 2)
     for name in ("_CHUNKS_AHEAD", "_BATCHES_AHEAD"):
         monkeypatch.setattr(f"clipocr.train.data.loader.{name}", 1)
-    monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", "2")
-    monkeypatch.setenv("CLIPOCR_REMOTE_TIMEOUT_S", "1")
+    patience = Patience(tries=2, timeout_s=1)
+    monkeypatch.setattr("clipocr.shared.cache.remote.DEFAULT_PATIENCE", patience)
     features = [0]
 
     def die_late(what: str, _before: int) -> str:
@@ -370,15 +370,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_storage("s3://bucket/words.cache")
 
 
-def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", "7")
-    assert Patience.from_environment() == Patience(tries=7)
+def test_pauses_grow_to_a_bound() -> None:
     pauses = [Patience().pause_s(n) for n in (1, 2, 3, 9)]
     assert all(p <= x <= 1.5 * p for p, x in zip((0.5, 1, 2, 8), pauses, strict=True))
-    for wrong in ("0", "often"):
-        monkeypatch.setenv("CLIPOCR_REMOTE_TRIES", wrong)
-        with pytest.raises(UsageError, match=f"CLIPOCR_REMOTE_TRIES is '{wrong}'"):
-            Patience.from_environment()
 
 
 # ----------------------------------------------------------------------------------------- copies
@@ -444,7 +438,7 @@ def test_a_user_without_a_home_is_told_of_the_option(monkeypatch: pytest.MonkeyP
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    with pytest.raises(UsageError, match=r"no home of user \d+; pass one as --cache-dir"):
+    with pytest.raises(UsageError, match=r"user \d+ has no home .* pass a folder as --cache-dir"):
         open_storage("memory://cache", max_cache_bytes=1)
 
 

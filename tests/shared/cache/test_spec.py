@@ -66,6 +66,8 @@ def changed(spec: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
             for idx, item in enumerate(value):
                 for inner_path, a, b, inner in changed(item, f"{name}[{item.name}]."):
                     items = (*value[:idx], inner, *value[idx + 1 :])
+                    if inner_path.endswith(".name"):  # A list is told by its names.
+                        inner_path, a, b = name, *(tuple(i.name for i in v) for v in (value, items))
                     yield inner_path, a, b, replace(spec, **{field.name: items})
         else:
             wrong = other(value)

@@ -8,7 +8,6 @@ from host_waits import HostWaits
 from clipocr.shared.cache.codecs.codec import Codec
 from clipocr.shared.cache.codecs.codecs import (
     FeatureCodec,
-    Fp16Codec,
     feature_codec,
     filter_pixels,
     measure_fidelity,
@@ -90,15 +89,17 @@ def test_a_grey_gradient_is_nearly_all_zeros() -> None:
 
 def test_fp16_keeps_what_half_precision_holds() -> None:
     features = torch.tensor([[[1.0, 2.5, -65504.0]]])
-    stored = Fp16Codec().encode(features)
+    stored = feature_codec(Codec.parse("fp16")).encode(features)
     assert stored.dtype == torch.float16
-    torch.testing.assert_close(Fp16Codec().decode(stored).float(), features, rtol=0, atol=0)
+    torch.testing.assert_close(
+        feature_codec(Codec.parse("fp16")).decode(stored).float(), features, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("value", [65520.0, float("inf"), float("nan")])
 def test_fp16_refuses_what_it_cannot_hold(value: float) -> None:
     with pytest.raises(TeacherError, match="beyond what fp16 holds"):
-        Fp16Codec().encode(torch.tensor([[[1.0, value]]]))
+        feature_codec(Codec.parse("fp16")).encode(torch.tensor([[[1.0, value]]]))
 
 
 def test_unknown_codec_names_the_known() -> None:

@@ -144,7 +144,7 @@ def test_bytes() -> None:
     for b in range(1, 9):
         table[3:11].flat[2**b - 2 : 2 ** (b + 1) - 2] = klt.gaussian_levels(b)
     table[11, 4], table[12, 5], table[13, 6] = 1, 1, 1  # The basis.
-    ready = klt.KltTable(table, 1, 2, torch.device("cpu"))
+    ready = klt.KltTable(table, 2, torch.device("cpu"))
     token = torch.zeros(1, 1, WIDTH, dtype=torch.float64)
     levels = klt.gaussian_levels(6)
     token[0, 0, [0, 4, 5, 6]] = torch.tensor([0.5, 2 * levels[37], 1.3, -9.0]).double()
@@ -162,7 +162,7 @@ def test_decoded_is_what_numpy_says(record_bytes: int) -> None:
     codec, features = codec_of(record_bytes), features_of(20, seed=3)
     stored = codec.encode(features)
     assert stored.dtype == torch.uint8
-    assert stored.shape == (20, *codec.layout((NUM_TOKENS, WIDTH)).row_shape)
+    assert stored.shape == (20, NUM_TOKENS, record_bytes)
     decoded = codec.decode(stored)
     assert decoded.dtype == torch.float32
     expected = decode_with_numpy(stored.numpy(), table_of(features_of(400), record_bytes))
@@ -217,7 +217,7 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 @pytest.mark.parametrize("name", ["klt:0", "klt:65", "klt"])
 def test_records_that_cannot_be_filled_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"does not fit tokens of 64; pass klt:1 to klt:64"):
-        feature_codec(Codec.parse(name)).layout((NUM_TOKENS, WIDTH))
+        Codec.parse(name).token_bytes(WIDTH)
 
 
 @pytest.mark.parametrize("name", ["klt:", "klt:x", "klt:-3", "klt192"])

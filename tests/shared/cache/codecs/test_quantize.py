@@ -66,20 +66,19 @@ def test_int4_bytes() -> None:
     assert decode_int4(stored).numpy().tobytes() == expected.astype(np.float32).tobytes()
 
 
-def test_a_record_is_as_long_as_its_layout_says(codec: FeatureCodec) -> None:
+def test_a_record_is_as_long_as_the_spec_says(codec: FeatureCodec) -> None:
     features = tokens_like_clips()
-    layout = codec.layout((17, 64))
+    token_bytes = Codec.parse(codec.name).token_bytes(64)
     stored = codec.encode(features)
     assert stored.dtype == torch.uint8
-    assert stored.shape[1:] == layout.row_shape
-    assert layout.row_shape == (17, {"int8": 64 + 18, "int4": 32 + 18}[codec.name])
-    assert (layout.dtype, layout.compressed) == ("uint8", False)
+    assert stored.shape[1:] == (17, token_bytes)
+    assert token_bytes == {"int8": 64 + 18, "int4": 32 + 18}[codec.name]
 
 
 @pytest.mark.parametrize("width", [63, 4])
 def test_int4_refuses_what_it_cannot_pack(width: int) -> None:
     with pytest.raises(UsageError, match=f"a token of {width} has none"):
-        feature_codec(Codec.parse("int4")).layout((17, width))
+        Codec.parse("int4").token_bytes(width)
 
 
 # ----------------------------------------------------------------------------------- arithmetic
