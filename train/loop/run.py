@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
-from ...shared.device import allow_fast_products, autocast, choose_precision
+from ...shared.device import allow_fast_products, choose_precision
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
-from ...shared.hashing import mix
 from ...shared.interrupts import Interrupted, collected
 from ..data.batch import Batch
 from ..data.preflight import Preflight
@@ -178,7 +177,7 @@ class _Run:
                 f"method {config.method.name} has nothing that reads images; leave "
                 f"{'--val-data' if place.val_data else '--init'} out"
             )
-        self.optimizer = Optimizer(self.trainee, config, device)
+        self.optimizer = Optimizer(self.trainee, config, device, processes.rank)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.clock = Clock()
@@ -370,29 +369,8 @@ class _Run:
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
     ) -> None:
         """Take one optimizer step on the next `num_parts` batches."""
-        config = self.config
-        if not self.trainee.training:  # Validation leaves it so; saying it takes a millisecond.
-            self.trainee.train()
-        self.optimizer.begin(self.step, num_steps)
-        values: torch.Tensor | None = None
-        for part in range(num_parts):
-            batch = next(batches)
-            # Dropout is a function of seed, step, part and process: nothing of it to be saved.
-            key = mix(config.seed, 2, self.step, part, self.processes.rank)
-            torch.manual_seed(int(key[0]) >> 1)
-            waits = part + 1 < num_parts and isinstance(trainee, DistributedDataParallel)
-            with trainee.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with autocast(self.device, config.precision):
-                    terms = trainee(batch)
-                stacked = torch.stack([terms[name] for name in self.trainee.term_names])
-                loss = stacked.sum() / num_parts
-                self.optimizer.backward(loss)
-            stacked = stacked.detach() / num_parts
-            values = stacked if values is None else values + stacked
-        norm = self.optimizer.finish()
+        self.meter.add(self.optimizer.take_step(trainee, batches, num_parts, self.step, num_steps))
         self.step += 1
-        assert values is not None
-        self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
     def _after_step(self, bar: tqdm[Any], *, is_last: bool) -> None:
         """Log, stop and save, each when it is due; every process decides alike."""
