@@ -313,19 +313,20 @@ class _Run:
         trainee: nn.Module = self.trainee
         if self.processes.world_size > 1:
             trainee = DistributedDataParallel(trainee, gradient_as_bucket_view=True)
-        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
-            # Imported here: it takes a second that other commands need not spend.
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an earlier process logged of later steps is forgotten.
-            board = SummaryWriter(str(out), purge_step=self.step + 1)
         self.commands.append(list(self.place.command))
         if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
+        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.processes.is_first:
+            # Imported here: it takes a second that other commands need not spend.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process logged of later steps is forgotten.
+            board = SummaryWriter(str(out), purge_step=self.step + 1)
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
         with board as self.board, collected(said) as self.stop:
             for epoch in range(len(self.history), self.config.epochs):
