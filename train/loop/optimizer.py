@@ -1,23 +1,36 @@
-"""One optimizer step: what AdamW decays, how fast it learns, and when a step is skipped."""
+"""One optimizer step: what AdamW decays, how fast it learns, and when a step is skipped.
+
+Shapes: V values (the loss terms, their total, the gradient norm).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ...shared.device import autocast
+from ...shared.hashing import mix
+from ..data.batch import Batch
+from ..methods.trainee import Trainee
 from .config import TrainConfig
 
 
 class Optimizer:
     """AdamW with a gradient scaler, a clipped gradient and a OneCycle schedule."""
 
-    def __init__(self, module: torch.nn.Module, config: TrainConfig, device: torch.device) -> None:
-        self._parameters, self._config = list(module.parameters()), config
+    def __init__(
+        self, trainee: Trainee, config: TrainConfig, device: torch.device, rank: int
+    ) -> None:
+        self._trainee, self._config, self._device, self._rank = trainee, config, device, rank
+        self._parameters = list(trainee.parameters())
         self._adamw = torch.optim.AdamW(
-            parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=True
+            parameter_groups(trainee, config.weight_decay), lr=config.learning_rate, fused=True
         )
         # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
         # it needs no look at the gradient from here. Only fp16 needs its scale.
@@ -27,26 +40,56 @@ class Optimizer:
         self.learning_rate = 0.0
         """Of the last step that began."""
 
-    def begin(self, step: int, num_steps: int) -> None:
-        """Begin a step of so many: set the learning rate, forget the gradient."""
+    def take_step(
+        self,
+        module: nn.Module,
+        batches: Iterator[Batch],
+        num_parts: int,
+        step: int,
+        num_steps: int,
+    ) -> torch.Tensor:
+        """Take a step of so many on the next batches, unless the gradient is not finite.
+
+        Args:
+            module: The trainee, or what wraps it for several processes.
+            batches: Those of this process.
+            num_parts: How many of them make the step.
+            step: From 0.
+            num_steps: Of the run.
+
+        Returns:
+            The values of the step. Shape: (V,).
+        """
+        config = self._config
+        if not self._trainee.training:  # Validation leaves it so; saying it takes a millisecond.
+            self._trainee.train()
         self.learning_rate = one_cycle(
-            step, num_steps, self._config.learning_rate, self._config.warmup_fraction
+            step, num_steps, config.learning_rate, config.warmup_fraction
         )
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate
         self._adamw.zero_grad(set_to_none=True)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a loss."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-
-    def finish(self) -> torch.Tensor:
-        """Take the step, unless the gradient is not finite; return its norm, a scalar."""
+        values: torch.Tensor | None = None
+        for part in range(num_parts):
+            batch = next(batches)
+            # Dropout is a function of seed, step, part and process: nothing of it to be saved.
+            key = mix(config.seed, 2, step, part, self._rank)
+            torch.manual_seed(int(key[0]) >> 1)
+            waits = part + 1 < num_parts and isinstance(module, DistributedDataParallel)
+            with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(self._device, config.precision):
+                    terms = module(batch)
+                stacked = torch.stack([terms[name] for name in self._trainee.term_names])
+                loss = stacked.sum() / num_parts
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            stacked = stacked.detach() / num_parts
+            values = stacked if values is None else values + stacked
+        assert values is not None
         self._scaler.unscale_(self._adamw)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.grad_clip_norm)
         self._scaler.step(self._adamw)
-        self._scaler.update(None if self._config.precision == "fp16" else 1.0)
-        return norm
+        self._scaler.update(None if config.precision == "fp16" else 1.0)
+        return torch.cat([values, values.sum().view(1), norm.view(1)])
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""

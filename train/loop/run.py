@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
-from ...shared.device import allow_fast_products, autocast, choose_precision
+from ...shared.device import allow_fast_products, choose_precision
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
-from ...shared.hashing import mix
 from ...shared.interrupts import Interrupted, collected
 from ..data.batch import Batch
 from ..data.loader import CacheLoader
@@ -177,7 +176,7 @@ class _Run:
                 f"method {config.method.name} has nothing that reads images; leave "
                 f"{'--val-data' if place.val_data else '--init'} out"
             )
-        self.optimizer = Optimizer(self.trainee, config, device)
+        self.optimizer = Optimizer(self.trainee, config, device, processes.rank)
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.clock = Clock()
@@ -331,19 +330,20 @@ class _Run:
         trainee: nn.Module = self.trainee
         if self.processes.world_size > 1:
             trainee = DistributedDataParallel(trainee, gradient_as_bucket_view=True)
-        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
-            # Imported here: it takes a second that other commands need not spend.
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an earlier process logged of later steps is forgotten.
-            board = SummaryWriter(str(out), purge_step=self.step + 1)
         self.commands.append(list(self.place.command))
         if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
+        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.processes.is_first:
+            # Imported here: it takes a second that other commands need not spend.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process logged of later steps is forgotten.
+            board = SummaryWriter(str(out), purge_step=self.step + 1)
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
         with board as self.board, collected(said) as self.stop:
             for epoch in range(len(self.history), self.config.epochs):
@@ -387,29 +387,8 @@ class _Run:
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int
     ) -> None:
         """Take one optimizer step on the next `num_parts` batches."""
-        config = self.config
-        if not self.trainee.training:  # Validation leaves it so; saying it takes a millisecond.
-            self.trainee.train()
-        self.optimizer.begin(self.step, num_steps)
-        values: torch.Tensor | None = None
-        for part in range(num_parts):
-            batch = next(batches)
-            # Dropout is a function of seed, step, part and process: nothing of it to be saved.
-            key = mix(config.seed, 2, self.step, part, self.processes.rank)
-            torch.manual_seed(int(key[0]) >> 1)
-            waits = part + 1 < num_parts and isinstance(trainee, DistributedDataParallel)
-            with trainee.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with autocast(self.device, config.precision):
-                    terms = trainee(batch)
-                stacked = torch.stack([terms[name] for name in self.trainee.term_names])
-                loss = stacked.sum() / num_parts
-                self.optimizer.backward(loss)
-            stacked = stacked.detach() / num_parts
-            values = stacked if values is None else values + stacked
-        norm = self.optimizer.finish()
+        self.meter.add(self.optimizer.take_step(trainee, batches, num_parts, self.step, num_steps))
         self.step += 1
-        assert values is not None
-        self.meter.add(torch.cat([values, values.sum().view(1), norm.view(1)]))
 
     def _after_step(self, bar: tqdm[Any], *, is_last: bool) -> None:
         """Log, stop and save, each when it is due; every process decides alike."""
