@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,19 @@ def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
         config = VerifyConfig.from_values(given, cache=cache)
     except UsageError as e:
         raise click.UsageError(str(e)) from e  # Exits with 2: 1 means damage here.
+    from ...shared.cache.names import MANIFEST_NAME
+    from ...shared.cache.reader import pool_of
+    from ...shared.cache.remote import open_storage
+
+    is_sound, pool = _verify(cache, config), pool_of(cache)
+    if open_storage(pool).exists(MANIFEST_NAME):
+        is_sound = _verify(pool, replace(config, recompute=None)) and is_sound
+    if not is_sound:
+        raise SystemExit(1)
+
+
+def _verify(cache: str | Path, config: VerifyConfig) -> bool:
+    """Check a cache, or the pool of one, and say what was found; return whether it is sound now."""
     from ..upkeep.verify import verify_cache
 
     report = verify_cache(cache, jobs=config.jobs or num_cores())
@@ -82,24 +96,23 @@ def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
     checked = f"{counted(len(report.files), 'file')}, {byte_size(report.num_bytes)}"
     if report.faults and isinstance(cache, Path) and config.repair:
         _repair(cache, report)
-    elif report.faults:
+        return True
+    if report.faults:
         num_parts = len({fault.part for fault in report.faults})
         click.echo(
             f"{cache} is damaged: {counted(len(report.faults), 'fault')} in "
             f"{counted(num_parts, 'part')}, of {checked}. Take them back with: "
             f"clipocr cache verify {cache} --repair"
         )
-        raise SystemExit(1)
-    else:
-        is_sound = config.recompute is None or _recompute(config)
-        state = "sealed" if report.is_sealed else "not sealed"
-        finding = "is sound" if is_sound else "is whole, but not what is made of its sources now"
-        click.echo(
-            f"{cache} {finding}: {checked}; {counted(len(report.committed.units), 'unit')}, "
-            f"{counted(len(report.committed.texts), 'text table')}, {state}."
-        )
-        if not is_sound:
-            raise SystemExit(1)
+        return False
+    is_sound = config.recompute is None or _recompute(config)
+    state = "sealed" if report.is_sealed else "not sealed"
+    finding = "is sound" if is_sound else "is whole, but not what is made of its sources now"
+    click.echo(
+        f"{cache} {finding}: {checked}; {counted(len(report.committed.units), 'unit')}, "
+        f"{counted(len(report.committed.texts), 'text table')}, {state}."
+    )
+    return is_sound
 
 
 def _repair(path: Path, report: VerifyReport) -> None:
@@ -111,7 +124,7 @@ def _repair(path: Path, report: VerifyReport) -> None:
     click.echo(
         f"Repaired {path}: {counted(len(repair.taken_back), 'part')} taken back, "
         f"{counted(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
-        f"command (and cache text, for further charsets){again}."
+        f"command (and cache text, for further charsets; of a pool, cache pool){again}."
     )
 
 

@@ -22,7 +22,7 @@ from ...shared.cache import names
 from ...shared.cache.json_record import encode_record
 from ...shared.cache.memory import Bytes
 from ...shared.cache.names import MANIFEST_NAME
-from ...shared.cache.reader import FeatureCache, publish_seal, read_manifest
+from ...shared.cache.reader import FeatureCache, pool_of, publish_seal, read_manifest
 from ...shared.cache.records import Manifest, Record, TextRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
 from ...shared.errors import CacheCorruptError, CacheMismatchError
@@ -78,6 +78,11 @@ def copy_cache(config: CopyConfig) -> CopySummary:
                 target.write(MANIFEST_NAME, encode_record(part.to_json()))
     if source.is_sealed:
         publish_seal(target, manifest)
+    if source.pool is not None:
+        pool = copy_cache(
+            CopyConfig(source=pool_of(config.source), out=config.out / names.POOL_FOLDER)
+        )
+        copied, kept = copied + pool.num_bytes_copied, kept + pool.num_bytes_kept
     return CopySummary(
         cache=FeatureCache.open(config.out), num_bytes_copied=copied, num_bytes_kept=kept
     )

@@ -61,12 +61,7 @@ class FeatureCache:
             )
         cache = cls(storage, manifest, read_committed(storage, manifest, through_seal=True))
         cache._open_pool = partial(
-            cls.open,
-            f"{str(place).rstrip('/')}/{names.POOL_FOLDER}"
-            if not isinstance(place, Path)
-            else place / names.POOL_FOLDER,
-            cache_dir=cache_dir,
-            max_cache_bytes=max_cache_bytes,
+            cls.open, pool_of(place), cache_dir=cache_dir, max_cache_bytes=max_cache_bytes
         )
         return cache
 
@@ -331,6 +326,13 @@ class FeatureCache:
     ) -> list[str]:
         utf8, offsets = (ArrayReader(self.storage, a, files).all() for a in layouts.values())
         return decode_strings(utf8, offsets)
+
+
+def pool_of(place: str | Path) -> str | Path:
+    """Return where the pool of the cache in a folder or at an address is, or would be."""
+    if isinstance(place, Path):
+        return place / names.POOL_FOLDER
+    return f"{place.rstrip('/')}/{names.POOL_FOLDER}"
 
 
 def read_record(storage: ReadStorage, name: str) -> dict[str, Any]:

@@ -138,10 +138,21 @@ def test_damage_is_found_and_mended(own_cache: Path, images: Path) -> None:
     shard.write_bytes(damaged)
     with pytest.raises(CacheCorruptError):
         FeatureCache.open(own_cache).pool_rows(1)
-    assert invoke("cache", "verify", own_cache / "pool").exit_code == 1
-    invoke("cache", "verify", own_cache / "pool", "--repair")
+    found = invoke("cache", "verify", own_cache)
+    assert found.exit_code == 1
+    assert f"{own_cache} is sound" in found.output
+    assert f"{own_cache / 'pool'} is damaged: 1 fault in 1 part" in found.output
+    assert invoke("cache", "verify", own_cache, "--repair").exit_code == 0
     add_pool(own_cache, images)
     assert files_of(own_cache) == expected
+
+
+def test_a_copy_takes_the_pool_along(own_cache: Path, images: Path, tmp_path: Path) -> None:
+    add_pool(own_cache, images)
+    assert invoke("cache", "copy", own_cache, tmp_path / "copy").exit_code == 0
+    assert files_of(tmp_path / "copy") == files_of(own_cache)
+    again = invoke("cache", "copy", own_cache, tmp_path / "copy")
+    assert ", 0 bytes copied" in again.output
 
 
 def test_what_is_no_pool(own_cache: Path, images: Path, tmp_path: Path) -> None:
