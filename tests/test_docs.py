@@ -15,6 +15,9 @@ import click
 import pytest
 
 from clipocr.cli import main
+from clipocr.train.commands.train import _train_command
+from clipocr.train.loop.config import method_of_runs
+from clipocr.train.methods import method_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +54,14 @@ def parsed(line: str) -> tuple[click.Command, list[str]] | None:
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"{line!r}: there is no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
+    if command.name == "train" and "--method" in words:
+        command = trains(words[words.index("--method") + 1])
     return command, words
+
+
+def trains(method: str) -> click.Command:
+    """Return ``clipocr train`` with the options of a method."""
+    return _train_command(method_of_runs(method))
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
@@ -96,7 +106,8 @@ def test_every_command_line_can_be_typed(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_in_the_text_exists(page: Path) -> None:
-    known = {name for command in all_commands() for name in options_of(command)} | {"--help"}
+    commands = [*all_commands(), *map(trains, method_names())]
+    known = {name for command in commands for name in options_of(command)} | {"--help"}
     known |= {"--nproc-per-node"}  # torchrun's
     for code in inline_code(page):
         if code.startswith("make "):
