@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -15,7 +16,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 from .errors import DataError, UsageError
-from .interrupts import kept_from_workers
+from .interrupts import collected, kept_from_workers
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -62,8 +63,12 @@ class _Worker(SpawnProcess):
     """A process that ctrl-C does not reach, not even while it starts."""
 
     def start(self) -> None:
-        with kept_from_workers():
+        # A signal waits: a worker whose parent stops between starting it and telling it what to do
+        # ends with a traceback of its own.
+        with collected("") as came, kept_from_workers():
             super().start()
+        if came:
+            signal.raise_signal(came[0])
 
 
 class _WorkerContext(SpawnContext):

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import util
 
 import pytest
 
 from clipocr.shared.ahead import (
+    _Worker,
     iterate_ahead,
     map_ahead,
     map_on_processes,
     take_idle_time_only,
 )
 from clipocr.shared.errors import UsageError
+from clipocr.shared.interrupts import Interrupted
 
 
 def priority() -> int:
@@ -67,3 +71,29 @@ def test_a_machine_without_shared_memory_is_told_to_do_without_workers(
     with pytest.raises(UsageError, match=r"/dev/shm: Read-only file system; .* --jobs 1"):
         list(map_on_processes(str, range(9), 2))
     assert list(map_on_processes(str, range(2), 1)) == ["0", "1"]
+
+
+def test_a_signal_waits_until_a_worker_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spawn = util.spawnv_passfds
+
+    def interrupted(*args: object) -> int:
+        pid: int = spawn(*args)
+        signal.raise_signal(signal.SIGUSR1)
+        return pid
+
+    def raises(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    monkeypatch.setattr(util, "spawnv_passfds", interrupted)
+    before = signal.signal(signal.SIGUSR1, raises)
+    worker = _Worker(target=os.getpid)
+    try:
+        with pytest.raises(Interrupted):
+            worker.start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    worker.join()
+    assert worker.exitcode == 0
+    assert "Traceback" not in capfd.readouterr().err
