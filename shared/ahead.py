@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import DataError, UsageError
 from .interrupts import collected, kept_from_workers
@@ -36,8 +36,9 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
         with kept_from_workers():
             # Here, or the first worker would start the process that cleans up after workers.
             resource_tracker.ensure_running()
+        context = _WorkerContext()
         executor = ProcessPoolExecutor(
-            num_processes, mp_context=_WorkerContext(), initializer=_end_with_parent
+            num_processes, mp_context=context, initializer=_end_with_parent
         )
     except OSError as e:
         # Their locks are files there; the error names none.
@@ -55,7 +56,12 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
             "one with: clipocr data check)"
         ) from e
     finally:
-        # After a failure nobody waits for work that nobody wants.
+        # After a failure nobody waits for work that nobody wants. Killed, because a worker that is
+        # still starting when this process is gone ends with a traceback of its own.
+        if not is_sound:
+            for worker in context.workers:
+                if worker.pid is not None:
+                    worker.kill()
         executor.shutdown(wait=is_sound, cancel_futures=True)
 
 
@@ -74,7 +80,14 @@ class _Worker(SpawnProcess):
 class _WorkerContext(SpawnContext):
     """What starts a worker when it is needed, from whatever thread needs it."""
 
-    Process = _Worker
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: list[_Worker] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Worker:  # type: ignore[override]
+        """Return a worker that is not started yet."""
+        self.workers.append(_Worker(*args, **kwargs))
+        return self.workers[-1]
 
 
 def _end_with_parent() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.synchronize  # noqa: F401  (it wants the locks that a test takes away)
 import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import util
 
@@ -76,11 +78,13 @@ def test_a_machine_without_shared_memory_is_told_to_do_without_workers(
 def test_a_signal_waits_until_a_worker_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spawn = util.spawnv_passfds
+    """A signal that the starting thread blocks goes to another one, and is handled all the same."""
+    spawn, is_over = util.spawnv_passfds, threading.Event()
 
     def interrupted(*args: object) -> int:
         pid: int = spawn(*args)
-        signal.raise_signal(signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.1)
         return pid
 
     def raises(number: int, _frame: object) -> None:
@@ -88,12 +92,16 @@ def test_a_signal_waits_until_a_worker_is_told_what_to_do(
 
     monkeypatch.setattr(util, "spawnv_passfds", interrupted)
     before = signal.signal(signal.SIGUSR1, raises)
+    other = threading.Thread(target=is_over.wait)
+    other.start()
     worker = _Worker(target=os.getpid)
     try:
         with pytest.raises(Interrupted):
             worker.start()
     finally:
         signal.signal(signal.SIGUSR1, before)
+        is_over.set()
+        other.join()
     worker.join()
     assert worker.exitcode == 0
     assert "Traceback" not in capfd.readouterr().err
