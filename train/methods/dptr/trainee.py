@@ -106,7 +106,8 @@ class DptrTrainee(Trainee):
     @staticmethod
     def _memory(batch: Batch) -> Tensor:
         """Return the pseudo-visual memory: the projected EOT, then all tokens. Shape: (B, M, D)."""
-        return torch.cat([batch.text[EOT][:, None], batch.text[LN_FINAL]], dim=1).float()
+        # Each by itself, because a CPU's autocast cannot join tensors in fp16.
+        return torch.cat([batch.text[EOT][:, None].float(), batch.text[LN_FINAL].float()], dim=1)
 
 
 def perturbed(memory_BMD: Tensor, pool_BTD: Tensor, places_M: Tensor, ratio: float) -> Tensor:

@@ -66,6 +66,21 @@ def test_the_loss_is_that_of_the_official_step() -> None:
     assert loss.item() == recognition_loss(logits, targets).item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_trains_and_reads_in_mixed_precision(dtype: torch.dtype) -> None:
+    made, given = trainee(), batch()
+    torch.manual_seed(3)
+    exact = made(given)["recognition"].item()
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype):
+        (loss,) = made(given).values()
+        assert len(made.eval().read(given)) == len(WORDS)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=0.02)
+    assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
+
+
 def test_without_noise_no_pool_is_needed() -> None:
     assert Dptr().needs().pool
     assert not Dptr(noise_ratio=0).needs().pool
