@@ -459,7 +459,7 @@ def test_the_command_takes_back_the_index(copy: Path) -> None:
     result = verify(copy, "--repair")
     assert result.exit_code == 0
     assert f"Repaired {copy}: 1 part taken back" in result.stdout
-    assert "further charsets).\n" in result.stdout
+    assert "further charsets; of a pool, cache pool).\n" in result.stdout
     inflict(copy, {"manifest.json": b""})
     result = verify(copy, "--repair")
     assert "Repaired" in result.stdout
