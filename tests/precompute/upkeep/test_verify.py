@@ -463,7 +463,7 @@ def test_the_command_takes_back_the_index(copy: Path) -> None:
     inflict(copy, {"manifest.json": b""})
     result = verify(copy, "--repair")
     assert "Repaired" in result.stdout
-    assert "further charsets), and verify again.\n" in result.stdout
+    assert "further charsets; of a pool, cache pool), and verify again.\n" in result.stdout
 
 
 @pytest.mark.parametrize(
