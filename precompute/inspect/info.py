@@ -89,8 +89,9 @@ class BadSample:
 
     source: str
     lmdb_index: int
-    lmdb_key: str
-    """The key at fault, e.g. ``image-000000003``."""
+    """Its number in the source, from 1."""
+    name: str
+    """The LMDB key at fault, the file of an image of a pool, or the line of a word."""
     reason: str
 
 
@@ -102,19 +103,19 @@ def list_bad_samples(path: str | Path) -> list[BadSample]:
     reasons: dict[int, str] = {}
     for unit in cache.committed.units.values():
         reasons |= unit.bad_rows
-    bad = ((reader.row(row_idx), reason) for row_idx, reason in sorted(reasons.items()))
-    found = [_bad_sample(row.source, row.lmdb_index, reason) for row, reason in bad]
-    return sorted(found + [_bad_sample(*rejected) for rejected in cache.rejected()])
-
-
-def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:
-    key = label_key if "label" in reason else image_key
-    return BadSample(
-        source=source,
-        lmdb_index=lmdb_index,
-        lmdb_key=key(lmdb_index).decode(),
-        reason=reason,
-    )
+    found = []
+    for row_idx, reason in sorted(reasons.items()):
+        row = reader.row(row_idx)
+        name = image_key(row.lmdb_index).decode() if cache.spec.pixels else row.label
+        found.append((row.source, row.lmdb_index, name, reason))
+    for source, index, reason in cache.rejected():
+        key = label_key if "label" in reason else image_key
+        name = key(index).decode() if cache.spec.pixels else f"line {index}"
+        found.append((source, index, name, reason))
+    return [
+        BadSample(source=source, lmdb_index=index, name=name, reason=reason)
+        for source, index, name, reason in sorted(found)
+    ]
 
 
 def _counts(counter: Counter[str]) -> str:
