@@ -18,12 +18,9 @@ Shapes: B rows, T image tokens, D width.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import torch
 
@@ -32,17 +29,9 @@ from ...shared.cache.codecs.codecs import feature_codec, measure_fidelity
 from ...shared.cache.codecs.klt import KltBasis
 from ...shared.errors import TeacherError, UsageError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _FIXED_CODECS = tuple(map(Codec.parse, ("fp16", "int8", "int4")))
 _NUM_OCTAVES = 6
 """Rates of ``klt`` are first tried from a byte a value down, each half of the one before."""
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Of Okabe and Ito: the colour-blind tell them apart."""
-_MARKERS = {"klt": "o", "int4": "^", "int8": "D", "fp16": "s"}
-_LEAST_LOSS = 1e-9
-"""Losses are drawn from here on, because a logarithm has no 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +86,6 @@ class CodecCurve:
         good = (point for point in self.points if point.fidelity.meets(self.target))
         return next(good, max(self.points, key=lambda point: point.fidelity.cosine_p50))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        points = [{**dataclasses.asdict(p), "codec": str(p.codec)} for p in self.points]
-        return {"array": self.array, "advised": str(self.advised.codec), "points": points}
-
 
 def measure_codecs(
     array: str, features: torch.Tensor, basis: KltBasis, fidelity: float
@@ -145,81 +129,7 @@ def _measure(codec: Codec, features: torch.Tensor, basis: KltBasis) -> CodecPoin
     coder = feature_codec(codec, basis.table(codec.record_bytes) if codec.has_table else None)
     row_bytes = coder.layout((features.shape[1], features.shape[2])).num_bytes
     kept = measure_fidelity(coder.target(features), coder.decode(coder.encode(features)))
-    measures = {field.name: kept[field.name] for field in dataclasses.fields(Fidelity)}
-    return CodecPoint(codec=codec, row_bytes=row_bytes, fidelity=Fidelity(**measures))
-
-
-# -- the figure -------------------------------------------------------------------------------
-
-
-def plot_codec_curves(curves: Sequence[CodecCurve], title: str, out: Path) -> None:
-    """Draw what each codec loses of each image array against its bytes, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    cosine, gram = figure.subplots(1, 2)
-    target = curves[0].target
-    for axes, loss_of, style, loss, label in (
-        (cosine, lambda f: 1 - f.cosine_p50, "-", 1 - target.cosine_p50,
-         f"median ≥ {target.cosine_p50:.6g}"),
-        (cosine, lambda f: 1 - f.cosine_p01, "--", 1 - target.cosine_p01,
-         f"1st percentile ≥ {target.cosine_p01:.6g}"),
-        (gram, lambda f: f.gram_l1, "-", target.gram_l1, f"≤ {target.gram_l1:.3g}"),
-    ):  # fmt: skip
-        for number, curve in enumerate(curves):
-            _plot_curve(axes, curve, loss_of, style, _COLOURS[number % len(_COLOURS)])
-        axes.axhline(loss, color="0.35", linestyle=style, linewidth=1)
-        axes.annotate(
-            label, (0.99, loss), xycoords=("axes fraction", "data"), xytext=(0, 3),
-            textcoords="offset points", horizontalalignment="right", color="0.25", fontsize=9,
-        )  # fmt: skip
-    cosine.set(title="Angle of a token")
-    cosine.set_ylabel("1 - centred cosine: median (solid), 1st percentile (dashed)")
-    gram.set(title="Angles between tokens")
-    gram.set_ylabel("Gram error: mean absolute difference of cosines")
-    for axes in (cosine, gram):
-        axes.set(xscale="log", yscale="log", xlabel="bytes per row and array")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(which="major", alpha=0.3)
-    gram.legend(handles=_legend(curves), loc="lower left", fontsize=9)
-    figure.suptitle(title)
-    figure.savefig(out, dpi=120, format="png")
-
-
-def _plot_curve(
-    axes: Axes, curve: CodecCurve, loss_of: Callable[[Fidelity], float], style: str, colour: str
-) -> None:
-    losses = {point: max(loss_of(point.fidelity), _LEAST_LOSS) for point in curve.points}
-    klt = [point for point in curve.points if point.codec.kind == "klt"]
-    rates = [point.row_bytes for point in klt]
-    line = [losses[point] for point in klt]
-    axes.plot(rates, line, style, color=colour, linewidth=1.3, marker="o", markersize=3)
-    fill = colour if style == "-" else "white"
-    for point in set(curve.points) - set(klt):
-        marker = _MARKERS[point.codec.kind]
-        axes.plot(point.row_bytes, losses[point], marker, color=colour, markerfacecolor=fill)
-    advised = curve.advised
-    (star,) = axes.plot(advised.row_bytes, losses[advised], "*", color=colour, markersize=14)
-    star.set(markeredgecolor="white", markeredgewidth=0.6, zorder=3)
-
-
-def _legend(curves: Sequence[CodecCurve]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    arrays = [
-        Line2D(
-            [], [], color=_COLOURS[number % len(_COLOURS)],
-            label=f"{curve.array}: {curve.advised.codec}, {curve.advised.row_bytes:,} B",
-        )
-        for number, curve in enumerate(curves)
-    ]  # fmt: skip
-    codecs = [
-        Line2D([], [], color="0.35", marker=marker, linestyle="", label=kind)
-        for kind, marker in {"advised": "*", **_MARKERS}.items()
-    ]
-    return [*arrays, *codecs]
+    fidelity = Fidelity(
+        cosine_p50=kept["cosine_p50"], cosine_p01=kept["cosine_p01"], gram_l1=kept["gram_l1"]
+    )
+    return CodecPoint(codec=codec, row_bytes=row_bytes, fidelity=fidelity)
