@@ -64,10 +64,4 @@ def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
     headers = ("tokens", *summary.retrievals[0].figures)
     click.echo(markdown_table(rows, headers))
     warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
-    if summary.undrawable:
-        click.echo(
-            f"Note: no font on this machine draws {summary.undrawable}; squares stand for them. "
-            "Install one (such as Noto Sans of that script) and run this again.",
-            err=True,
-        )
     click.echo(f"Wrote {options.out} and {summary.table}: {counted(summary.num_words, 'word')}.")
