@@ -10,8 +10,6 @@ from ...shared.errors import UsageError
 from ...shared.options import FILE, FOLDER, Options, num_cores, option
 from .styles import STYLES
 
-CASES = ("mixed", "lower", "upper", "as-is")
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Jobs(Options):
@@ -36,7 +34,6 @@ class ImportOptions(Options):
         help="Label file: lines of 'file<TAB>label' or 'file label', "
         'or JSON {"file": "label"}.',
     )
-    strict: bool = option(False, help="Write nothing if any entry cannot be used.")
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
 
 
@@ -51,7 +48,7 @@ class DrawingOptions(_Jobs):
     )
     case: str = option(
         "mixed",
-        choices=CASES,
+        choices=("mixed", "lower", "upper", "as-is"),
         help="mixed: lower case, Capitalised and UPPER CASE equally often, as in MJSynth.",
     )
     fonts: Path | None = option(

@@ -123,15 +123,14 @@ def _fonts_for(words: Sequence[str], fonts: Sequence[Font], case: str) -> list[F
     forms = {form for word in words for form in _cased(word, case)}
     alphabet = frozenset().union(*forms)
     narrowed = [replace(font, characters=font.characters & alphabet) for font in fonts]
-    if not any(font.characters == alphabet for font in narrowed):
-        for form in sorted(forms):
-            if not any(font.characters.issuperset(form) for font in narrowed):
-                widest = max(narrowed, key=lambda font: len(font.characters.intersection(form)))
-                missing = "".join(sorted(set(form) - widest.characters))
-                raise DataError(
-                    f"no font can draw the word {form!r}: {widest.path.name} comes closest and "
-                    f"lacks {missing!r}; pass --fonts DIR with a font for it, or drop the word"
-                )
+    for form in sorted(forms):
+        if not any(font.characters.issuperset(form) for font in narrowed):
+            widest = max(narrowed, key=lambda font: len(font.characters.intersection(form)))
+            missing = "".join(sorted(set(form) - widest.characters))
+            raise DataError(
+                f"no font can draw the word {form!r}: {widest.path.name} comes closest and lacks "
+                f"{missing!r}; pass --fonts DIR with a font for it, or drop the word"
+            )
     return narrowed
 
 

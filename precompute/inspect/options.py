@@ -62,13 +62,7 @@ class ShowOptions(Options):
     """What is on a contact sheet."""
 
     out: Path = option(type=NEW_PATH, help="PNG to write.")
-    rows: int = option(12, minimum=1, help="Rows to draw.")
-    view_count: int | None = option(
-        None,
-        minimum=1,
-        default_text="all, up to 5",
-        help="Views of each row, from the first on.",
-    )
+    rows: int = option(12, minimum=1, help="Rows to draw, each in up to 5 views.")
     array: str | None = option(
         None,
         default_text="the last",

@@ -26,7 +26,6 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.spec import TeacherSpec
 from ...shared.cache.words import Row, WordReader
 from ...shared.data.word_lmdb import image_key
-from ...shared.errors import CacheMismatchError
 from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from .options import ShowOptions
 
@@ -35,7 +34,7 @@ _Place = tuple[int, int]
 """Which row of the sheet, and which view."""
 
 _MOST_VIEWS = 5
-"""Shown unless more are asked for: as many as a laptop shows at twice their size."""
+"""As many as a laptop shows at twice their size."""
 _LOW_PERCENT, _HIGH_PERCENT = 2.0, 98.0
 """What becomes 0 and 255; single odd tokens must not take all the contrast."""
 
@@ -61,12 +60,7 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
     """Draw random rows of a cache into a PNG; units that are not built yet are left out."""
     cache = FeatureCache.open(place)
     spec, teacher = cache.spec, cache.spec.teacher
-    num_views = options.view_count or min(cache.num_views, _MOST_VIEWS)
-    if num_views > cache.num_views > 0:
-        raise CacheMismatchError(
-            f"{cache.storage} has {cache.num_views} views, not {num_views}; "
-            f"pass 1 to {cache.num_views}"
-        )
+    num_views = min(cache.num_views, _MOST_VIEWS)
     array = options.array or spec.image_names[-1]
     reader = WordReader(cache, (array,))
     rows = list(islice(reader.random_rows(options.seed), options.rows))
