@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
-from ...shared.errors import UsageError
 from ...shared.options import FILE, FOLDER, Options, num_cores, option
 from .styles import STYLES
 
@@ -57,18 +56,11 @@ class DrawingOptions(_Jobs):
         default_text="the text fonts that come with matplotlib",
         help="Folder with .ttf and .otf fonts, at any depth.",
     )
-    # MJSynth's crops are 31 pixels high.
-    min_height_px: int = option(31, minimum=8, maximum=128, help="Lowest crop.")
-    max_height_px: int = option(31, minimum=8, maximum=128, help="Highest crop.")
+    max_height_px: int = option(
+        31, minimum=31, maximum=128, help="Highest crop; the lowest are 31 high, as MJSynth's are."
+    )
     seed: int = option(0, minimum=0, help="Seed of every random choice.")
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_height_px > self.max_height_px:
-            raise UsageError(
-                f"heights are {self.min_height_px} to {self.max_height_px} px, expected min <= max"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

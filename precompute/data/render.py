@@ -29,6 +29,7 @@ from .styles import STYLES
 
 _MAX_WORD_LENGTH = 64
 _CHUNK_SAMPLES = 64
+_MIN_HEIGHT_PX = 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,6 @@ def render_sample(
     label = forms[rng.integers(len(forms))]
     shuffled = (fonts[font_idx] for font_idx in rng.permutation(len(fonts)))
     font = next(font for font in shuffled if font.characters.issuperset(label))
-    height_px = int(rng.integers(drawing.min_height_px, drawing.max_height_px + 1))
+    height_px = int(rng.integers(_MIN_HEIGHT_PX, drawing.max_height_px + 1))
     style = STYLES[drawing.style]
     return draw_word(label, font.path, height_px=height_px, style=style, rng=rng), label

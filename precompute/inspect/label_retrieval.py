@@ -140,26 +140,19 @@ def _choose_words(
 def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[LabelRetrieval, ...]:
     """Compare every picture with every label, the labels read in both ways."""
     views = torch.from_numpy(np.stack([word.view for word in words]))
-    pictures = torch.cat([teacher.image_embeddings(views[at]) for at in _batches(len(views))])
+    normalize = torch.nn.functional.normalize
+    pictures = torch.cat([teacher.image_embeddings(some) for some in torch.split(views, _BATCH)])
     labels = [word.label for word in words]
-    cosines = {
-        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher))
-        for tokens in LABEL_TOKENIZERS
-    }
+    cosines = {}
+    for tokens in LABEL_TOKENIZERS:
+        of_labels = normalize(_label_embeddings(labels, tokens, teacher).double())
+        cosines[tokens] = (normalize(pictures.double()) @ of_labels.T).float().cpu()
     logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
     probabilities = logits.softmax(dim=1).chunk(len(LABEL_TOKENIZERS), dim=1)
     return tuple(
         LabelRetrieval(tokens=tokens, cosines=of_tokens.numpy(), probabilities=shares.numpy())
         for (tokens, of_tokens), shares in zip(cosines.items(), probabilities, strict=True)
     )
-
-
-def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Shape: (N, E), (N, E) -> (N, N), on the CPU."""
-    of_pictures, of_labels = (
-        torch.nn.functional.normalize(x.double(), dim=1) for x in (pictures, labels)
-    )
-    return (of_pictures @ of_labels.T).float().cpu()
 
 
 def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> torch.Tensor:
@@ -169,12 +162,8 @@ def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> t
     context = max(len(s.ids) for s in sequences)
     padded = torch.tensor([s.ids + [PAD_TOKEN] * (context - len(s.ids)) for s in sequences])
     eot = torch.tensor([s.eot_position for s in sequences])
-    batches = _batches(len(labels))
-    return torch.cat([teacher.text_features(padded[at], eot[at])[EOT] for at in batches])
-
-
-def _batches(num_rows: int) -> list[slice]:
-    return [slice(start, start + _BATCH) for start in range(0, num_rows, _BATCH)]
+    batches = zip(torch.split(padded, _BATCH), torch.split(eot, _BATCH), strict=True)
+    return torch.cat([teacher.text_features(*batch)[EOT] for batch in batches])
 
 
 def _write_table(
