@@ -88,10 +88,8 @@ def _render(words: Sequence[str], out: Path, count: int, drawing: DrawingOptions
     """Render words; return how many fonts there were."""
     from ..data.render import load_fonts, render_words
 
-    fonts, unusable = load_fonts(drawing.fonts)
     with listed_problems() as on_problem:
-        for path, reason in unusable.items():
-            on_problem(f"{path}: {reason}")
+        fonts = load_fonts(drawing.fonts, on_problem)
     render_words(words, out, count=count, fonts=fonts, drawing=drawing)
     return len(fonts)
 

@@ -38,7 +38,7 @@ class LmdbReport:
     label_problems: Counter[str] = field(default_factory=Counter)
     """Labels that a cache or the charset leaves out, by reason."""
     num_spaced: int = 0
-    """Labels with whitespace, which every STR toolkit drops."""
+    """Labels with whitespace."""
     num_losing: int = 0
     """Labels that lose letters when they are reduced to ASCII."""
     label_lengths: Counter[int] = field(default_factory=Counter)

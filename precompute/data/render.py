@@ -8,7 +8,7 @@ FreeType or libjpeg may round differently.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -40,8 +40,8 @@ class Font:
     characters: frozenset[str]
 
 
-def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
-    """Return the usable fonts at or below `folder`, and why each of the others is not.
+def load_fonts(folder: Path | None, on_problem: Callable[[str], None]) -> list[Font]:
+    """Return the usable fonts at or below `folder`; `on_problem` is told why each other is not.
 
     Without a folder: the text fonts that matplotlib brings along, so that rendering works on a
     machine without fonts.
@@ -53,17 +53,16 @@ def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
         paths += bundled.glob("STIXGeneral*.ttf")
     else:
         paths = files_below(folder, (".ttf", ".otf"))
-    fonts, unusable = [], {}
+    fonts = []
     for path in sorted(paths):
         try:
             fonts.append(Font(path=path, characters=_drawable_characters(path)))
         except Exception as e:
             # fontTools and FreeType raise whatever a damaged table leads them into.
-            unusable[path] = str(e) or type(e).__name__
+            on_problem(f"{path}: {str(e) or type(e).__name__}")
     if not fonts:
-        listed = "".join(f"\n  {path}: {reason}" for path, reason in list(unusable.items())[:5])
-        raise DataError(f"no usable .ttf or .otf font at or below {folder or bundled}{listed}")
-    return fonts, unusable
+        raise DataError(f"no usable .ttf or .otf font at or below {folder or bundled}")
+    return fonts
 
 
 def _drawable_characters(path: Path) -> frozenset[str]:
