@@ -40,7 +40,7 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
 
     if lists_bad:
         for bad in list_bad_samples(cache_path):
-            click.echo(f"{bad.source}\t{bad.name}\t{bad.reason}")
+            click.echo("\t".join(bad))
         return
     description = describe_cache(cache_path)
     click.echo(plain_table(description.facts) + "\n")

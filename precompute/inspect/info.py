@@ -83,20 +83,12 @@ def describe_cache(path: str | Path) -> CacheDescription:
     )
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
-class BadSample:
-    """A sample that no student will see."""
+def list_bad_samples(path: str | Path) -> list[tuple[str, str, str]]:
+    """Return (source, name, reason) of bad rows of committed units and of rejected samples.
 
-    source: str
-    lmdb_index: int
-    """Its number in the source, from 1."""
-    name: str
-    """The LMDB key at fault, the file of an image of a pool, or the line of a word."""
-    reason: str
-
-
-def list_bad_samples(path: str | Path) -> list[BadSample]:
-    """Return bad rows of the committed units and rejected samples, by source and index."""
+    They are sorted by source and index. The name is the LMDB key at fault; of a pool the file of
+    the image, of a list of words the line.
+    """
     cache = FeatureCache.open(path)
     reader = WordReader(cache, images=())
     # Views share their images, so a row that is bad in one is bad in all.
@@ -112,10 +104,7 @@ def list_bad_samples(path: str | Path) -> list[BadSample]:
         key = label_key if "label" in reason else image_key
         name = key(index).decode() if cache.spec.pixels else f"line {index}"
         found.append((source, index, name, reason))
-    return [
-        BadSample(source=source, lmdb_index=index, name=name, reason=reason)
-        for source, index, name, reason in sorted(found)
-    ]
+    return [(source, name, reason) for source, _, name, reason in sorted(found)]
 
 
 def _counts(counter: Counter[str]) -> str:
