@@ -79,29 +79,18 @@ class LabelRetrieval:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSummary:
-    """What came out, and which files hold it."""
-
-    num_words: int
-    retrievals: tuple[LabelRetrieval, ...]
-    table: Path
-    teacher: TeacherSpec
-
-
-def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSummary:
+def retrieve_labels(
+    place: str | Path, options: RetrievalOptions
+) -> tuple[tuple[LabelRetrieval, ...], TeacherSpec]:
     """Compare words of a cache's first view with their labels; write the figure and the table."""
     cache = FeatureCache.open(place)
     device = choose_device(options.device)
     teacher = load_same_teacher(place, cache.spec, options.teacher, device)
     words = _choose_words(cache, options, teacher.context_length)
     retrievals = compare_words(words, teacher)
-    table = options.out.with_suffix(".csv")
-    _write_table(table, words, retrievals)
+    _write_table(options.table, words, retrievals)
     _draw_figure(options.out, words, retrievals, options.quantity, teacher.spec)
-    return RetrievalSummary(
-        num_words=len(words), retrievals=retrievals, table=table, teacher=teacher.spec
-    )
+    return retrievals, teacher.spec
 
 
 def _choose_words(

@@ -100,3 +100,8 @@ class RetrievalOptions(Options):
         super().__post_init__()
         if self.out.suffix.lower() != ".png":
             raise UsageError(f"{self.out} is not a PNG; name it {self.out.with_suffix('.png')}")
+
+    @property
+    def table(self) -> Path:
+        """The CSV beside the figure."""
+        return self.out.with_suffix(".csv")

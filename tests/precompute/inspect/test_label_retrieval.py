@@ -129,7 +129,8 @@ def test_pictures_are_those_of_the_source(tmp_path: Path, teacher: Teacher) -> N
         for row, word in enumerate(words)
         for column, label in enumerate(words)
     }
-    table = rows_of(retrieve_labels(tmp_path / "words.cache", options).table)
+    retrieve_labels(tmp_path / "words.cache", options)
+    table = rows_of(options.table)
     read = {(r["picture_label"], r["label"], r["tokens"]): float(r["cosine"]) for r in table}
     assert len(read) == 2 * 4 * 4
     assert read == pytest.approx(of_pair, abs=1e-5)
@@ -142,17 +143,18 @@ def test_every_word_once_whatever_its_case_and_no_broken_picture(tmp_path: Path)
     write_words(tmp_path / "data" / "words", labels, images={3: b"not an image"})
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
     options = RetrievalOptions(out=tmp_path / "a.png", words=6)
-    summary = retrieve_labels(tmp_path / "cache", options)
-    assert summary.num_words == 2
-    table = rows_of(summary.table)
+    retrievals, _ = retrieve_labels(tmp_path / "cache", options)
+    assert retrievals[0].cosines.shape == (2, 2)
+    table = rows_of(options.table)
     assert {row["label"].lower() for row in table} == {"alp$ha$", "charlie"}
     assert {row["picture"] for row in table} < {f"words/image-00000000{i}" for i in (1, 2, 4)}
 
 
 def test_a_cache_is_read_with_its_own_teacher(cache_path: Path, tmp_path: Path) -> None:
-    summary = retrieve_labels(cache_path, RetrievalOptions(out=tmp_path / "a.png", words=20))
-    assert summary.num_words == 20
-    sources = {row["picture"].rpartition("/")[0] for row in rows_of(summary.table)}
+    options = RetrievalOptions(out=tmp_path / "a.png", words=20)
+    retrievals, _ = retrieve_labels(cache_path, options)
+    assert retrievals[0].cosines.shape == (20, 20)
+    sources = {row["picture"].rpartition("/")[0] for row in rows_of(options.table)}
     assert sources <= {"MJ/train", "ST"}
     other = TINY_TEACHER.replace("random:0", "random:1")
     options = RetrievalOptions(out=tmp_path / "b.png", teacher=other)
