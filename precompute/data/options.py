@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.options import FILE, FOLDER, Options, num_cores, option
-from .styles import STYLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class DrawingOptions(_Jobs):
 
     style: str = option(
         "mjsynth",
-        choices=tuple(STYLES),
+        choices=("mjsynth", "color", "plain"),
         help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
     )
     case: str = option(

@@ -23,9 +23,8 @@ from ...shared.ahead import map_on_processes
 from ...shared.data.folders import files_below
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError
-from .draw_word import draw_word, open_font
+from .draw_word import STYLES, draw_word, open_font
 from .options import DrawingOptions
-from .styles import STYLES
 
 _MAX_WORD_LENGTH = 64
 _CHUNK_SAMPLES = 64

@@ -9,7 +9,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from clipocr.precompute.data.draw_word import draw_word
+from clipocr.precompute.data.draw_word import STYLES, draw_word
 from clipocr.precompute.data.options import DrawingOptions
 from clipocr.precompute.data.render import (
     Font,
@@ -18,7 +18,6 @@ from clipocr.precompute.data.render import (
     render_sample,
     render_words,
 )
-from clipocr.precompute.data.styles import STYLES
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import DataError, UsageError
 
