@@ -185,10 +185,6 @@ def plan_command(given: Mapping[str, Any]) -> None:
 
 
 def _print_plan(plan: Plan) -> None:
-    def counts(by_reason: Mapping[str, int]) -> str:
-        listed = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
-        return f"{sum(by_reason.values()):,}" + (f" ({listed})" if listed else "")
-
     rates = plan.rates
     facts = [
         *(
@@ -196,7 +192,9 @@ def _print_plan(plan: Plan) -> None:
             for source in plan.spec.sources
         ),
         ("rows", f"{plan.spec.num_rows:,}"),
-        ("rejected samples", counts(plan.rejected)),
+        *(
+            (f"rejected, {reason}", counted(n, "sample")) for reason, n in plan.rejected.items()
+        ),
         ("unique labels", f"{plan.num_labels:,}"),
         *(
             (
@@ -205,7 +203,6 @@ def _print_plan(plan: Plan) -> None:
             )
             for text in plan.texts
         ),
-        ("bad images", f"{counts(plan.sampled_bad)} among {plan.num_sampled:,} looked at"),
         *(
             (f"{augment} views", f"{rate:,.0f}/s on one core")
             for augment, rate in rates.views_per_s.items()

@@ -91,10 +91,6 @@ class Plan:
     num_labels: int
     """Unique labels, case and punctuation intact."""
     texts: tuple[TextSpec, ...]
-    num_sampled: int
-    """Rows whose views were made to tell size and time."""
-    sampled_bad: Mapping[str, int]
-    """Reason -> bad images among them."""
     rates: Rates
     costs: tuple[Cost, ...]
     """For each codec and number of views."""
@@ -125,7 +121,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     spec = _spec(config, teacher, scan)
     augments = sorted({config.augment_of(num_views) for num_views in config.views})
     samples = {augment: make_views(spec, scan, augment) for augment in augments}
-    first_sample = samples[augments[0]]
+    views = samples[augments[0]][0]
     specs = {spec.codec: spec for spec in _possible_specs(spec)}
     curves: tuple[CodecCurve, ...] = ()
     if not not_judged:
@@ -133,12 +129,12 @@ def plan_cache(config: PlanConfig) -> Plan:
     if curves:
         advised = {curve.array: curve.advised.codec for curve in curves}
         specs.setdefault((smallest := _with_codecs(spec, advised)).codec, smallest)
-    features = teacher.image_features(torch.from_numpy(first_sample.views[:_ENCODED_ROWS]))
+    features = teacher.image_features(torch.from_numpy(views[:_ENCODED_ROWS]))
     image = spec.images[0]
     stored = feature_codec(image.codec).encode(features[image.name]).cpu().numpy()
     rates = Rates(
-        views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
-        images_per_s=measure_images(teacher, first_sample.views, spec.chunk_rows),
+        views_per_s={augment: per_s for augment, (_, per_s) in samples.items()},
+        images_per_s=measure_images(teacher, views, spec.chunk_rows),
         encoded_per_s={
             codec: measure_encoding(features, {image.name: image.codec for image in some.images})
             for codec, some in specs.items()
@@ -160,8 +156,8 @@ def plan_cache(config: PlanConfig) -> Plan:
     costs = []
     for of_codec in specs.values():
         for num_views in config.views:
-            views = samples[config.augment_of(num_views)].views
-            cost = plan_views(config, rates, device.type, of_codec, views, num_views)
+            some, _ = samples[config.augment_of(num_views)]
+            cost = plan_views(config, rates, device.type, of_codec, some, num_views)
             tables = cost.bytes_by_part["index"]
             in_parts = {**cost.bytes_by_part, **parts, "index": tables + parts["index"]}
             costs.append(replace(cost, bytes_by_part=in_parts, seconds=cost.seconds + fixed_s))
@@ -173,12 +169,10 @@ def plan_cache(config: PlanConfig) -> Plan:
         rejected={reason: n for reason, n in zip(REJECTION_REASONS, rejected, strict=True) if n},
         num_labels=len(scan.labels),
         texts=tuple(draft.spec for draft in drafts),
-        num_sampled=len(first_sample.views),
-        sampled_bad=first_sample.bad,
         rates=rates,
         costs=tuple(costs),
         curves=curves,
-        assumptions=_assumptions(config, device.type, len(first_sample.views), not_judged),
+        assumptions=_assumptions(config, device.type, len(views), not_judged),
     )
 
 
