@@ -223,8 +223,8 @@ def _print_plan(plan: Plan) -> None:
     click.echo(markdown_table(rows, headers, num_left=2) + "\n")
     for curve in plan.curves:
         rows = [
-            (str(point.codec), f"{point.row_bytes:,}", f"{point.fidelity.cosine_p50:.4f}",
-             f"{point.fidelity.cosine_p01:.4f}", f"{point.fidelity.gram_l1:.4f}",
+            (str(point.codec), f"{point.row_bytes:,}",
+             *(f"{point.kept[of]:.4f}" for of in ("cosine_p50", "cosine_p01", "gram_l1")),
              "advised" if point is curve.advised else "")
             for point in curve.points
         ]  # fmt: skip

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
@@ -35,40 +35,23 @@ _NUM_OCTAVES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """How well features are, or have to be, kept; measures as in `codecs.measure_fidelity`."""
-
-    cosine_p50: float
-    cosine_p01: float
-    gram_l1: float
-
-    @classmethod
-    def at(cls, fidelity: float) -> Self:
-        """Return what a fidelity F asks for."""
-        lost = 1 - fidelity
-        return cls(
-            cosine_p50=fidelity,
-            cosine_p01=round(1 - 10 * lost, 9),
-            gram_l1=round(0.2 * math.sqrt(lost), 9),
-        )
-
-    def meets(self, target: Fidelity) -> bool:
-        """Return whether this is at least as good in every respect."""
-        return (
-            self.cosine_p50 >= target.cosine_p50
-            and self.cosine_p01 >= target.cosine_p01
-            and self.gram_l1 <= target.gram_l1
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class CodecPoint:
     """What one codec takes and keeps of an image array."""
 
     codec: Codec
     row_bytes: int
     """Of one row."""
-    fidelity: Fidelity
+    kept: Mapping[str, float]
+    """The measures of `codecs.measure_fidelity`."""
+
+    def meets(self, fidelity: float) -> bool:
+        """Return whether it keeps all that a fidelity asks for."""
+        lost = 1 - fidelity
+        return (
+            self.kept["cosine_p50"] >= fidelity
+            and self.kept["cosine_p01"] >= round(1 - 10 * lost, 9)
+            and self.kept["gram_l1"] <= round(0.2 * math.sqrt(lost), 9)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,29 +59,30 @@ class CodecCurve:
     """What was measured of one image array."""
 
     array: str
-    target: Fidelity
+    fidelity: float
+    """What the codec that is advised has to meet."""
     points: tuple[CodecPoint, ...]
     """By bytes, rising; at least one."""
 
     @property
     def advised(self) -> CodecPoint:
-        """The fewest bytes that meet the target; if nothing does, what comes nearest."""
-        good = (point for point in self.points if point.fidelity.meets(self.target))
-        return next(good, max(self.points, key=lambda point: point.fidelity.cosine_p50))
+        """The fewest bytes that meet the fidelity; if nothing does, what comes nearest."""
+        good = (point for point in self.points if point.meets(self.fidelity))
+        return next(good, max(self.points, key=lambda point: point.kept["cosine_p50"]))
 
 
 def measure_codecs(
     array: str, features: torch.Tensor, basis: KltBasis, fidelity: float
 ) -> CodecCurve:
-    """Measure every codec on features of an array, ``klt`` at the rates around the target.
+    """Measure every codec on features of an array, ``klt`` at the rates around the fidelity.
 
     `basis` was fit to others. Shape: (B, T, D), B > 0.
     """
-    target, points = Fidelity.at(fidelity), {}
+    points = {}
 
     def is_enough(codec: Codec) -> bool:
         points[codec] = _measure(codec, features, basis)
-        return points[codec].fidelity.meets(target)
+        return points[codec].meets(fidelity)
 
     for codec in _FIXED_CODECS:
         # Tokens of an odd width, or too large for half precision, cannot be stored by every codec.
@@ -116,7 +100,7 @@ def measure_codecs(
             is_met = is_enough(Codec(kind="klt", record_bytes=middle))
             least, most = (least, middle) if is_met else (middle, most)
     by_bytes = sorted(points.values(), key=lambda point: point.row_bytes)
-    return CodecCurve(array=array, target=target, points=tuple(by_bytes))
+    return CodecCurve(array=array, fidelity=fidelity, points=tuple(by_bytes))
 
 
 def _measure(codec: Codec, features: torch.Tensor, basis: KltBasis) -> CodecPoint:
@@ -129,7 +113,4 @@ def _measure(codec: Codec, features: torch.Tensor, basis: KltBasis) -> CodecPoin
     coder = feature_codec(codec, basis.table(codec.record_bytes) if codec.has_table else None)
     row_bytes = coder.layout((features.shape[1], features.shape[2])).num_bytes
     kept = measure_fidelity(coder.target(features), coder.decode(coder.encode(features)))
-    fidelity = Fidelity(
-        cosine_p50=kept["cosine_p50"], cosine_p01=kept["cosine_p01"], gram_l1=kept["gram_l1"]
-    )
-    return CodecPoint(codec=codec, row_bytes=row_bytes, fidelity=fidelity)
+    return CodecPoint(codec=codec, row_bytes=row_bytes, kept=kept)

@@ -192,7 +192,7 @@ def test_the_codec_it_advises_takes_what_it_says(tmp_path: Path) -> None:
     # What it measured is what the build states, whose rows are others: 64 of the unit's.
     kept = FeatureCache.open(tmp_path / "cache").unit(0, 0).fidelity
     for curve in planned.curves:
-        found = curve.advised.fidelity.cosine_p50
+        found = curve.advised.kept["cosine_p50"]
         assert kept[curve.array]["cosine_p50"] == pytest.approx(found, abs=0.02)
 
 
