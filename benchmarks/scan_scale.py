@@ -64,7 +64,6 @@ class SyntheticWords:
         self._words = [rng.choice(letters, n).tobytes() for n in lengths]
         self._num_samples = int(path.name)
         self._chosen = rng.integers(0, NUM_WORDS, self._num_samples, dtype=np.uint32)
-        self.num_keys = 2 * self._num_samples + 1
         self.env = self
 
     def __len__(self) -> int:

@@ -15,21 +15,13 @@ MAX_LISTED = 20
 def listed_problems() -> Iterator[Callable[[str], None]]:
     """Collect problems and print them to stderr at the end, the first few and a count."""
     problems: list[str] = []
-    num_problems = 0
-
-    def on_problem(problem: str) -> None:
-        nonlocal num_problems
-        num_problems += 1
-        if num_problems <= MAX_LISTED:
-            problems.append(problem)
-
     try:
-        yield on_problem
+        yield problems.append
     finally:
-        for problem in problems:
+        for problem in problems[:MAX_LISTED]:
             click.echo(problem, err=True)
-        if num_problems > MAX_LISTED:
-            click.echo(f"... and {num_problems - MAX_LISTED:,} more", err=True)
+        if len(problems) > MAX_LISTED:
+            click.echo(f"... and {len(problems) - MAX_LISTED:,} more", err=True)
 
 
 def histogram(lengths: dict[int, int], width: int = 5) -> str:

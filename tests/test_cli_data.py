@@ -102,17 +102,6 @@ def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
     assert "1,033 entries rejected, 2 images without a label" in result.stdout
 
 
-def test_strict_import_lists_refuses_and_writes_nothing(folder, tmp_path) -> None:
-    (folder / "gt.tsv").write_text("0.png\tx\nm.png\tx\n")
-    result = invoke("data", "import", folder, tmp_path / "out.lmdb", "--strict")
-    assert (result.exit_code, result.stdout) == (1, "")
-    first, second = result.stderr.splitlines()
-    assert first == "m.png: no such file"
-    assert second.startswith("Error: ")
-    assert "nothing was written" in second
-    assert not (tmp_path / "out.lmdb").exists()
-
-
 def test_import_of_nothing_lists_the_reasons_before_the_error(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("m.png\tx\n")
     result = invoke("data", "import", folder, tmp_path / "out.lmdb")

@@ -151,11 +151,6 @@ def _scan_source(
     """Return a source, and for each of its samples the id of its label, or its `_rejection`."""
     source = WordLmdb(path)
     num_samples = len(source)
-    if num_samples > source.num_keys:
-        raise DataError(
-            f"{path}: num-samples is {num_samples:,}, but the LMDB has only {source.num_keys:,} "
-            "keys; it is another set's count, or the LMDB was only partly written"
-        )
     image_bytes = np.full(num_samples, _ABSENT, np.uint32)
     verdicts = np.full(num_samples, _rejection("missing label"), np.int32)
     digest = hashlib.sha256(num_samples.to_bytes(8, "little"))

@@ -21,7 +21,7 @@ from ...shared.terminal import (
     warn_of_random_teacher,
 )
 from ..builder.config import BuildConfig, LabelsConfig, PoolConfig, TextConfig
-from ..inspect.plan_config import PlanConfig
+from ..inspect.options import PlanConfig
 
 if TYPE_CHECKING:
     from ...shared.cache.reader import FeatureCache
@@ -163,8 +163,7 @@ def _say_what_is_deleted(charset: Charset, cache: FeatureCache) -> None:
 
 @cache.command("plan")
 @takes(PlanConfig)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def plan_command(given: Mapping[str, Any], as_json: bool) -> None:
+def plan_command(given: Mapping[str, Any]) -> None:
     """Say what a cache would take, in rows, bytes and time, before anything is built.
 
     The sources are scanned, and a few seconds of each part of the work are timed on this machine.
@@ -176,45 +175,40 @@ def plan_command(given: Mapping[str, Any], as_json: bool) -> None:
     Example:
       clipocr cache plan --data data/train/synth --out mjst.cache
     """
-    import json
-
     config = PlanConfig.from_values(given)
     from ..inspect.plan import plan_cache
 
     plan = plan_cache(config)
-    warn_of_random_teacher(bool(plan.curves) and plan.is_random, plan.teacher)
-    if as_json:
-        click.echo(json.dumps(plan.to_json(), indent=1))
-    else:
-        _print_plan(plan)
+    teacher = plan.spec.teacher
+    warn_of_random_teacher(bool(plan.curves) and teacher.is_random, teacher.name)
+    _print_plan(plan)
 
 
 def _print_plan(plan: Plan) -> None:
-    def counts(by_reason: Mapping[str, int]) -> str:
-        listed = ", ".join(f"{n:,} {reason}" for reason, n in by_reason.items())
-        return f"{sum(by_reason.values()):,}" + (f" ({listed})" if listed else "")
-
     rates = plan.rates
     facts = [
-        *(("source", f"{name}: {counted(n, 'sample')}") for name, n in plan.sources.items()),
-        ("rows", f"{plan.num_rows:,}"),
-        ("rejected samples", counts(plan.rejected)),
+        *(
+            ("source", f"{source.name}: {counted(source.num_samples, 'sample')}")
+            for source in plan.spec.sources
+        ),
+        ("rows", f"{plan.spec.num_rows:,}"),
+        *(
+            (f"rejected, {reason}", counted(n, "sample")) for reason, n in plan.rejected.items()
+        ),
         ("unique labels", f"{plan.num_labels:,}"),
         *(
             (
                 names.text_group(text.name),
-                f"{counted(text.num_strings, 'string')}, {text.num_prefixes:,} prefixes; nothing "
-                f"is left of {counted(text.num_left_out, 'label')}",
+                f"{counted(text.num_strings, 'string')}, {text.num_prefixes:,} prefixes",
             )
             for text in plan.texts
         ),
-        ("bad images", f"{counts(plan.sampled_bad)} among {plan.num_sampled:,} looked at"),
         *(
             (f"{augment} views", f"{rate:,.0f}/s on one core")
             for augment, rate in rates.views_per_s.items()
         ),
         ("teacher", f"{rates.images_per_s:,.0f} images/s, {rates.labels_per_s:,.0f} labels/s "
-                    f"({plan.teacher} on {plan.device} in {plan.precision})"),
+                    f"({plan.config.teacher} on {plan.device} in {plan.spec.teacher.precision})"),
         ("disk", f"{byte_size(rates.written_bytes_per_s)}/s"),
     ]  # fmt: skip
     click.echo(plain_table(facts) + "\n")
@@ -229,8 +223,8 @@ def _print_plan(plan: Plan) -> None:
     click.echo(markdown_table(rows, headers, num_left=2) + "\n")
     for curve in plan.curves:
         rows = [
-            (str(point.codec), f"{point.row_bytes:,}", f"{point.fidelity.cosine_p50:.4f}",
-             f"{point.fidelity.cosine_p01:.4f}", f"{point.fidelity.gram_l1:.4f}",
+            (str(point.codec), f"{point.row_bytes:,}",
+             *(f"{point.kept[of]:.4f}" for of in ("cosine_p50", "cosine_p01", "gram_l1")),
              "advised" if point is curve.advised else "")
             for point in curve.points
         ]  # fmt: skip
@@ -242,8 +236,8 @@ def _print_plan(plan: Plan) -> None:
     if plan.curves:
         num_bytes = sum(curve.advised.row_bytes for curve in plan.curves)
         click.echo(
-            f"--codec {plan.advised_codec} keeps a median centred cosine of {plan.fidelity:g} in "
-            f"{num_bytes:,} bytes a row."
+            f"--codec {plan.advised_codec} keeps a median centred cosine of "
+            f"{plan.config.fidelity:g} in {num_bytes:,} bytes a row."
         )
     codec = plan.advised_codec or str(BuildConfig.codec[0])
     cost = next((cost for cost in plan.costs if cost.codec == codec), plan.costs[0])

@@ -88,10 +88,8 @@ def _render(words: Sequence[str], out: Path, count: int, drawing: DrawingOptions
     """Render words; return how many fonts there were."""
     from ..data.render import load_fonts, render_words
 
-    fonts, unusable = load_fonts(drawing.fonts)
     with listed_problems() as on_problem:
-        for path, reason in unusable.items():
-            on_problem(f"{path}: {reason}")
+        fonts = load_fonts(drawing.fonts, on_problem)
     render_words(words, out, count=count, fonts=fonts, drawing=drawing)
     return len(fonts)
 
@@ -143,7 +141,7 @@ def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
     for report in reports:
         _print_check(report, options.charset)
     num_samples = sum(report.num_samples for report in reports)
-    num_broken = sum(report.num_broken for report in reports)
+    num_broken = sum(len(report.broken) for report in reports)
     num_unusable = sum(report.problem is not None for report in reports)
     click.echo(
         f"Checked {counted(len(reports), 'LMDB')}, {counted(num_samples, 'sample')}: "
@@ -154,7 +152,7 @@ def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
 
 
 def _print_check(report: LmdbReport, charset: Charset) -> None:
-    rows = [("samples", f"{report.num_samples:,}"), ("broken", f"{report.num_broken:,}")]
+    rows = [("samples", f"{report.num_samples:,}"), ("broken", f"{len(report.broken):,}")]
     rows += [(reason, f"{n:,}") for reason, n in sorted(report.label_problems.items())]
     if report.num_spaced:
         rows.append(("with whitespace", f"{report.num_spaced:,}, which is dropped"))

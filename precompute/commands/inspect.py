@@ -55,19 +55,13 @@ def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
     from ..inspect.label_retrieval import retrieve_labels
 
     options = RetrievalOptions.from_values(given)
-    summary = retrieve_labels(cache_path, options)
+    retrievals, teacher = retrieve_labels(cache_path, options)
     rows = [
         (some.tokens, *(f"{n:.1f}" if "%" in name else f"{n:.4f}" for name, n in figures.items()))
-        for some in summary.retrievals
+        for some in retrievals
         if (figures := some.figures)
     ]
-    headers = ("tokens", *summary.retrievals[0].figures)
-    click.echo(markdown_table(rows, headers))
-    warn_of_random_teacher(summary.teacher.is_random, summary.teacher.name)
-    if summary.undrawable:
-        click.echo(
-            f"Note: no font on this machine draws {summary.undrawable}; squares stand for them. "
-            "Install one (such as Noto Sans of that script) and run this again.",
-            err=True,
-        )
-    click.echo(f"Wrote {options.out} and {summary.table}: {counted(summary.num_words, 'word')}.")
+    click.echo(markdown_table(rows, ("tokens", *retrievals[0].figures)))
+    warn_of_random_teacher(teacher.is_random, teacher.name)
+    num_words = counted(len(retrievals[0].cosines), "word")
+    click.echo(f"Wrote {options.out} and {options.table}: {num_words}.")

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     "--bad",
     "lists_bad",
     is_flag=True,
-    help="List bad images and rejected samples instead: source, LMDB key and reason, by tabs.",
+    help="List bad images and rejected samples instead: source, LMDB key (or file, or line) and "
+    "reason, by tabs.",
 )
 def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     """Say what a cache is, from what it was made, and what it weighs.
@@ -40,7 +41,7 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
 
     if lists_bad:
         for bad in list_bad_samples(cache_path):
-            click.echo(f"{bad.source}\t{bad.lmdb_key}\t{bad.reason}")
+            click.echo("\t".join(bad))
         return
     description = describe_cache(cache_path)
     click.echo(plain_table(description.facts) + "\n")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import lmdb
 from tqdm import tqdm
 
 from ...shared.ahead import map_on_processes
@@ -34,14 +33,12 @@ class LmdbReport:
     """Keys beyond those of that many images and labels; nothing reads them."""
     problem: str | None = None
     """Why the LMDB as a whole cannot be used."""
-    num_broken: int = 0
-    """Images and labels that are missing or damaged, whether listed one by one or as a range."""
     broken: list[tuple[str, str]] = field(default_factory=list)
-    """(key, reason) in key order."""
+    """(key, reason) of each image and label that is missing or damaged."""
     label_problems: Counter[str] = field(default_factory=Counter)
     """Labels that a cache or the charset leaves out, by reason."""
     num_spaced: int = 0
-    """Labels with whitespace, which every STR toolkit drops."""
+    """Labels with whitespace."""
     num_losing: int = 0
     """Labels that lose letters when they are reduced to ASCII."""
     label_lengths: Counter[int] = field(default_factory=Counter)
@@ -52,7 +49,6 @@ class LmdbReport:
     def add(self, part: LmdbReport) -> None:
         """Take in the findings of one range of samples."""
         self.problem = self.problem or part.problem
-        self.num_broken += part.num_broken
         self.broken += part.broken
         self.label_problems += part.label_problems
         self.num_spaced += part.num_spaced
@@ -67,7 +63,7 @@ class LmdbReport:
     @property
     def is_sound(self) -> bool:
         """Whether the LMDB can be used and nothing in it is broken."""
-        return self.problem is None and not self.num_broken
+        return self.problem is None and not self.broken
 
 
 def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport]:
@@ -76,15 +72,18 @@ def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport
     reports = [LmdbReport(path=path) for path in paths]
     ranges: list[tuple[Path, range]] = []
     for report in reports:
+        words = WordLmdb(report.path)
         try:
-            stop = _compare_with_keys(report) + 1
+            report.num_samples = len(words)
         except DataError as e:
             report.problem = str(e)
-        else:
-            ranges += (
-                (report.path, range(first, min(first + _CHUNK_SAMPLES, stop)))
-                for first in range(1, stop, _CHUNK_SAMPLES)
-            )
+            continue
+        stop = report.num_samples + 1
+        report.num_extra = max(0, words.num_keys - (2 * report.num_samples + 1))
+        ranges += (
+            (report.path, range(first, min(first + _CHUNK_SAMPLES, stop)))
+            for first in range(1, stop, _CHUNK_SAMPLES)
+        )
     total = sum(len(samples) for _, samples in ranges)
     num_processes = 1 if total <= _INLINE_SAMPLES else options.num_processes
     of_path = {report.path: report for report in reports}
@@ -93,38 +92,7 @@ def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport
         for (path, samples), part in zip(ranges, parts, strict=True):
             of_path[path].add(part)
             progress.update(len(samples))
-    for report in reports:
-        report.broken.sort(key=lambda key_reason: key_reason[0].rpartition("-")[2])
     return reports
-
-
-def _compare_with_keys(report: LmdbReport) -> int:
-    """Compare ``num-samples`` with the keys there are; return the last sample worth reading."""
-    words = WordLmdb(report.path)
-    report.num_samples = num_samples = len(words)
-    report.num_extra = max(0, words.num_keys - (2 * num_samples + 1))
-    try:
-        with words.env.begin() as txn:
-            last_idx = max(_last_index(txn, kind, num_samples) for kind in (b"image-", b"label-"))
-    except lmdb.Error as e:
-        raise DataError(f"{report.path}: reading the keys failed: {e}") from e
-    if last_idx < num_samples:
-        # num-samples may be wrong by millions; the tail that is not there is one finding.
-        first_key, last_key = image_key(last_idx + 1).decode(), image_key(num_samples).decode()
-        report.num_broken = num_samples - last_idx
-        report.broken.append((first_key, f"missing, and all up to {last_key}"))
-    return last_idx
-
-
-def _last_index(txn: lmdb.Transaction, prefix: bytes, num_samples: int) -> int:
-    """Return the highest number up to `num_samples` that a key with `prefix` has, or 0."""
-    cursor = txn.cursor()
-    # ":" follows the digits, so this is the first key past the wanted ones.
-    is_before = (
-        cursor.prev() if cursor.set_range(prefix + b"%09d:" % num_samples) else cursor.last()
-    )
-    number = bytes(cursor.key()).removeprefix(prefix) if is_before else b""
-    return int(number) if number.isdigit() else 0
 
 
 def _check_range(some: tuple[Path, range], options: CheckOptions) -> LmdbReport:
@@ -132,31 +100,23 @@ def _check_range(some: tuple[Path, range], options: CheckOptions) -> LmdbReport:
     report, words = LmdbReport(path=path), WordLmdb(path)
     try:
         for sample_idx in samples:
-            _check_image(words, sample_idx, report)
-            _check_label(words, sample_idx, options, report)
+            encoded, label = words.image(sample_idx), words.label(sample_idx)
+            try:
+                if encoded is None:
+                    raise ImageProblemError("missing")
+                decode_image(encoded)
+            except ImageProblemError as e:
+                report.broken.append((image_key(sample_idx).decode(), str(e)))
+            if label is None:
+                report.broken.append((label_key(sample_idx).decode(), "missing or not UTF-8"))
+            else:
+                _check_label(label, options, report)
     except DataError as e:
         report.problem = str(e)
-    report.num_broken = len(report.broken)
     return report
 
 
-def _check_image(words: WordLmdb, sample_idx: int, report: LmdbReport) -> None:
-    encoded = words.image(sample_idx)
-    try:
-        if encoded is None:
-            raise ImageProblemError("missing")
-        decode_image(encoded)
-    except ImageProblemError as e:
-        report.broken.append((image_key(sample_idx).decode(), str(e)))
-
-
-def _check_label(
-    words: WordLmdb, sample_idx: int, options: CheckOptions, report: LmdbReport
-) -> None:
-    raw_label = words.label(sample_idx)
-    if raw_label is None:
-        report.broken.append((label_key(sample_idx).decode(), "missing or not UTF-8"))
-        return
+def _check_label(raw_label: str, options: CheckOptions, report: LmdbReport) -> None:
     report.num_spaced += any(c.isspace() for c in raw_label)
     report.num_losing += options.labels.loses_letters(raw_label)
     label = options.labels.apply(raw_label)

@@ -1,7 +1,4 @@
-"""Pack a folder of word images and its label file into an LMDB.
-
-Every entry that cannot be used is reported with its reason.
-"""
+"""Pack a folder of word images and its label file into an LMDB."""
 
 from __future__ import annotations
 
@@ -23,29 +20,21 @@ from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError, UsageError
 from .options import ImportOptions
 
-_STRICT_BATCH = 20
-
 
 def import_words(
     source: Path, out: Path, options: ImportOptions, *, on_problem: Callable[[str], None]
 ) -> tuple[int, int, int]:
     """Write every usable entry of the label file into the LMDB `out`, in the file's order.
 
-    With `strict`, the first `_STRICT_BATCH` rejections end the import and nothing is written.
-
-    Args:
-        source: The folder that the label file's names are relative to.
-        out: The LMDB.
-        options: Of the command.
-        on_problem: Is told ``file: reason`` of each entry rejected and each image without a label.
+    The file's names are relative to `source`. `on_problem` is told ``file: reason`` of each entry
+    that is rejected and of each image without a label.
 
     Returns:
-        Samples written, entries of the label file that could not be used, and images in the folder
-        that the label file does not name.
+        How many samples were written, entries were rejected, and images are without a label.
 
     Raises:
         UsageError: `out` lies in `source`, or exists.
-        DataError: nothing can be used, or with `strict` not everything.
+        DataError: nothing can be used.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise UsageError(
@@ -65,15 +54,8 @@ def import_words(
             except DataError as e:
                 on_problem(f"{name or '(no name)'}: {e}")
                 num_rejected += 1
-                if options.strict and num_rejected == _STRICT_BATCH:
-                    break
             else:
                 writer.add(image, label)
-        if options.strict and num_rejected:
-            raise DataError(
-                f"{label_file} has entries that cannot be used ({num_rejected} listed); nothing "
-                "was written; mend them, or leave --strict out to import the others"
-            )
         if not writer.num_samples:
             raise DataError(
                 f"{label_file} names no usable image in {source}; expected {LABEL_FILE_CONTENT}"

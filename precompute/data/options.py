@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
-from ...shared.errors import UsageError
 from ...shared.options import FILE, FOLDER, Options, num_cores, option
-from .styles import STYLES
-
-CASES = ("mixed", "lower", "upper", "as-is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +32,6 @@ class ImportOptions(Options):
         help="Label file: lines of 'file<TAB>label' or 'file label', "
         'or JSON {"file": "label"}.',
     )
-    strict: bool = option(False, help="Write nothing if any entry cannot be used.")
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
 
 
@@ -46,12 +41,12 @@ class DrawingOptions(_Jobs):
 
     style: str = option(
         "mjsynth",
-        choices=tuple(STYLES),
+        choices=("mjsynth", "color", "plain"),
         help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
     )
     case: str = option(
         "mixed",
-        choices=CASES,
+        choices=("mixed", "lower", "upper", "as-is"),
         help="mixed: lower case, Capitalised and UPPER CASE equally often, as in MJSynth.",
     )
     fonts: Path | None = option(
@@ -60,18 +55,11 @@ class DrawingOptions(_Jobs):
         default_text="the text fonts that come with matplotlib",
         help="Folder with .ttf and .otf fonts, at any depth.",
     )
-    # MJSynth's crops are 31 pixels high.
-    min_height_px: int = option(31, minimum=8, maximum=128, help="Lowest crop.")
-    max_height_px: int = option(31, minimum=8, maximum=128, help="Highest crop.")
+    max_height_px: int = option(
+        31, minimum=31, maximum=128, help="Highest crop; the lowest are 31 high, as MJSynth's are."
+    )
     seed: int = option(0, minimum=0, help="Seed of every random choice.")
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_height_px > self.max_height_px:
-            raise UsageError(
-                f"heights are {self.min_height_px} to {self.max_height_px} px, expected min <= max"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ FreeType or libjpeg may round differently.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -23,12 +23,12 @@ from ...shared.ahead import map_on_processes
 from ...shared.data.folders import files_below
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError
-from .draw_word import draw_word, open_font
+from .draw_word import STYLES, draw_word, open_font
 from .options import DrawingOptions
-from .styles import STYLES
 
 _MAX_WORD_LENGTH = 64
 _CHUNK_SAMPLES = 64
+_MIN_HEIGHT_PX = 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Font:
     characters: frozenset[str]
 
 
-def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
-    """Return the usable fonts at or below `folder`, and why each of the others is not.
+def load_fonts(folder: Path | None, on_problem: Callable[[str], None]) -> list[Font]:
+    """Return the usable fonts at or below `folder`; `on_problem` is told why each other is not.
 
     Without a folder: the text fonts that matplotlib brings along, so that rendering works on a
     machine without fonts.
@@ -52,17 +52,16 @@ def load_fonts(folder: Path | None) -> tuple[list[Font], dict[Path, str]]:
         paths += bundled.glob("STIXGeneral*.ttf")
     else:
         paths = files_below(folder, (".ttf", ".otf"))
-    fonts, unusable = [], {}
+    fonts = []
     for path in sorted(paths):
         try:
             fonts.append(Font(path=path, characters=_drawable_characters(path)))
         except Exception as e:
             # fontTools and FreeType raise whatever a damaged table leads them into.
-            unusable[path] = str(e) or type(e).__name__
+            on_problem(f"{path}: {str(e) or type(e).__name__}")
     if not fonts:
-        listed = "".join(f"\n  {path}: {reason}" for path, reason in list(unusable.items())[:5])
-        raise DataError(f"no usable .ttf or .otf font at or below {folder or bundled}{listed}")
-    return fonts, unusable
+        raise DataError(f"no usable .ttf or .otf font at or below {folder or bundled}")
+    return fonts
 
 
 def _drawable_characters(path: Path) -> frozenset[str]:
@@ -123,15 +122,14 @@ def _fonts_for(words: Sequence[str], fonts: Sequence[Font], case: str) -> list[F
     forms = {form for word in words for form in _cased(word, case)}
     alphabet = frozenset().union(*forms)
     narrowed = [replace(font, characters=font.characters & alphabet) for font in fonts]
-    if not any(font.characters == alphabet for font in narrowed):
-        for form in sorted(forms):
-            if not any(font.characters.issuperset(form) for font in narrowed):
-                widest = max(narrowed, key=lambda font: len(font.characters.intersection(form)))
-                missing = "".join(sorted(set(form) - widest.characters))
-                raise DataError(
-                    f"no font can draw the word {form!r}: {widest.path.name} comes closest and "
-                    f"lacks {missing!r}; pass --fonts DIR with a font for it, or drop the word"
-                )
+    for form in sorted(forms):
+        if not any(font.characters.issuperset(form) for font in narrowed):
+            widest = max(narrowed, key=lambda font: len(font.characters.intersection(form)))
+            missing = "".join(sorted(set(form) - widest.characters))
+            raise DataError(
+                f"no font can draw the word {form!r}: {widest.path.name} comes closest and lacks "
+                f"{missing!r}; pass --fonts DIR with a font for it, or drop the word"
+            )
     return narrowed
 
 
@@ -168,6 +166,6 @@ def render_sample(
     label = forms[rng.integers(len(forms))]
     shuffled = (fonts[font_idx] for font_idx in rng.permutation(len(fonts)))
     font = next(font for font in shuffled if font.characters.issuperset(label))
-    height_px = int(rng.integers(drawing.min_height_px, drawing.max_height_px + 1))
+    height_px = int(rng.integers(_MIN_HEIGHT_PX, drawing.max_height_px + 1))
     style = STYLES[drawing.style]
     return draw_word(label, font.path, height_px=height_px, style=style, rng=rng), label

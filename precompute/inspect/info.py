@@ -83,38 +83,28 @@ def describe_cache(path: str | Path) -> CacheDescription:
     )
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
-class BadSample:
-    """A sample that no student will see."""
+def list_bad_samples(path: str | Path) -> list[tuple[str, str, str]]:
+    """Return (source, name, reason) of bad rows of committed units and of rejected samples.
 
-    source: str
-    lmdb_index: int
-    lmdb_key: str
-    """The key at fault, e.g. ``image-000000003``."""
-    reason: str
-
-
-def list_bad_samples(path: str | Path) -> list[BadSample]:
-    """Return bad rows of the committed units and rejected samples, by source and index."""
+    They are sorted by source and index. The name is the LMDB key at fault; of a pool the file of
+    the image, of a list of words the line.
+    """
     cache = FeatureCache.open(path)
     reader = WordReader(cache, images=())
     # Views share their images, so a row that is bad in one is bad in all.
     reasons: dict[int, str] = {}
     for unit in cache.committed.units.values():
         reasons |= unit.bad_rows
-    bad = ((reader.row(row_idx), reason) for row_idx, reason in sorted(reasons.items()))
-    found = [_bad_sample(row.source, row.lmdb_index, reason) for row, reason in bad]
-    return sorted(found + [_bad_sample(*rejected) for rejected in cache.rejected()])
-
-
-def _bad_sample(source: str, lmdb_index: int, reason: str) -> BadSample:
-    key = label_key if "label" in reason else image_key
-    return BadSample(
-        source=source,
-        lmdb_index=lmdb_index,
-        lmdb_key=key(lmdb_index).decode(),
-        reason=reason,
-    )
+    found = []
+    for row_idx, reason in sorted(reasons.items()):
+        row = reader.row(row_idx)
+        name = image_key(row.lmdb_index).decode() if cache.spec.pixels else row.label
+        found.append((row.source, row.lmdb_index, name, reason))
+    for source, index, reason in cache.rejected():
+        key = label_key if "label" in reason else image_key
+        name = key(index).decode() if cache.spec.pixels else f"line {index}"
+        found.append((source, index, name, reason))
+    return [(source, name, reason) for source, _, name, reason in sorted(found)]
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -11,13 +11,14 @@ Shapes: N words, E joint width.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 
 from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.names import EOT, LABEL_TOKENIZERS, PIXELS
@@ -31,11 +32,13 @@ from ..builder.text import load_same_teacher
 from ..teacher.clip import Teacher
 from ..teacher.tokens import PAD_TOKEN, TeacherTokenizer
 from .options import RetrievalOptions
-from .retrieval_figure import draw_retrieval
 
 Floats = npt.NDArray[np.float32]
 
 _BATCH = 64
+_MOST_DRAWN = 16
+"""Words in the figure; the numbers in the cells are legible up to here."""
+_TITLES = {"char": "label as characters", "word": "label as a word"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,46 +79,18 @@ class LabelRetrieval:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSummary:
-    """What came out, and which files hold it."""
-
-    num_words: int
-    retrievals: tuple[LabelRetrieval, ...]
-    table: Path
-    teacher: TeacherSpec
-    undrawable: str
-    """Characters of the figure's labels for which this machine has no font."""
-
-
-def retrieve_labels(place: str | Path, options: RetrievalOptions) -> RetrievalSummary:
+def retrieve_labels(
+    place: str | Path, options: RetrievalOptions
+) -> tuple[tuple[LabelRetrieval, ...], TeacherSpec]:
     """Compare words of a cache's first view with their labels; write the figure and the table."""
     cache = FeatureCache.open(place)
     device = choose_device(options.device)
     teacher = load_same_teacher(place, cache.spec, options.teacher, device)
     words = _choose_words(cache, options, teacher.context_length)
     retrievals = compare_words(words, teacher)
-    table = options.out.with_suffix(".csv")
-    _write_table(table, words, retrievals)
-    undrawable = draw_retrieval(
-        options.out,
-        labels=[word.label for word in words],
-        views=[word.view for word in words],
-        matrices={
-            some.tokens: some.cosines if options.quantity == "cosine" else some.probabilities
-            for some in retrievals
-        },
-        quantity=options.quantity,
-        captions={some.tokens: _caption(some.figures) for some in retrievals},
-        teacher=teacher.spec,
-    )
-    return RetrievalSummary(
-        num_words=len(words),
-        retrievals=retrievals,
-        table=table,
-        teacher=teacher.spec,
-        undrawable=undrawable,
-    )
+    _write_table(options.table, words, retrievals)
+    _draw_figure(options.out, words, retrievals, options.quantity, teacher.spec)
+    return retrievals, teacher.spec
 
 
 def _choose_words(
@@ -154,26 +129,19 @@ def _choose_words(
 def compare_words(words: Sequence[PicturedWord], teacher: Teacher) -> tuple[LabelRetrieval, ...]:
     """Compare every picture with every label, the labels read in both ways."""
     views = torch.from_numpy(np.stack([word.view for word in words]))
-    pictures = torch.cat([teacher.image_embeddings(views[at]) for at in _batches(len(views))])
+    normalize = torch.nn.functional.normalize
+    pictures = torch.cat([teacher.image_embeddings(some) for some in torch.split(views, _BATCH)])
     labels = [word.label for word in words]
-    cosines = {
-        tokens: _cosines(pictures, _label_embeddings(labels, tokens, teacher))
-        for tokens in LABEL_TOKENIZERS
-    }
+    cosines = {}
+    for tokens in LABEL_TOKENIZERS:
+        of_labels = normalize(_label_embeddings(labels, tokens, teacher).double())
+        cosines[tokens] = (normalize(pictures.double()) @ of_labels.T).float().cpu()
     logits = teacher.logit_scale * torch.cat(list(cosines.values()), dim=1)
     probabilities = logits.softmax(dim=1).chunk(len(LABEL_TOKENIZERS), dim=1)
     return tuple(
         LabelRetrieval(tokens=tokens, cosines=of_tokens.numpy(), probabilities=shares.numpy())
         for (tokens, of_tokens), shares in zip(cosines.items(), probabilities, strict=True)
     )
-
-
-def _cosines(pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Shape: (N, E), (N, E) -> (N, N), on the CPU."""
-    of_pictures, of_labels = (
-        torch.nn.functional.normalize(x.double(), dim=1) for x in (pictures, labels)
-    )
-    return (of_pictures @ of_labels.T).float().cpu()
 
 
 def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> torch.Tensor:
@@ -183,21 +151,8 @@ def _label_embeddings(labels: Sequence[str], tokens: str, teacher: Teacher) -> t
     context = max(len(s.ids) for s in sequences)
     padded = torch.tensor([s.ids + [PAD_TOKEN] * (context - len(s.ids)) for s in sequences])
     eot = torch.tensor([s.eot_position for s in sequences])
-    batches = _batches(len(labels))
-    return torch.cat([teacher.text_features(padded[at], eot[at])[EOT] for at in batches])
-
-
-def _batches(num_rows: int) -> list[slice]:
-    return [slice(start, start + _BATCH) for start in range(0, num_rows, _BATCH)]
-
-
-def _caption(figures: Mapping[str, float]) -> str:
-    own, other, of_pictures, of_labels, _ = figures.values()
-    return (
-        f"cosine {own:.3f} to the own label, {other:.3f} to others\n"
-        f"finds its label: {of_pictures:.0f} % of pictures\n"
-        f"finds its picture: {of_labels:.0f} % of labels"
-    )
+    batches = zip(torch.split(padded, _BATCH), torch.split(eot, _BATCH), strict=True)
+    return torch.cat([teacher.text_features(*batch)[EOT] for batch in batches])
 
 
 def _write_table(
@@ -212,3 +167,55 @@ def _write_table(
                     values = (some.cosines[row, column], some.probabilities[row, column])
                     known = (picture.name, picture.label, word.label, some.tokens)
                     writer.writerow([*known, *(f"{value:.6f}" for value in values)])
+
+
+def _draw_figure(
+    path: Path,
+    words: Sequence[PicturedWord],
+    retrievals: Sequence[LabelRetrieval],
+    quantity: str,
+    teacher: TeacherSpec,
+) -> None:
+    """Draw the first words' pictures, and beside each its row of the heat maps, as a PNG."""
+    total, words = len(words), words[:_MOST_DRAWN]
+    num_words = len(words)
+    shown = [
+        (some.cosines if quantity == "cosine" else some.probabilities)[:num_words, :num_words]
+        for some in retrievals
+    ]
+    low, high = float(np.min(shown)), float(np.max(shown))
+    cell_inches = max(0.42, 3.2 / num_words)
+    width = (4 + num_words * len(shown)) * cell_inches + 1.5
+    figure = Figure(figsize=(width, num_words * cell_inches + 3), layout="constrained")
+    random = "\nRANDOM weights: this says nothing of CLIP" if teacher.is_random else ""
+    figure.suptitle(
+        f"{teacher.name}: {quantity} of views of 32x128 (rows) and labels (columns)\n"
+        f"{num_words} of {total:,} words{random}"
+    )
+    ratios = [4, *[num_words] * len(shown)]
+    crops, *panels = figure.subplots(1, len(ratios), width_ratios=ratios)
+    for row, word in enumerate(words):
+        crops.imshow(word.view, extent=(0, 1, row + 0.45, row - 0.45), aspect="auto")
+    crops.set(xlim=(0, 1), ylim=(num_words - 0.5, -0.5))
+    crops.set_axis_off()
+    for axis, some, matrix in zip(panels, retrievals, shown, strict=True):
+        # cividis is perceptually uniform, and the same to the colour-blind.
+        heat = axis.imshow(matrix, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        labels = [word.label for word in words]
+        axis.set_xticks(range(num_words), labels, rotation=90, fontsize=9, parse_math=False)
+        axis.set_yticks([])
+        axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+        own, other, of_pictures, of_labels, _ = some.figures.values()
+        axis.set_xlabel(
+            f"{_TITLES[some.tokens]}\ncosine {own:.3f} to the own label, {other:.3f} to others\n"
+            f"finds its label: {of_pictures:.0f} % of pictures\n"
+            f"finds its picture: {of_labels:.0f} % of labels",
+            fontsize=9,
+        )
+        for (row, column), value in np.ndenumerate(matrix):
+            color = "white" if value < (low + high) / 2 else "black"
+            axis.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color
+            )
+    figure.colorbar(heat, ax=panels, aspect=30, pad=0.02, label=quantity)
+    figure.savefig(path, dpi=150, format="png")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,39 +33,24 @@ _FIRST_BATCH = 16
 _WRITTEN_ROWS = 2048
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleViews:
-    """Views of some rows, and what they took."""
-
-    views: Pixels
-    """Shape: (B, 32, 128, 3)."""
-    bad: Mapping[str, int]
-    """Reason -> bad images among them."""
-    views_per_s: float
-    """By one core."""
-
-
-def make_views(spec: CacheSpec, scan: Scan, augment: str) -> SampleViews:
+def make_views(spec: CacheSpec, scan: Scan, augment: str) -> tuple[Pixels, float]:
     """Make the views of the first rows, up to two chunks, while the budget lasts.
 
-    They are compressed too, as decoders do that.
+    They are compressed too, as decoders do that. Shape: (B, 32, 128, 3), and views/s of one core.
     """
     of_batches = replace(spec, unit_rows=_FIRST_BATCH, chunk_rows=_FIRST_BATCH)
     maker = ViewMaker(scan.pictures, replace(spec.view, augment=augment), spec.seed)
     layout = of_batches.image_layouts(0)[PIXELS]
     made: list[Pixels] = []
-    bad: Counter[str] = Counter()
     started = time.perf_counter()
     first_rows = scan.order(spec.seed)[: 2 * spec.chunk_rows]
     for rows in sample_chunks(scan, first_rows, _FIRST_BATCH):
         chunk, _ = make_stored_views(maker, layout, rows)
         made.append(chunk.views)
-        bad.update(chunk.bad.values())
         if time.perf_counter() - started > _VIEWS_BUDGET_S:
             break
     views = np.concatenate(made)
-    views_per_s = len(views) / (time.perf_counter() - started)
-    return SampleViews(views=views, bad=dict(bad), views_per_s=views_per_s)
+    return views, len(views) / (time.perf_counter() - started)
 
 
 def measure_images(teacher: Teacher, views: Pixels, chunk_rows: int) -> float:

@@ -1,12 +1,60 @@
-"""What the commands ``clipocr cache show|align`` are asked for. Imports nothing heavy."""
+"""What the commands ``clipocr cache plan|show|align`` are asked for. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...shared.charset import CHARSET_HELP, Charset
 from ...shared.errors import UsageError
-from ...shared.options import NEW_PATH, Options, device_option, option
+from ...shared.options import NEW_CACHE, NEW_PATH, Options, device_option, num_cores, option
+from ..builder.config import SourceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(SourceOptions):
+    """What a build would be asked for, and for which of its choices to add up the cost."""
+
+    out: Path | None = option(
+        None,
+        type=NEW_CACHE,
+        default_text="the disk of temporary files",
+        help="Folder of the cache to be; only its disk is measured.",
+    )
+    charsets: tuple[Charset, ...] = option(
+        (Charset.load("36"),),
+        name="charset",
+        parse=Charset.load,
+        unparse=lambda charset: charset.name,
+        metavar="CHARSET,...",
+        help=f"Charsets, each of a text table: {CHARSET_HELP}.",
+    )
+    views: tuple[int, ...] = option(
+        (1, 2, 5),
+        minimum=1,
+        help="Numbers of views to plan for; several views are always randaugment.",
+    )
+    fidelity: float = option(
+        0.99,
+        above=0,
+        below=1,
+        help="Median centred cosine that the advised codecs keep; bounds for the worst tokens and "
+        "for LCL's Gram matrix follow from it.",
+    )
+    num_cores: int = field(default_factory=num_cores)
+    """Cores that a teacher on the CPU shares with the decoding of images."""
+
+    def augment_of(self, num_views: int) -> str:
+        """Return how that many views would be made; several clean ones would all be the same."""
+        return self.augment if num_views == 1 else "randaugment"
+
+    @property
+    def disk(self) -> Path | None:
+        """An existing folder on the disk that the cache would be on."""
+        if self.out is None:
+            return None
+        out = self.out.absolute()
+        return next(folder for folder in (out, *out.parents) if folder.is_dir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +62,7 @@ class ShowOptions(Options):
     """What is on a contact sheet."""
 
     out: Path = option(type=NEW_PATH, help="PNG to write.")
-    rows: int = option(12, minimum=1, help="Rows to draw.")
-    view_count: int | None = option(
-        None,
-        minimum=1,
-        default_text="all, up to 5",
-        help="Views of each row, from the first on.",
-    )
+    rows: int = option(12, minimum=1, help="Rows to draw, each in up to 5 views.")
     array: str | None = option(
         None,
         default_text="the last",
@@ -58,3 +100,8 @@ class RetrievalOptions(Options):
         super().__post_init__()
         if self.out.suffix.lower() != ".png":
             raise UsageError(f"{self.out} is not a PNG; name it {self.out.with_suffix('.png')}")
+
+    @property
+    def table(self) -> Path:
+        """The CSV beside the figure."""
+        return self.out.with_suffix(".csv")

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from ...shared.cache.codecs.codecs import Pixels, feature_codec, filter_pixels
 from ...shared.cache.names import PIXELS
 from ...shared.cache.records import REJECTION_REASONS
 from ...shared.cache.shards import Array, ArrayLayout, weigh_array
-from ...shared.cache.spec import CacheSpec, ImageArraySpec, TeacherSpec, ViewSpec
+from ...shared.cache.spec import CacheSpec, ImageArraySpec, ViewSpec
+from ...shared.cache.text_spec import TextSpec
 from ...shared.data.word_lmdb import find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import TeacherError, UsageError
@@ -33,9 +33,9 @@ from ..builder.index import draft_manifest, index_arrays
 from ..builder.scan import Scan, scan_sources
 from ..builder.text import draft_text
 from ..teacher.clip import Teacher, load_teacher
-from .codec_curves import CodecCurve, measure_codecs, plot_codec_curves
+from .codec_curves import CodecCurve, measure_codecs
 from .measure import make_views, measure_disk, measure_encoding, measure_images, measure_labels
-from .plan_config import PlanConfig
+from .options import PlanConfig
 
 _NOTHING = np.empty(0)
 """Stands for features: they are not compressed, so that only their layouts count."""
@@ -47,7 +47,6 @@ _ENCODED_ROWS = 64
 class Rates:
     """What was timed on this machine."""
 
-    scan_s: float
     views_per_s: Mapping[str, float]
     """Augmentation -> views made by one core."""
     images_per_s: float
@@ -78,63 +77,26 @@ class Cost:
         """All parts together."""
         return sum(self.bytes_by_part.values())
 
-    def with_fixed(self, parts: Mapping[str, int], seconds: float) -> Self:
-        """Return this and what neither views nor codecs change."""
-        own = self.bytes_by_part
-        together = {**own, **parts, "index": own["index"] + parts["index"]}
-        return replace(self, bytes_by_part=together, seconds=self.seconds + seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPlan:
-    """One charset's text table."""
-
-    name: str
-    num_strings: int
-    """U: unique labels that are left of it."""
-    num_prefixes: int
-    """M: token prefixes, the pads of the official loss included."""
-    num_left_out: int
-    """Unique labels of which nothing is left."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything to know before a build."""
 
-    teacher: str
-    is_random: bool
-    """Whether the teacher that was asked for was never trained."""
+    config: PlanConfig
+    spec: CacheSpec
+    """With the first of the codecs."""
     device: str
-    precision: str
-    sources: Mapping[str, int]
-    """Name -> its ``num-samples``."""
-    num_rows: int
     rejected: Mapping[str, int]
     """Reason -> samples."""
     num_labels: int
     """Unique labels, case and punctuation intact."""
-    texts: tuple[TextPlan, ...]
-    num_sampled: int
-    """Rows whose views were made to tell size and time."""
-    sampled_bad: Mapping[str, int]
-    """Reason -> bad images among them."""
+    texts: tuple[TextSpec, ...]
     rates: Rates
     costs: tuple[Cost, ...]
     """For each codec and number of views."""
-    fidelity: float
     curves: tuple[CodecCurve, ...]
     """What codecs take and keep of each image array; none where they could not be judged."""
-    not_judged: str
-    """Why they could not; empty if they were."""
     assumptions: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; each cost with its total."""
-        costs = [asdict(cost) | {"num_bytes": cost.num_bytes} for cost in self.costs]
-        curves = [curve.to_json() for curve in self.curves]
-        more = {"costs": costs, "curves": curves, "advised_codec": self.advised_codec}
-        return asdict(self) | more
 
     @property
     def advised_codec(self) -> str | None:
@@ -159,7 +121,7 @@ def plan_cache(config: PlanConfig) -> Plan:
     spec = _spec(config, teacher, scan)
     augments = sorted({config.augment_of(num_views) for num_views in config.views})
     samples = {augment: make_views(spec, scan, augment) for augment in augments}
-    first_sample = samples[augments[0]]
+    views = samples[augments[0]][0]
     specs = {spec.codec: spec for spec in _possible_specs(spec)}
     curves: tuple[CodecCurve, ...] = ()
     if not not_judged:
@@ -167,13 +129,12 @@ def plan_cache(config: PlanConfig) -> Plan:
     if curves:
         advised = {curve.array: curve.advised.codec for curve in curves}
         specs.setdefault((smallest := _with_codecs(spec, advised)).codec, smallest)
-    features = teacher.image_features(torch.from_numpy(first_sample.views[:_ENCODED_ROWS]))
+    features = teacher.image_features(torch.from_numpy(views[:_ENCODED_ROWS]))
     image = spec.images[0]
     stored = feature_codec(image.codec).encode(features[image.name]).cpu().numpy()
     rates = Rates(
-        scan_s=scan_s,
-        views_per_s={augment: sample.views_per_s for augment, sample in samples.items()},
-        images_per_s=measure_images(teacher, first_sample.views, spec.chunk_rows),
+        views_per_s={augment: per_s for augment, (_, per_s) in samples.items()},
+        images_per_s=measure_images(teacher, views, spec.chunk_rows),
         encoded_per_s={
             codec: measure_encoding(features, {image.name: image.codec for image in some.images})
             for codec, some in specs.items()
@@ -192,45 +153,26 @@ def plan_cache(config: PlanConfig) -> Plan:
         for layout, values in index_arrays(draft_manifest(spec, scan), scan)
     )
     fixed_s = scan_s + sum(draft.spec.num_strings for draft in drafts) / rates.labels_per_s
-    costs = [
-        plan_views(
-            config,
-            rates,
-            device.type,
-            of_codec,
-            samples[config.augment_of(num_views)].views,
-            num_views,
-        ).with_fixed(parts, fixed_s)
-        for of_codec in specs.values()
-        for num_views in config.views
-    ]
+    costs = []
+    for of_codec in specs.values():
+        for num_views in config.views:
+            some, _ = samples[config.augment_of(num_views)]
+            cost = plan_views(config, rates, device.type, of_codec, some, num_views)
+            tables = cost.bytes_by_part["index"]
+            in_parts = {**cost.bytes_by_part, **parts, "index": tables + parts["index"]}
+            costs.append(replace(cost, bytes_by_part=in_parts, seconds=cost.seconds + fixed_s))
     rejected = np.bincount(scan.rejected["reason"], minlength=len(REJECTION_REASONS)).tolist()
     return Plan(
-        teacher=config.teacher,
-        is_random=TeacherSpec.has_random_weights(config.teacher),
+        config=config,
+        spec=spec,
         device=str(device),
-        precision=teacher.spec.precision,
-        sources={source.name: source.num_samples for source in scan.sources},
-        num_rows=spec.num_rows,
         rejected={reason: n for reason, n in zip(REJECTION_REASONS, rejected, strict=True) if n},
         num_labels=len(scan.labels),
-        texts=tuple(
-            TextPlan(
-                name=draft.spec.name,
-                num_strings=draft.spec.num_strings,
-                num_prefixes=draft.spec.num_prefixes,
-                num_left_out=int((draft.arrays["of_label"] < 0).sum()),
-            )
-            for draft in drafts
-        ),
-        num_sampled=len(first_sample.views),
-        sampled_bad=first_sample.bad,
+        texts=tuple(draft.spec for draft in drafts),
         rates=rates,
         costs=tuple(costs),
-        fidelity=config.fidelity,
         curves=curves,
-        not_judged=not_judged,
-        assumptions=_assumptions(config, device.type, len(first_sample.views), not_judged),
+        assumptions=_assumptions(config, device.type, len(views), not_judged),
     )
 
 
@@ -293,15 +235,6 @@ def _measure_codecs(
         measure_codecs(array, sample.judged[array], sample.bases[array], config.fidelity)
         for array in spec.image_names
     )
-    if config.plot is not None:
-        num_judged = len(next(iter(sample.judged.values())))
-        warning = ", RANDOM weights" if teacher.spec.is_random else ""
-        advised = join_codecs([curve.advised.codec for curve in curves])
-        title = (
-            f"Fidelity {config.fidelity:g}: --codec {advised}\n{teacher.spec.name}{warning}, "
-            f"judged on {num_judged:,} rows that no table was fit to"
-        )
-        plot_codec_curves(curves, title, config.plot)
     return curves, ""
 
 

@@ -52,14 +52,9 @@ def is_text(path: Path) -> bool:
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """Return the files at or below `root` that end in one of `suffixes`, in path order.
+    """Return the files of `folders_below` that end in one of `suffixes`, in path order.
 
-    Args:
-        root: A folder.
-        suffixes: In lower case, with their dot; the files' case does not matter.
-
-    Raises:
-        DataError: as of `folders_below`.
+    Suffixes are in lower case and with their dot; the files' case does not matter.
     """
     return sorted(
         folder / name

@@ -142,21 +142,16 @@ def _grey_of_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def upright(image: Image.Image, tall: str) -> Image.Image:
-    """Return a tall picture turned by 90 degrees counter-clockwise if `tall` is ``rotate``.
-
-    Any other picture, and every picture if `tall` is ``stretch``, is returned as it is.
-    """
+    """Return a tall picture turned by 90 degrees counter-clockwise if `tall` is ``rotate``."""
     if is_turned(image.width, image.height, tall):
         return image.transpose(Image.Transpose.ROTATE_90)
     return image
 
 
 def make_view(image: Image.Image, tall: str) -> npt.NDArray[np.uint8]:
-    """Make the view that a student reads, not augmented. Shape: (32, 128, 3).
+    """Make the view of an RGB picture, not augmented, for a student of that `tall`.
 
-    Args:
-        image: RGB, of any size.
-        tall: What becomes of a tall one: the `tall` of the student.
+    Shape: (32, 128, 3).
     """
     return stretch(upright(image, tall))
 

@@ -177,6 +177,12 @@ class WordLmdb:
                 f"{self.path}: num-samples is {value[:30]!r}, expected a decimal number "
                 f"up to {_MAX_SAMPLES}"
             )
+        if int(value) > self.num_keys:
+            raise DataError(
+                f"{self.path}: num-samples is {int(value):,}, but the LMDB has only "
+                f"{self.num_keys:,} keys; it is another set's count, or the LMDB was only partly "
+                "written"
+            )
         return int(value)
 
     @property

@@ -86,7 +86,7 @@ def test_a_pool_is_added_beside_what_is_there(own_cache: Path, images: Path) -> 
     assert {k: v for k, v in files_of(own_cache).items() if not k.startswith("pool/")} == before
     assert "nothing was missing" in invoke("cache", "pool", own_cache, "--images", images).output
     bad = invoke("cache", "info", own_cache / "pool", "--bad").output
-    assert "not an image" in bad
+    assert bad == "images\tbroken.jpg\tnot an image\n"
 
 
 def test_count_and_seed_say_which_images(own_cache: Path, images: Path) -> None:

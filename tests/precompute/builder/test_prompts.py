@@ -158,6 +158,10 @@ def test_a_cache_of_words_has_a_row_for_every_usable_line(tmp_path: Path) -> Non
         (len(WORDS) + 1, "empty label"),
         (len(WORDS) + 3, "label too long"),
     }
+    assert invoke("cache", "info", tmp_path / "words.cache", "--bad").stdout.splitlines() == [
+        f"words.txt\tline {len(WORDS) + 1}\tempty label",
+        f"words.txt\tline {len(WORDS) + 3}\tlabel too long",
+    ]
     assert cache.is_sealed
     assert cache.spec.num_units == 2
     assert invoke("cache", "verify", tmp_path / "words.cache").exit_code == 0

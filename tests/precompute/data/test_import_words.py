@@ -163,21 +163,6 @@ def test_label_with_half_a_character_is_reported(folder, tmp_path) -> None:
     assert problems[0] == "a.png: label is not valid Unicode"
 
 
-def test_strict_stops_at_the_first_batch_and_writes_nothing(folder, tmp_path) -> None:
-    lines = ["a.png\tx", *(f"missing{i}.png\tx" for i in range(50))]
-    (folder / "gt.tsv").write_text("\n".join(lines))
-    problems, options = [], ImportOptions(strict=True)
-    with pytest.raises(DataError, match=r"\(20 listed\); nothing was written"):
-        import_words(folder, tmp_path / "out", options, on_problem=problems.append)
-    assert problems == [f"missing{i}.png: no such file" for i in range(20)]
-    assert os.listdir(tmp_path) == ["src"]
-
-
-def test_strict_accepts_a_clean_folder_with_spare_images(folder, tmp_path) -> None:
-    counts, _ = run(folder, tmp_path / "out", strict=True)
-    assert counts[0] == 2
-
-
 @pytest.mark.parametrize("text", ["", "missing.png\tx\n"])
 def test_nothing_usable_is_an_error_and_leaves_no_lmdb(folder, tmp_path, text: str) -> None:
     (folder / "gt.tsv").write_text(text)

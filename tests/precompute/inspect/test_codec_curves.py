@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from clipocr.precompute.builder.calibrate import fit_rows
-from clipocr.precompute.inspect.codec_curves import CodecCurve, Fidelity, measure_codecs
+from clipocr.precompute.inspect.codec_curves import CodecCurve, CodecPoint, measure_codecs
 from clipocr.shared.cache.codecs.codec import Codec
-
-
-def test_what_a_fidelity_asks_for() -> None:
-    assert Fidelity.at(0.99) == Fidelity(cosine_p50=0.99, cosine_p01=0.9, gram_l1=0.02)
-    assert Fidelity.at(0.96) == Fidelity(cosine_p50=0.96, cosine_p01=0.6, gram_l1=0.04)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +21,9 @@ def test_what_a_fidelity_asks_for() -> None:
     ],
 )
 def test_every_measure_counts(found: tuple[float, float, float], is_enough: bool) -> None:
-    fidelity = Fidelity(cosine_p50=found[0], cosine_p01=found[1], gram_l1=found[2])
-    assert fidelity.meets(Fidelity.at(0.99)) is is_enough
+    kept = dict(zip(("cosine_p50", "cosine_p01", "gram_l1"), found, strict=True))
+    point = CodecPoint(codec=Codec.parse("int8"), row_bytes=1, kept=kept)
+    assert point.meets(0.99) is is_enough
 
 
 def falling_features(num_rows: int, seed: int, width: int = 32) -> torch.Tensor:
@@ -55,7 +51,7 @@ def test_a_higher_fidelity_takes_more() -> None:
 
 def test_where_nothing_meets_the_target_the_nearest_is_advised() -> None:
     curve = curve_of(falling_features(59, 0), 9, 1 - 1e-12)
-    assert not any(point.fidelity.meets(curve.target) for point in curve.points)
+    assert not any(point.meets(curve.fidelity) for point in curve.points)
     assert str(curve.advised.codec) == "fp16"
 
 
@@ -72,5 +68,5 @@ def test_the_rate_advised_is_the_smallest_that_will_do() -> None:
     assert advised.kind == "klt"
     points = {point.codec: point for point in curve.points}
     smaller = Codec(kind="klt", record_bytes=advised.record_bytes - 1)
-    assert points[advised].fidelity.meets(curve.target)
-    assert not points[smaller].fidelity.meets(curve.target)
+    assert points[advised].meets(curve.fidelity)
+    assert not points[smaller].meets(curve.fidelity)

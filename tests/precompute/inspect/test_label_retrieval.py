@@ -22,7 +22,6 @@ from clipocr.precompute.inspect.label_retrieval import (
     retrieve_labels,
 )
 from clipocr.precompute.inspect.options import RetrievalOptions
-from clipocr.precompute.inspect.retrieval_figure import draw_retrieval, find_fonts
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.data.images import decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb
@@ -130,7 +129,8 @@ def test_pictures_are_those_of_the_source(tmp_path: Path, teacher: Teacher) -> N
         for row, word in enumerate(words)
         for column, label in enumerate(words)
     }
-    table = rows_of(retrieve_labels(tmp_path / "words.cache", options).table)
+    retrieve_labels(tmp_path / "words.cache", options)
+    table = rows_of(options.table)
     read = {(r["picture_label"], r["label"], r["tokens"]): float(r["cosine"]) for r in table}
     assert len(read) == 2 * 4 * 4
     assert read == pytest.approx(of_pair, abs=1e-5)
@@ -138,21 +138,23 @@ def test_pictures_are_those_of_the_source(tmp_path: Path, teacher: Teacher) -> N
 
 def test_every_word_once_whatever_its_case_and_no_broken_picture(tmp_path: Path) -> None:
     # CLIP's tokenizer lower-cases: 'Alpha' is 'alpha' to it, and retrieval would be a coin toss.
-    labels = ["alpha", "Alpha", "bravo", "charlie", "", "x" * 26]
+    # And "$" is no mathematics to the figure.
+    labels = ["alp$ha$", "Alp$ha$", "bravo", "charlie", "", "x" * 26]
     write_words(tmp_path / "data" / "words", labels, images={3: b"not an image"})
     build_cache(tiny_build(tmp_path / "data", tmp_path / "cache"))
     options = RetrievalOptions(out=tmp_path / "a.png", words=6)
-    summary = retrieve_labels(tmp_path / "cache", options)
-    assert summary.num_words == 2
-    table = rows_of(summary.table)
-    assert {row["label"].lower() for row in table} == {"alpha", "charlie"}
+    retrievals, _ = retrieve_labels(tmp_path / "cache", options)
+    assert retrievals[0].cosines.shape == (2, 2)
+    table = rows_of(options.table)
+    assert {row["label"].lower() for row in table} == {"alp$ha$", "charlie"}
     assert {row["picture"] for row in table} < {f"words/image-00000000{i}" for i in (1, 2, 4)}
 
 
 def test_a_cache_is_read_with_its_own_teacher(cache_path: Path, tmp_path: Path) -> None:
-    summary = retrieve_labels(cache_path, RetrievalOptions(out=tmp_path / "a.png", words=20))
-    assert summary.num_words == 20
-    sources = {row["picture"].rpartition("/")[0] for row in rows_of(summary.table)}
+    options = RetrievalOptions(out=tmp_path / "a.png", words=20)
+    retrievals, _ = retrieve_labels(cache_path, options)
+    assert retrievals[0].cosines.shape == (20, 20)
+    sources = {row["picture"].rpartition("/")[0] for row in rows_of(options.table)}
     assert sources <= {"MJ/train", "ST"}
     other = TINY_TEACHER.replace("random:0", "random:1")
     options = RetrievalOptions(out=tmp_path / "b.png", teacher=other)
@@ -177,20 +179,3 @@ def test_a_teacher_that_pools_otherwise_is_refused() -> None:
     other._visual.pool_type = "avg"
     with pytest.raises(TeacherError, match="does not project its class token"):
         other.image_embeddings(torch.zeros(1, 32, 128, 3, dtype=torch.uint8))
-
-
-def test_fonts_are_found_for_what_they_can_draw(tmp_path: Path, teacher: Teacher) -> None:
-    assert find_fonts("Straße слово") == (("DejaVu Sans",), "")
-    private = "\U0010fffd"  # Private use, in no font.
-    assert find_fonts(f"a{private}")[1] == private
-    matrix = np.eye(2, dtype=np.float32)
-    undrawable = draw_retrieval(
-        tmp_path / "a.png",
-        labels=["ja", f"{private}{private}"],
-        views=[np.zeros((32, 128, 3), np.uint8)] * 2,
-        matrices={"char": matrix},
-        quantity="cosine",
-        captions={"char": ""},
-        teacher=teacher.spec,
-    )
-    assert undrawable == private

@@ -16,7 +16,7 @@ from clipocr.precompute.inspect.options import ShowOptions
 from clipocr.precompute.inspect.show import color_tokens, patch_grid, show_cache
 from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.errors import CacheMismatchError, CacheMissingError
+from clipocr.shared.errors import CacheMissingError
 
 
 def read_sheet(path: Path) -> np.ndarray:
@@ -129,10 +129,6 @@ def test_views_stand_side_by_side(data_root: Path, tmp_path: Path, num_views: in
     for view_idx in range(num_views):
         views = views_of(cache, view_idx)
         assert contains(sheet, magnified(views[40], 2))
-    one = show_cache(path, ShowOptions(out=out, view_count=1))
-    assert one.num_views == 1
-    with pytest.raises(CacheMismatchError, match=f"has {num_views} views, not 4"):
-        show_cache(path, ShowOptions(out=out, view_count=4))
 
 
 def test_a_view_that_is_not_built_yet_is_left_blank(data_root: Path, tmp_path: Path) -> None:
@@ -168,7 +164,7 @@ def test_the_seed_decides_which_rows(cache_path: Path, tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_wrote(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
-    args = ("cache", "show", cache_path, "--out", out, "--rows", 3, "--view-count", 1, "--array")
+    args = ("cache", "show", cache_path, "--out", out, "--rows", 3, "--array")
     result = invoke(*args, "block1")
     assert result.exit_code == 0, result.stderr
     height, width = read_sheet(out).shape
