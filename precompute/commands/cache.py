@@ -182,6 +182,13 @@ def plan_command(given: Mapping[str, Any]) -> None:
     teacher = plan.spec.teacher
     warn_of_random_teacher(bool(plan.curves) and teacher.is_random, teacher.name)
     _print_plan(plan)
+    if config.plot is not None and plan.curves:
+        from ..inspect.codec_figure import draw_codec_curves
+
+        warning = ", RANDOM weights" if teacher.is_random else ""
+        title = f"Fidelity {config.fidelity:g}: --codec {plan.advised_codec}\n{teacher.name}"
+        draw_codec_curves(plan.curves, title + warning, config.plot)
+        click.echo(f"Wrote {config.plot}.", err=True)
 
 
 def _print_plan(plan: Plan) -> None:

@@ -41,6 +41,12 @@ class PlanConfig(SourceOptions):
         help="Median centred cosine that the advised codecs keep; bounds for the worst tokens and "
         "for LCL's Gram matrix follow from it.",
     )
+    plot: Path | None = option(
+        None,
+        type=NEW_PATH,
+        default_text="none",
+        help="PNG to draw, of what each codec takes and loses.",
+    )
     num_cores: int = field(default_factory=num_cores)
     """Cores that a teacher on the CPU shares with the decoding of images."""
 

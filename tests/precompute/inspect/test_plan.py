@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from samples import TINY_TEACHER, WORDS, draw_word, tiny_build, write_words
 
 from clipocr.cli import main
@@ -243,9 +244,10 @@ def test_what_a_build_would_refuse_is_refused(data_root: Path, tmp_path: Path) -
         tiny_plan(data_root, charsets=(Charset(name="kana", characters="あ"),))
 
 
-def test_the_command_prints_tables(data_root: Path) -> None:
+def test_the_command_prints_tables(data_root: Path, tmp_path: Path) -> None:
     args = ["cache", "plan", "--data", data_root, "--teacher", TINY_TEACHER, "--image-taps", "1,2",
-            "--text-taps", 1, "--unit-rows", 32, "--chunk-rows", 8, "--device", "cpu"]  # fmt: skip
+            "--text-taps", 1, "--unit-rows", 32, "--chunk-rows", 8, "--device", "cpu",
+            "--plot", tmp_path / "codecs.png"]  # fmt: skip
     result = CliRunner().invoke(main, list(map(str, args)))
     assert result.exit_code == 0, result.stderr
     assert "has random weights" in result.stderr
@@ -258,6 +260,8 @@ def test_the_command_prints_tables(data_root: Path) -> None:
     assert ["unique", "labels", str(len(set(WORDS)))] in [line.split() for line in lines]
     assert sum(line.startswith("| fp16 ") for line in lines) == 3 + 2  # Costs, then arrays.
     assert sum(line.rstrip(" |").endswith("advised") for line in lines) == 2
+    with Image.open(tmp_path / "codecs.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_a_plan_and_its_build_agree_beyond_one_shard(tmp_path: Path) -> None:
