@@ -172,9 +172,10 @@ def copy_command(source: str | Path, out: Path, given: Mapping[str, Any]) -> Non
 
     summary = copy_cache(config)
     cache = summary.cache
+    num_rows = sum(map(cache.spec.unit_size, cache.units()))
     click.echo(
-        f"Wrote {out}: {counted(len(cache.units()), 'unit')} of {cache.spec.num_units:,}, which are "
-        f"{sum(map(cache.spec.unit_size, cache.units())):,} of {cache.spec.num_rows:,} rows, in "
+        f"Wrote {out}: {num_rows:,} of {counted(cache.spec.num_rows, 'row')}, which are "
+        f"{counted(len(cache.units()), 'unit')} of {cache.spec.num_units:,}, in "
         f"{counted(cache.num_views, 'view')}, {byte_size(summary.num_bytes_copied)} copied, "
         f"{byte_size(summary.num_bytes_kept)} were there already."
     )

@@ -205,7 +205,7 @@ def test_the_command(cache_path: Path, two_views: Path, tmp_path: Path) -> None:
     out = tmp_path / "part"
     code, said, _ = invoke(cache_path, out, "--fraction", 0.8, "--views", 1)
     assert code == 0
-    assert said.startswith(f"Wrote {out}: 2 units of 3 in 1 view, ")
+    assert said.startswith(f"Wrote {out}: 64 of 73 rows, which are 2 units of 3, in 1 view, ")
     assert said.endswith(" copied, 0 bytes were there already.\n")
     code, _, said = invoke(cache_path, "s3://bucket/words.cache")
     assert code == 2
