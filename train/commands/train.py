@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
+from ...shared.interrupts import Interrupted
 from ...shared.options import FOLDER, PATH, Options, option, takes
 from ...shared.terminal import counted, warn_of_random_teacher
 from ..loop.config import Presets, TrainConfig, TrainPlace, method_of_runs
@@ -238,7 +239,11 @@ def ablate(
         settings={**table.settings, **overrides},
         seeds=given.get("seeds", table.seeds),
     )
-    result = ablate_table(table, place, given["data"], only=only)
+    try:
+        result = ablate_table(table, place, given["data"], only=only)
+    except Interrupted:
+        click.echo("The same ablate command goes on with the run that was stopped.", err=True)
+        raise
     click.echo((place.out / "table.md").read_text(encoding="utf-8"))
     for name, reason in result.failed.items():
         click.echo(f"{name} failed: {reason}", err=True)
