@@ -182,7 +182,8 @@ class CacheLoader:
             for name, reader in self._readers[0].items()
         }
         self._codecs = {name: cache.codec(name) for name in needs.images}
-        self._pool = cache.pool_rows(batch_size) if needs.pool else None
+        # What is held out is read unperturbed.
+        self._pool = cache.pool_rows(batch_size) if needs.pool and not held_out else None
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._pads_together = needs.pads_together
