@@ -47,6 +47,8 @@ class BuildSummary:
     """0 when nothing was missing."""
     num_bad_rows: int
     """Bad images among all rows of the cache."""
+    made_text: bool
+    """Whether a text table was missing."""
     is_complete: bool
     """Whether every unit of every requested view is there; other processes may still build some."""
     image_seconds: float
@@ -80,9 +82,10 @@ def build_cache(
         config.out.mkdir(parents=True, exist_ok=True)
     else:
         want = _wanted_so_far(config, contents, manifest.spec)
-        _require_equal_spec(manifest.spec, want, config.out, contents.command)
+        _require_equal_spec(manifest.spec, want, config.out, contents)
     num_rows_built, image_seconds = 0, 0.0
-    if manifest is None or any(_look(config, contents, storage, manifest)[1]):
+    lacked = None if manifest is None else _look(config, contents, storage, manifest)[1]
+    if manifest is None or (lacked and any(lacked)):
         manifest, num_rows_built, image_seconds = _make_missing(
             config, contents, storage, manifest, teacher
         )
@@ -90,11 +93,12 @@ def build_cache(
     cache, missing = _look(config, contents, storage, manifest)
     bad = [cache.committed.units[0, unit_idx].bad_rows for unit_idx in cache.units()]
     if not any(missing):
-        _require_good_rows(cache, bad, contents.places)
+        _require_good_rows(cache, bad, contents)
         cache = FeatureCache(storage, manifest, publish_seal(storage, manifest))
     return BuildSummary(
         cache=cache,
         num_rows_built=num_rows_built,
+        made_text=lacked is None or lacked.lacks_text,
         num_bad_rows=sum(map(len, bad)),
         is_complete=not missing.units,
         image_seconds=image_seconds,
@@ -149,16 +153,17 @@ def _look(
 
 
 def _require_good_rows(
-    cache: FeatureCache, bad: Sequence[Mapping[int, str]], roots: Sequence[Path]
+    cache: FeatureCache, bad: Sequence[Mapping[int, str]], contents: Contents
 ) -> None:
     """Refuse to seal a cache of which no picture could be decoded."""
     reasons = Counter(reason for of_unit in bad for reason in of_unit.values())
     if reasons.total() == cache.spec.num_rows:
         listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
+        places = ", ".join(map(str, contents.places))
+        look = "look at them with: clipocr data check. " if contents.pixels else ""
         raise DataError(
-            f"none of the {cache.spec.num_rows:,} pictures in {', '.join(map(str, roots))} can be "
-            f"decoded ({listed}); look at them with: clipocr data check. {cache.storage} is of no "
-            "use and may be removed"
+            f"none of the {cache.spec.num_rows:,} pictures in {places} can be decoded ({listed}); "
+            f"{look}{cache.storage} is of no use and may be removed"
         )
 
 
@@ -194,7 +199,7 @@ def _make_missing(
     spec.image_layouts(0)  # Refuses what cannot be stored before anything is computed.
     if manifest is not None:
         # What is made now must be made from exactly what the rest was made from.
-        _require_equal_spec(manifest.spec, spec, config.out, contents.command)
+        _require_equal_spec(manifest.spec, spec, config.out, contents)
     storage.sweep()
     manifest = ensure_index(storage, manifest, spec, scan, CodecSample(spec, scan, teacher))
     cache, missing = _look(config, contents, storage, manifest)
@@ -262,23 +267,27 @@ def _wanted_so_far(config: BuildConfig, contents: Contents, have: CacheSpec) -> 
     image_shapes = dict.fromkeys(contents.arrays, shape)
     digests = {source.name: source.digest for source in have.sources}
     found = tuple(
-        SourceSpec(name=name, num_samples=num_samples, digest=digests.get(name, "new"))
-        for name, num_samples in contents.count().items()
+        replace(source, digest=source.digest or digests.get(source.name, "new"))
+        for source in contents.found()
     )
     return _spec(config, contents, teacher, image_shapes, found, have.num_rows)
 
 
-def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path, command: str) -> None:
+def _require_equal_spec(have: CacheSpec, want: CacheSpec, out: Path, contents: Contents) -> None:
     """Refuse to go on with a cache of something else, naming the options that would."""
     options = zip(_options_of(have), _options_of(want), strict=True)
     differing = [text for (text, value), (_, wanted) in options if value != wanted]
+    going_on = (
+        f"Go on with that one by: clipocr {contents.command} --out {out} "
+        f"{' '.join(differing) or '(with the clipocr that began it)'} ...; "
+        if contents.command == "cache build"
+        else "Go on with that one by the command that began it; "
+    )
     require_equal(
         as_json(have, complete=True),
         as_json(want, complete=True),
         f"{out} holds another cache",
-        f"Go on with that one by: clipocr {command} --out {out} "
-        f"{' '.join(differing) or '(with the clipocr that began it)'} ...; or build this one into "
-        "another folder with --out",
+        going_on + contents.advice,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.cache import names
-from ...shared.cache.spec import TeacherSpec, ViewSpec
+from ...shared.cache.spec import SourceSpec, TeacherSpec, ViewSpec
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ..teacher.weights import image_px
 from .config import BuildConfig, LabelsConfig, PoolConfig
@@ -28,12 +28,14 @@ class Contents:
 
     command: str
     """What makes such a cache."""
+    advice: str
+    """What to do where another cache is."""
     places: Sequence[Path]
     """What the user named."""
     pictures: Mapping[str, Path | PictureSource]
     """Sources by name."""
-    count: Callable[[], Mapping[str, int]]
-    """Counts the samples of each source."""
+    found: Callable[[], Sequence[SourceSpec]]
+    """Looks at the sources, as far as that is quick; a digest of "" is not known yet."""
     scan: Callable[[], Scan]
     view: ViewSpec
     pixels: bool
@@ -51,9 +53,13 @@ def pictures_of_words(config: BuildConfig) -> Contents:
     paths = find_named_lmdbs(config.data)
     return Contents(
         command="cache build",
+        advice="or build this one into another folder with --out",
         places=config.data,
         pictures=paths,
-        count=lambda: {name: len(WordLmdb(path)) for name, path in paths.items()},
+        found=lambda: [
+            SourceSpec(name=name, num_samples=len(WordLmdb(path)), digest="")
+            for name, path in paths.items()
+        ],
         scan=lambda: scan_sources(paths, config.labels),
         view=ViewSpec(augment=config.augment, tall=config.tall),
         pixels=True,
@@ -67,9 +73,10 @@ def words_alone(config: LabelsConfig) -> Contents:
     scan = scan_words(config.words, config.labels)
     return Contents(
         command="cache labels",
+        advice="build this one into another folder with --out",
         places=(config.words,),
         pictures=scan.pictures,
-        count=lambda: {source.name: source.num_samples for source in scan.sources},
+        found=lambda: scan.sources,
         scan=lambda: scan,
         view=ViewSpec(),
         pixels=False,
@@ -85,9 +92,11 @@ def natural_images(config: PoolConfig, teacher: TeacherSpec) -> Contents:
     scan = scan_images(ImageFolder(config.images, config.count, config.seed))
     return Contents(
         command="cache pool",
+        advice=f"remove {config.cache / names.POOL_FOLDER}, which holds nothing else, and run this "
+        "again",
         places=(config.images,),
         pictures=scan.pictures,
-        count=lambda: {source.name: source.num_samples for source in scan.sources},
+        found=lambda: scan.sources,
         scan=lambda: scan,
         view=ViewSpec(height_px=side_px, width_px=side_px, resize=names.CENTER_CROP),
         pixels=False,

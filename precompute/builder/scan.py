@@ -83,7 +83,8 @@ def scan_words(path: Path, rules: LabelRules) -> Scan:
     source = SourceSpec(name=as_text(path.name), num_samples=len(lines), digest=digest)
     scan = _sorted([source], {source.name: path}, [verdicts], list(label_ids))
     if not label_ids:
-        raise DataError(_why_nothing_is_usable([path], scan, rules))
+        found = _why_nothing_is_usable([path], scan, rules)
+        raise DataError(found.partition("; look at")[0].partition(", or look at")[0])
     return scan
 
 
@@ -91,7 +92,11 @@ def scan_images(images: ImageFolder) -> Scan:
     """Take every image of a folder for a row, whose label is the name of its file."""
     digest = hashlib.sha256("".join(f"{name}\0" for name in images.names).encode())
     for name in images.names:
-        digest.update((images.root / name).stat().st_size.to_bytes(8, "little"))
+        try:
+            num_bytes = (images.root / name).stat().st_size
+        except OSError:  # A link to nothing: a bad image.
+            num_bytes = 0
+        digest.update(num_bytes.to_bytes(8, "little"))
     source = SourceSpec(name="images", num_samples=len(images), digest=digest.hexdigest())
     verdicts = np.arange(len(images), dtype=np.int32)
     labels = [as_text(name) for name in images.names]

@@ -156,7 +156,7 @@ def draft_text(
     label) has positions.
 
     Raises:
-        UsageError: the prompt of a label is longer than the text encoder's context.
+        UsageError: the prompts of all labels are longer than the text encoder's context.
         DataError: nothing is left of any label.
     """
     reads = TeacherTokenizer(tokenizer, max_label_length, template, teacher.context_length)
@@ -174,6 +174,11 @@ def draft_text(
         if string in ids or fits(string):
             of_label[label_idx] = ids.setdefault(string, len(ids))
     strings = list(ids)
+    if not strings and template and any(map(charset.adapt, labels)):
+        raise UsageError(
+            f"no label fits within template {template!r} into the {teacher.context_length} tokens "
+            "that the text encoder reads; shorten --template"
+        )
     if not strings:
         raise DataError(
             f"charset {charset.name} leaves nothing of any of the {len(labels)} labels; "

@@ -123,7 +123,7 @@ def labels_command(words: Path, given: Mapping[str, Any]) -> None:
     click.echo(
         f"Wrote {config.out}: {counted(spec.num_rows, 'word')} ({rejected:,} lines rejected), "
         f"{byte_size(summary.cache.num_bytes())}"
-        f"{'' if summary.num_rows_built else '; nothing was missing'}."
+        f"{'' if summary.num_rows_built or summary.made_text else '; nothing was missing'}."
     )
 
 
@@ -148,11 +148,12 @@ def pool_command(cache_path: Path, given: Mapping[str, Any]) -> None:
     spec = summary.cache.spec
     warn_of_random_teacher(spec.teacher.is_random, spec.teacher.name)
     tokens = spec.images[0].num_tokens
+    rest = "" if summary.is_complete else "; units of other processes are still missing"
     click.echo(
         f"Wrote {summary.cache.storage}: {counted(spec.num_rows, 'image')} "
         f"({summary.num_bad_rows:,} bad) of {tokens} tokens, "
         f"{byte_size(summary.cache.num_bytes())}"
-        f"{'' if summary.num_rows_built else '; nothing was missing'}."
+        f"{'' if summary.num_rows_built else '; nothing was missing'}{rest}."
     )
 
 

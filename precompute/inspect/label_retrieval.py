@@ -86,6 +86,7 @@ def retrieve_labels(
     cache = FeatureCache.open(place)
     device = choose_device(options.device)
     teacher = load_same_teacher(place, cache.spec, options.teacher, device)
+    cache.require_images((), pixels=True)
     words = _choose_words(cache, options, teacher.context_length)
     retrievals = compare_words(words, teacher)
     _write_table(options.table, words, retrievals)

@@ -59,6 +59,7 @@ class ShowSummary:
 def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
     """Draw random rows of a cache into a PNG; units that are not built yet are left out."""
     cache = FeatureCache.open(place)
+    cache.require_images((), pixels=True)
     spec, teacher = cache.spec, cache.spec.teacher
     num_views = min(cache.num_views, _MOST_VIEWS)
     array = options.array or spec.image_names[-1]

@@ -28,7 +28,6 @@ import numpy.typing as npt
 from open_clip.tokenizer import SimpleTokenizer
 
 from ...shared.cache import names
-from ...shared.errors import UsageError
 
 Ids = npt.NDArray[np.int32]
 
@@ -90,9 +89,6 @@ class TeacherTokenizer:
 
         All pads are read that the official run's longest batch would see: since the encoder is
         causal, a shorter batch is a slice of it.
-
-        Raises:
-            UsageError: a prompt is longer than the context.
         """
         if self._template:
             return self._tokenize_prompt(label)
@@ -107,14 +103,11 @@ class TeacherTokenizer:
         ends = list(itertools.accumulate(map(len, pieces)))
         return TokenSequence(ids=ids, read=[*ends, *range(len(ids) - 1, len(ids) - 1 + num_after)])
 
-    def _tokenize_prompt(self, label: str) -> TokenSequence:
+    def _tokenize_prompt(self, label: str) -> TokenSequence | None:
         tokens = self._bpe.encode(self._template.replace(names.LABEL_PLACE, label))
         ids = [self._bpe.sot_token_id, *tokens, self._bpe.eot_token_id]
         if len(ids) > self._context_length:
-            raise UsageError(
-                f"the prompt of {label!r} has {len(ids)} tokens, the text encoder reads "
-                f"{self._context_length}; shorten --template {self._template!r}"
-            )
+            return None
         return TokenSequence(ids=ids, read=list(range(self._context_length)))
 
 

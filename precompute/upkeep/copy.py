@@ -78,7 +78,8 @@ def copy_cache(config: CopyConfig) -> CopySummary:
                 target.write(MANIFEST_NAME, encode_record(part.to_json()))
     if source.is_sealed:
         publish_seal(target, manifest)
-    if source.pool is not None:
+    # One that has no unit yet is begun again sooner than copied.
+    if source.pool is not None and source.pool.units():
         pool = copy_cache(
             CopyConfig(source=pool_of(config.source), out=config.out / names.POOL_FOLDER)
         )

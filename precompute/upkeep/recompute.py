@@ -86,6 +86,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     code that falls to the other side of a rounding makes an error of the same length elsewhere.)
     """
     cache, device = FeatureCache.open(config.cache), choose_device(config.device)
+    cache.require_images((), pixels=True)
     sources = _same_sources(cache, config.data)
     batches = _draw(cache, config.recompute or 0, config.seed)
     teacher = load_same_teacher(config.cache, cache.spec, config.teacher, device)

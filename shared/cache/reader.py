@@ -71,32 +71,36 @@ class FeatureCache:
         has_one = self.storage.exists(f"{names.POOL_FOLDER}/{MANIFEST_NAME}")
         return self._open_pool() if has_one and self._open_pool else None
 
-    def pool_rows(self, count: int) -> tuple[RowTable, npt.NDArray[np.int64]]:
-        """Open the tokens of the pool's images, and say which rows are images that could be read.
+    def require_pool(self, count: int) -> tuple[FeatureCache, npt.NDArray[np.int64]]:
+        """Return the pool, and which of its rows are images that could be read.
 
         Raises:
             CacheMismatchError: there is no finished pool of at least `count` images.
         """
-        advice = f"clipocr cache pool {self.storage} --images FOLDER"
-        if self.pool is None:
+        pool, advice = self.pool, f"clipocr cache pool {self.storage} --images FOLDER"
+        if pool is None:
             raise CacheMismatchError(
                 f"{self.storage} has no pool of natural images, this run needs one; add it with: "
                 f"{advice}"
             )
-        if not self.pool.is_sealed:
+        if not pool.is_sealed:
             raise CacheMismatchError(
                 f"the pool of {self.storage} is not finished; run this again: {advice}"
             )
-        spec = self.pool.spec
-        bad = [list(self.pool.unit(0, unit_idx).bad_rows) for unit_idx in self.pool.units()]
-        good = np.setdiff1d(np.arange(spec.num_rows), np.concatenate([[], *bad]))
+        bad = [list(pool.unit(0, unit_idx).bad_rows) for unit_idx in pool.units()]
+        good = np.setdiff1d(np.arange(pool.spec.num_rows), np.concatenate([[], *bad]))
         if len(good) < count:
             raise CacheMismatchError(
                 f"the pool of {self.storage} has {len(good):,} images that could be read, this run "
-                f"draws {count:,} different ones at once; pass a smaller --batch-size, or build "
-                f"another cache with a larger pool: {advice} --count {count}"
+                f"draws {count:,} different ones at once; pass a smaller --batch-size, or remove "
+                f"{pool.storage} and make a larger one: {advice} --count {count}"
             )
-        return self.pool.image_reader(0, spec.images[0].name).row_table(), good
+        return pool, good
+
+    def pool_rows(self, count: int) -> tuple[RowTable, npt.NDArray[np.int64]]:
+        """Open the tokens of the pool's images, every chunk checked; see `require_pool`."""
+        pool, good = self.require_pool(count)
+        return pool.image_reader(0, pool.spec.images[0].name).row_table(), good
 
     @property
     def folder(self) -> LocalStorage:

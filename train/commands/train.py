@@ -217,9 +217,9 @@ def ablate(
 ) -> None:
     """Train and evaluate a table of runs over one cache.
 
-    TABLE is a TOML file, or a table of the paper: table1 to table7, table12. Finished runs are left
-    alone, interrupted ones go on, so the same command may be repeated. OUT then holds a run folder
-    per variant and seed, and the table as table.md, table.csv and table.png.
+    TABLE is a TOML file, or one that comes along: table1 to table7, table12, dptr. Finished runs
+    are left alone, interrupted ones go on, so the same command may be repeated. OUT then holds a
+    run folder per variant and seed, and the table as table.md, table.csv and table.png.
 
     \b
     Example:

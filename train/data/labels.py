@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -39,6 +39,7 @@ class TrainingLabels:
     rows_of_positions: npt.NDArray[np.int32]
     """Row of each label position: characters, EOT, padding; of prompts of each token of the
     sentence. Shape: (U, L)."""
+    _on_device: dict[torch.device, dict[str, torch.Tensor] | None] = field(default_factory=dict)
     reads_all_positions: bool = False
     """Whether all of them are read of every label, and not as many as a batch's longest needs."""
 
@@ -83,7 +84,12 @@ class TrainingLabels:
         return numbers < share * 2**32
 
     def features_on(self, device: torch.device) -> dict[str, torch.Tensor] | None:
-        """Copy all features to a GPU; None if they are not small against its free memory."""
+        """Return all features on a GPU; None if they are not small against its free memory."""
+        if device not in self._on_device:
+            self._on_device[device] = self._copied_to(device)
+        return self._on_device[device]
+
+    def _copied_to(self, device: torch.device) -> dict[str, torch.Tensor] | None:
         if not 0 < sum(table.nbytes for table in self.features.values()) <= _room_on(device):
             return None
         copies = {}

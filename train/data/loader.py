@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -278,6 +278,7 @@ class CacheLoader:
             places = places[np.argsort(lanes_of(places), kind="stable")]
             chunks, rows = order.locate(places)
             step, left = _Step(), set()
+            own = lanes_of(places) % self._world_size == self._rank
             num_rows, longest = [0] * self._world_size, [0] * self._world_size
             for lane, chunk, part in _runs(lanes_of(places), chunks, rows):
                 rank = lane % self._world_size
@@ -302,20 +303,16 @@ class CacheLoader:
                 BatchPart(rows, length + 1) for rows, length in zip(num_rows, longest, strict=True)
             )
             if self._pool is not None:
-                step.pool_rows = self._draw_pool(epoch, batch_idx, num_rows)
+                step.pool_rows = self._draw_pool(epoch, batch_idx, len(places))[own]
             step.to_close.extend(sorted(chunk for chunk in left if not num_lanes_in[chunk]))
             yield step
 
-    def _draw_pool(
-        self, epoch: int, batch_idx: int, num_rows: Sequence[int]
-    ) -> npt.NDArray[np.int64]:
-        """Draw another image for every row of a global batch; return those of this process."""
+    def _draw_pool(self, epoch: int, batch_idx: int, num_rows: int) -> npt.NDArray[np.int64]:
+        """Draw another image for every row of a global batch, however many processes share it."""
         assert self._pool is not None
         _, good = self._pool
         keys = mix(self._seed, 2, epoch, batch_idx, good)
-        first = sum(num_rows[: self._rank])
-        drawn = np.argsort(keys, kind="stable")[first : first + num_rows[self._rank]]
-        return good[drawn]
+        return good[np.argsort(keys, kind="stable")[:num_rows]]
 
     def _gather(
         self, epoch: int, first_batch: int, readers: Mapping[str, ArrayReader]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -42,6 +43,7 @@ class Preflight:
         max_label_length: int,
         fraction: float,
         views: int | None,
+        batch_size: int = 1,
     ) -> Self:
         """Check that a cache has what is needed.
 
@@ -52,6 +54,7 @@ class Preflight:
             max_label_length: Of the longest label that is learned.
             fraction: Share of the rows to draw from.
             views: How many views to use; None: all that those units have.
+            batch_size: Rows that come with different images of the pool.
 
         Raises:
             CacheError: it has not.
@@ -66,6 +69,8 @@ class Preflight:
                 needs.text.arrays,
                 needs.text.template,
             )
+        if needs.pool:
+            cache.require_pool(batch_size)
         units = cache.first_rows(fraction)
         held = cache.num_views_of(units)
         if views is not None and views > held:
@@ -108,6 +113,13 @@ class Preflight:
         tokens = None if pool is None else pool.spec.images[0].row_shape
         return Shapes(images=images, text=text, pool=tokens)
 
+    @cached_property
+    def _labels(self) -> TrainingLabels:
+        """The labels, which all loaders share."""
+        if self.text is None or self.needs.text is None:
+            return TrainingLabels.without_features(self.cache, self.charset)
+        return TrainingLabels.read(self.cache, self.text, self.needs.text.arrays)
+
     def loader(
         self,
         *,
@@ -123,13 +135,9 @@ class Preflight:
         Raises:
             UsageError: no row is usable, or there are more processes than rows in a batch.
         """
-        if self.text is None or self.needs.text is None:
-            labels = TrainingLabels.without_features(self.cache, self.charset)
-        else:
-            labels = TrainingLabels.read(self.cache, self.text, self.needs.text.arrays)
         return CacheLoader(
             self.cache,
-            labels,
+            self._labels,
             self.needs,
             tokenizer=LabelTokenizer(self.charset, self.max_label_length),
             batch_size=batch_size,

@@ -53,7 +53,8 @@ _GRAPH: dict[str, Any] = {
         "dtype": "float32",
         "shape": ["batch", "positions", "classes"],
         "reading": "the likeliest class of each position, up to the first EOS; what follows the "
-        "EOS of a row is noise. Positions end when every row has said EOS.",
+        "EOS of a row is noise. Positions end when every row has said EOS, or with the longest "
+        "label.",
         "confidence": "product of the probabilities of a row's classes, EOS included",
     },
 }

@@ -145,6 +145,7 @@ def check_cache(config: TrainConfig, cache: FeatureCache) -> Preflight:
         max_label_length=config.max_label_length,
         fraction=config.fraction,
         views=config.views,
+        batch_size=config.batch_size // config.accumulate,
     )
 
 

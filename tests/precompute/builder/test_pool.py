@@ -93,7 +93,7 @@ def test_count_and_seed_say_which_images(own_cache: Path, images: Path) -> None:
     add_pool(own_cache, images, count=7, seed=3)
     drawn = labels_of_pool(own_cache)
     assert len(drawn) == 7
-    with pytest.raises(CacheMismatchError, match="holds another cache"):
+    with pytest.raises(CacheMismatchError, match=r"holds another cache.*remove .*pool, which"):
         add_pool(own_cache, images, count=8, seed=3)
     shutil.rmtree(own_cache / "pool")
     add_pool(own_cache, images, count=7, seed=4)
@@ -153,6 +153,33 @@ def test_a_copy_takes_the_pool_along(own_cache: Path, images: Path, tmp_path: Pa
     assert files_of(tmp_path / "copy") == files_of(own_cache)
     again = invoke("cache", "copy", own_cache, tmp_path / "copy")
     assert ", 0 bytes copied" in again.output
+
+
+def test_other_images_of_the_same_number_are_another_pool(
+    own_cache: Path, images: Path, tmp_path: Path
+) -> None:
+    add_pool(own_cache, images)
+    shutil.copytree(images, tmp_path / "other")
+    (tmp_path / "other" / "01.jpg").write_bytes(b"other")
+    with pytest.raises(CacheMismatchError, match="holds another cache"):
+        add_pool(own_cache, tmp_path / "other")
+
+
+def test_a_link_to_nothing_is_a_bad_image(own_cache: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "other")
+    (tmp_path / "other" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    add_pool(own_cache, tmp_path / "other")
+    assert len(FeatureCache.open(own_cache).pool_rows(1)[1]) == NUM_IMAGES - 1
+
+
+def test_a_pool_that_was_only_begun_is_not_copied(
+    own_cache: Path, images: Path, tmp_path: Path
+) -> None:
+    add_pool(own_cache, images)
+    shutil.rmtree(own_cache / "pool" / "commits")
+    (own_cache / "pool" / "sealed.json").unlink()
+    assert invoke("cache", "copy", own_cache, tmp_path / "copy").exit_code == 0
+    assert not (tmp_path / "copy" / "pool").exists()
 
 
 def test_what_is_no_pool(own_cache: Path, images: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.cache.names import TEMPLATE
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.storage import LocalStorage
-from clipocr.shared.charset import Charset
-from clipocr.shared.errors import DataError, UsageError
+from clipocr.shared.charset import Charset, LabelRules
+from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
 
 APART = "a photo of a ' {label} '"
 
@@ -124,7 +124,7 @@ def test_templates_stand_beside_each_other(cache_path: Path, tmp_path: Path) -> 
     ("options", "said"),
     [
         (("--template", "a photo"), "template 'a photo' has no {label}"),
-        (("--template", "{label} " * 40), "tokens, the text encoder reads 77; shorten --template"),
+        (("--template", "{label} " * 80), "into the 77 tokens that the text encoder reads"),
     ],
 )
 def test_templates_that_cannot_be(
@@ -167,6 +167,38 @@ def test_a_cache_of_words_has_a_row_for_every_usable_line(tmp_path: Path) -> Non
     assert invoke("cache", "verify", tmp_path / "words.cache").exit_code == 0
     again = build_labels(config(tmp_path))
     assert (again.num_rows_built, again.is_complete) == (0, True)
+
+
+def test_another_list_of_as_many_words_is_another_cache(tmp_path: Path) -> None:
+    build_labels(config(tmp_path))
+    changed = tmp_path / "words.txt"
+    text = changed.read_text().replace("alpha", "omega", 1)
+    given = config(tmp_path)
+    changed.write_text(text)
+    with pytest.raises(CacheMismatchError, match=r"holds another cache.*into another folder"):
+        build_labels(given)
+
+
+def test_a_label_whose_prompt_is_too_long_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("clip\n" + "9" * 75)
+    rules = LabelRules(max_label_length=75)
+    build_labels(config(tmp_path, words=tmp_path / "some.txt", labels=rules))
+    cache = FeatureCache.open(tmp_path / "words.cache")
+    (spec,) = cache.text_specs()
+    assert cache.text_table(spec.name).strings == ["clip"]
+    assert len(cache.labels()) == 2
+
+
+def test_what_only_pictures_have_is_said(tmp_path: Path) -> None:
+    build_labels(config(tmp_path))
+    for command in ("show", "align"):
+        drawn = invoke("cache", command, tmp_path / "words.cache", "--out", tmp_path / "a.png")
+        assert drawn.exit_code == 1
+        assert "holds no pictures" in drawn.output
+    options = ("--recompute", 3, "--data", tmp_path)
+    recomputed = invoke("cache", "verify", tmp_path / "words.cache", *options)
+    assert recomputed.exit_code == 1
+    assert "holds no pictures" in recomputed.output
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(
