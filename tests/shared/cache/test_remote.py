@@ -237,7 +237,7 @@ def test_the_commands_take_addresses(
     described = [invoke("cache", "info", place).stdout for place in (address, cache_path)]
     assert described[0].replace(address, str(cache_path)) == described[1]
     copied = invoke("cache", "copy", address, tmp_path / "copy")
-    assert "3 units of 3 in 1 view" in copied.stdout
+    assert "3 units of 3, in 1 view" in copied.stdout
     assert (tmp_path / "copy/sealed.json").read_bytes() == (cache_path / "sealed.json").read_bytes()
     # Nothing is ever written to an address.
     assert {what.split()[0] for what in proxy.requests} <= {"GET", "HEAD"}
