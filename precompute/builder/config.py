@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ...shared.cache.codecs.codec import Codec, codec_per_array
@@ -215,14 +215,9 @@ class LabelsConfig(TextOptions):
             data=(self.words,),
             image_taps=(),
             codec=(),
-            **{name: getattr(self, name) for name in _OF_LABELS},
-        )
-
-
-_OF_LABELS = (
-    *("out", "charset", "labels", "teacher", "activation", "precision", "text_taps"),
-    *("unit_rows", "chunk_rows", "seed", "device"),
-)
+            **{field.name: getattr(self, field.name) for field in fields(self)
+               if field.name in BuildConfig.__dataclass_fields__},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,8 @@ def scan_sources(sources: Mapping[str, Path], rules: LabelRules) -> Scan:
     specs, verdicts = zip(*scanned, strict=True)
     scan = _sorted(specs, sources, verdicts, list(label_ids))
     if not label_ids:
-        raise DataError(_why_nothing_is_usable(sources.values(), scan, rules))
+        look = "look at them with: clipocr data check"
+        raise DataError(_why_nothing_is_usable(sources.values(), scan, rules, look))
     return scan
 
 
@@ -83,8 +84,7 @@ def scan_words(path: Path, rules: LabelRules) -> Scan:
     source = SourceSpec(name=as_text(path.name), num_samples=len(lines), digest=digest)
     scan = _sorted([source], {source.name: path}, [verdicts], list(label_ids))
     if not label_ids:
-        found = _why_nothing_is_usable([path], scan, rules)
-        raise DataError(found.partition("; look at")[0].partition(", or look at")[0])
+        raise DataError(_why_nothing_is_usable([path], scan, rules))
     return scan
 
 
@@ -132,18 +132,16 @@ def _columns(chosen: Sequence[npt.NDArray[np.bool_]]) -> dict[str, Array]:
     }
 
 
-def _why_nothing_is_usable(paths: Iterable[Path], scan: Scan, rules: LabelRules) -> str:
+def _why_nothing_is_usable(
+    paths: Iterable[Path], scan: Scan, rules: LabelRules, *advice: str
+) -> str:
     reasons = Counter(REJECTION_REASONS[code] for code in scan.rejected["reason"])
     listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
-    unicode_hint = (
-        "labels are reduced to ASCII, so pass --keep-unicode if they are of another script, or "
-        if not rules.keep_unicode and reasons["empty label"]
-        else ""
-    )
-    return (
-        f"no usable sample in {', '.join(map(str, paths))} ({listed or 'no samples'}); "
-        f"{unicode_hint}look at them with: clipocr data check"
-    )
+    if not rules.keep_unicode and reasons["empty label"]:
+        of_unicode = "pass --keep-unicode if they are of another script"
+        advice = (f"labels are reduced to ASCII, so {of_unicode}", *advice)
+    found = f"no usable sample in {', '.join(map(str, paths))} ({listed or 'no samples'})"
+    return "; ".join([found, *([", or ".join(advice)] if advice else [])])
 
 
 def _rejection(reason: str) -> int:

@@ -39,9 +39,10 @@ class TrainingLabels:
     rows_of_positions: npt.NDArray[np.int32]
     """Row of each label position: characters, EOT, padding; of prompts of each token of the
     sentence. Shape: (U, L)."""
-    _on_device: dict[torch.device, dict[str, torch.Tensor] | None] = field(default_factory=dict)
     reads_all_positions: bool = False
     """Whether all of them are read of every label, and not as many as a batch's longest needs."""
+    _on_device: dict[torch.device, dict[str, torch.Tensor] | None] = field(default_factory=dict)
+    """What `features_on` has returned, because the loaders of a run share it."""
 
     @classmethod
     def read(cls, cache: FeatureCache, spec: TextSpec, arrays: Sequence[str]) -> Self:

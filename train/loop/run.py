@@ -411,9 +411,7 @@ class _Run:
     def _end_by(self, signal_number: int) -> NoReturn:
         """End by a signal, when the run is saved."""
         last = self.place.out / LAST_NAME
-        self.processes.say(
-            f"{last} holds the run; go on with --resume, or by the same ablate command."
-        )
+        self.processes.say(f"{last} holds the run; go on with --resume.")
         # torchrun ends every process as soon as one of them is gone.
         self.processes.wait()
         raise Interrupted(signal_number)

@@ -75,6 +75,17 @@ class Attention(nn.Module):
         return products_BHLS.softmax(dim=-1).mean(dim=1)
 
 
+def feed_forward(width: int, mlp_ratio: int, dropout: float) -> nn.Sequential:
+    """Return the network that follows attention in a pre-LN layer. Shape: (..., D) -> (..., D)."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, mlp_ratio * width),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(mlp_ratio * width, width),
+    )
+
+
 def split_heads(x_BLD: Tensor, num_heads: int) -> Tensor:
     """Give each head its part of the width. Shape: (B, L, D) -> (B, H, L, D / H)."""
     batch, length, width = x_BLD.shape

@@ -151,7 +151,7 @@ class AutoregressiveRecogniser(Recogniser):
         """Predict every position anew; see `Writer`."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
         """Read images greedily; see `write`. Shape: (B, 3, 32, 128) -> (B, L, C + 1)."""
-        with torch.no_grad():
-            return write(self, self.begin(images), max_length)
+        return write(self, self.begin(images), max_length)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...shared.errors import UsageError
-from .attention import Attention, KeysValues, initialize
+from .attention import Attention, KeysValues, feed_forward, initialize
 from .autoregressive import DecoderState
 from .config import DecoderConfig
 from .orders import masks_of
@@ -45,13 +45,7 @@ class DecoderLayer(nn.Module):
         self.content_attention = Attention(width, config.heads, dropout)
         self.image_norm = nn.LayerNorm(width)
         self.image_attention = Attention(width, config.heads, dropout)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, config.mlp_ratio * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(config.mlp_ratio * width, width),
-        )
+        self.mlp = feed_forward(width, config.mlp_ratio, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def project_content(self, content_BLD: Tensor) -> KeysValues:

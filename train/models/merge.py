@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, initialize
+from .attention import Attention, feed_forward, initialize
 from .config import DecoderConfig
 
 
@@ -20,16 +20,9 @@ class FeatureMergeUnit(nn.Module):
 
     def __init__(self, config: DecoderConfig, num_queries: int) -> None:
         super().__init__()
-        width, hidden = config.width, config.mlp_ratio * config.width
-        self.queries = nn.Parameter(torch.empty(1, num_queries, width))
-        self.attention = Attention(width, config.heads, config.dropout)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(hidden, width),
-        )
+        self.queries = nn.Parameter(torch.empty(1, num_queries, config.width))
+        self.attention = Attention(config.width, config.heads, config.dropout)
+        self.mlp = feed_forward(config.width, config.mlp_ratio, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(initialize)
         nn.init.trunc_normal_(self.queries, std=0.02)

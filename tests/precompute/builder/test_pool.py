@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from commands import invoke
+from killing import killed_after
 from natural_images import NUM_IMAGES, write_images
 from PIL import Image
 from samples import TINY_TEACHER, files_of
@@ -100,29 +101,13 @@ def test_count_and_seed_say_which_images(own_cache: Path, images: Path) -> None:
     assert labels_of_pool(own_cache) != drawn
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(
-    own_cache: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from clipocr.shared.cache import storage
-
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(own_cache: Path, images: Path) -> None:
     add_pool(own_cache, images)
     expected = files_of(own_cache)
-    rename = storage.rename
     num_files = sum(name.startswith("pool/") for name in expected)
     for at in range(0, num_files, 9):
         shutil.rmtree(own_cache / "pool")
-        left = [at]
-
-        def fails(partial: Path, final: Path, left: list[int] = left) -> None:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            rename(partial, final)
-
-        monkeypatch.setattr(storage, "rename", fails)
-        with pytest.raises(KeyboardInterrupt):
-            add_pool(own_cache, images)
-        monkeypatch.setattr(storage, "rename", rename)
+        killed_after(at, lambda: add_pool(own_cache, images))
         with pytest.raises(CacheMismatchError, match=r"no pool|not finished"):
             FeatureCache.open(own_cache).pool_rows(1)
         add_pool(own_cache, images)

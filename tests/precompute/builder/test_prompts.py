@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from commands import invoke
+from killing import killed_after
 from samples import EQUAL_TEACHER, TINY_TEACHER, WORDS, files_of
 
 from clipocr.precompute.builder.build import build_labels
@@ -201,30 +202,14 @@ def test_what_only_pictures_have_is_said(tmp_path: Path) -> None:
     assert "holds no pictures" in recomputed.output
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     build_labels(config(tmp_path / "whole"))
     expected = files_of(tmp_path / "whole" / "words.cache")
-    from clipocr.shared.cache import storage
-
-    rename = storage.rename
     for at in range(0, len(expected), 5):
         folder = tmp_path / f"killed-{at}"
         folder.mkdir()
-        left = [at]
-
-        def fails(partial: Path, final: Path, left: list[int] = left) -> None:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            rename(partial, final)
-
-        monkeypatch.setattr(storage, "rename", fails)
-        with pytest.raises(KeyboardInterrupt):
-            build_labels(config(folder))
-        monkeypatch.setattr(storage, "rename", rename)
+        killed_after(at, lambda: build_labels(config(folder)))  # noqa: B023  (called at once)
         build_labels(config(folder))
         assert files_of(folder / "words.cache") == expected
 
