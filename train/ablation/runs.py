@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
+from ...shared.charset import Charset
 from ...shared.device import choose_device, choose_precision
 from ...shared.errors import TrainingError
 from ..evaluation.evaluate import evaluate_sets
@@ -49,6 +50,19 @@ class AblationResult(NamedTuple):
     """Run -> why this process gave it up."""
 
 
+class _Run(NamedTuple):
+    config: TrainConfig
+    place: TrainPlace
+    cache: FeatureCache
+    init: str = ""
+    """Name of the run that it begins with."""
+    is_evaluated: bool = True
+
+    @property
+    def reads(self) -> tuple[Charset, int]:
+        return self.config.charset, self.config.max_label_length
+
+
 def ablate(
     table: AblationTable,
     place: TrainPlace,
@@ -67,83 +81,93 @@ def ablate(
         DataError: the test data cannot be used.
         Interrupted: a signal ended it; the same call goes on.
     """
-    cache, device = open_cache(place), choose_device(place.device)
     # Everything first: what is wrong in the last row must not wait for the first run's end.
-    runs, begin, test_sets = {}, {}, {}
-
-    def add(name: str, settings: Mapping[str, Any], seed: int) -> TrainConfig:
-        config = TrainConfig.from_values({**settings, "seed": seed})
-        precision, _ = choose_precision(config.precision, device)
-        config = runs[run_name(name, seed)] = replace(config, precision=precision)
-        check_cache(config, cache)
-        return config
-
-    for name, own in table.pretrainings.items():
-        known = TrainConfig.known_names(own.get("method", DEFAULT_METHOD))
-        shared = {key: value for key, value in table.settings.items() if key in known}
-        for seed in table.seeds:
-            add(name, {**shared, **own}, seed)
-    num_pretrainings = len(runs)
-    for variant in table.variants:
-        for seed in table.seeds:
-            config = add(variant.name, {**table.settings, **variant.settings}, seed)
-            if variant.init:
-                begin[run_name(variant.name, seed)] = run_name(variant.init, seed)
-            reads = (config.charset, config.max_label_length)
-            if reads not in test_sets:
-                test_sets[reads] = open_test_sets(test_roots, *reads)
-    evaluated = list(runs)[num_pretrainings:]
+    runs = _plan_runs(table, place)
+    test_sets = {
+        reads: open_test_sets(test_roots, *reads)
+        for reads in {run.reads: None for run in runs.values() if run.is_evaluated}
+    }
     failed: dict[str, str] = {}
     mine = [name for i, name in enumerate(runs) if i % only[1] == only[0]]
     try:
         for number, name in enumerate(mine, start=1):
             tqdm.write(f"run {number} of {len(mine)}: {name}", file=sys.stderr)
-            config = runs[name]
-            run_place = replace(place, out=place.out / name)
-            if name not in evaluated:
-                run_place = replace(run_place, val_data=())
-            init = place.out / begin[name] if name in begin else None
-            if init is not None and not _is_finished(init, runs[begin[name]]):
-                failed[name] = f"{init}, which it begins with, is not finished; run this again then"
+            run = runs[name]
+            init = runs[run.init] if run.init else None
+            if init is not None and not _is_finished(init):
+                failed[name] = (
+                    f"{init.place.out}, which it begins with, is not finished; run this again then"
+                )
                 continue
             try:
-                _train_if_unfinished(config, run_place, cache, init)
+                _train_if_unfinished(run, None if init is None else init.place.out)
             except TrainingError as e:
-                failed[name] = f"{e}. To try it again remove {run_place.out}"
+                failed[name] = f"{e}. To try it again remove {run.place.out}"
                 continue
-            if name in evaluated:
-                reads = (config.charset, config.max_label_length)
-                _evaluate_if_needed(run_place.out, test_sets[reads], place.device)
+            if run.is_evaluated:
+                _evaluate_if_needed(run.place.out, test_sets[run.reads], place.device)
     finally:
-        results = {name: _read_results(place.out / name) for name in evaluated}
-        write_comparison(table, results, place.out, cache.spec.teacher)
+        results = {
+            name: _read_results(run.place.out) for name, run in runs.items() if run.is_evaluated
+        }
+        write_comparison(table, results, place.out, open_cache(place).spec.teacher)
     num_finished = sum(result is not None for result in results.values())
-    return AblationResult(len(evaluated), num_finished, failed)
+    return AblationResult(len(results), num_finished, failed)
 
 
-def _is_finished(run: Path, config: TrainConfig) -> bool:
-    return (run / RUN_NAME).exists() and len(read_record(run)["history"]) == config.epochs
+def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
+    """Return every run by name, those that others begin with first, and check their caches."""
+    device = choose_device(place.device)
+    caches: dict[str, FeatureCache] = {}
+    runs: dict[str, _Run] = {}
+
+    def add(name: str, settings: Mapping[str, Any], own: TrainPlace, **more: Any) -> None:
+        config = TrainConfig.from_values(settings)
+        precision, _ = choose_precision(config.precision, device)
+        config, own = replace(config, precision=precision), replace(own, out=place.out / name)
+        if (address := str(own.cache)) not in caches:
+            caches[address] = open_cache(own)
+        check_cache(config, caches[address])
+        runs[name] = _Run(config, own, caches[address], **more)
+
+    for name, pretraining in table.pretrainings.items():
+        known = TrainConfig.known_names(pretraining.settings.get("method", DEFAULT_METHOD))
+        settings = {key: value for key, value in table.settings.items() if key in known}
+        own = replace(place, cache=pretraining.cache or place.cache, val_data=())
+        for seed in table.seeds:
+            of_seed = {**settings, **pretraining.settings, "seed": seed}
+            add(run_name(name, seed), of_seed, own, is_evaluated=False)
+    for variant in table.variants:
+        for seed in table.seeds:
+            of_seed = {**table.settings, **variant.settings, "seed": seed}
+            init = run_name(variant.init, seed) if variant.init else ""
+            add(run_name(variant.name, seed), of_seed, place, init=init)
+    return runs
 
 
-def _train_if_unfinished(
-    config: TrainConfig, place: TrainPlace, cache: FeatureCache, init: Path | None
-) -> None:
-    has_begun = (place.out / RUN_NAME).exists() and has_saved(place.out)
+def _is_finished(run: _Run) -> bool:
+    out = run.place.out
+    return (out / RUN_NAME).exists() and len(read_record(out)["history"]) == run.config.epochs
+
+
+def _train_if_unfinished(run: _Run, init: Path | None) -> None:
+    out = run.place.out
+    has_begun = (out / RUN_NAME).exists() and has_saved(out)
     if has_begun:
-        record = read_record(place.out)
+        record = read_record(out)
         require_same_run(
-            place.out,
+            out,
             had={k: record[k] for k in ("config", "validation")} | {"cache": record["cache"]["id"]},
             wanted={
-                "config": config.to_values(),
-                "validation": [str(root) for root in place.val_data],
-                "cache": cache.manifest.cache_id,
+                "config": run.config.to_values(),
+                "validation": [str(root) for root in run.place.val_data],
+                "cache": run.cache.manifest.cache_id,
             },
         )
-        if _is_finished(place.out, config):
+        if _is_finished(run):
             return
-    train(config, place, resume=has_begun, init=None if has_begun else init)
-    draw_curves(place.out)
+    train(run.config, run.place, resume=has_begun, init=None if has_begun else init)
+    draw_curves(out)
 
 
 def _evaluate_if_needed(run: Path, test_sets: Sequence[TestSet], device: str) -> None:

@@ -27,6 +27,16 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A run that is not evaluated; variants begin with it."""
+
+    settings: Mapping[str, Any]
+    """Besides those settings of the table that its method knows."""
+    cache: str = ""
+    """What it trains on; "": the cache of all runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AblationTable:
     """What to run, as a TOML file says it."""
 
@@ -37,14 +47,15 @@ class AblationTable:
     """Of every run, by the names of options of ``clipocr train``."""
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
-    pretrainings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of runs that are not evaluated, by name, besides those `settings` that they know."""
+    pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
+    """By name."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"seeds are {self.seeds}, expected different whole numbers")
-        all_settings = (v.settings for v in self.variants)
-        if any("seed" in s for s in (self.settings, *all_settings, *self.pretrainings.values())):
+        all_settings = [self.settings, *(v.settings for v in self.variants)]
+        all_settings += [p.settings for p in self.pretrainings.values()]
+        if any("seed" in settings for settings in all_settings):
             raise UsageError("seed is no setting of a table; its runs take each of its seeds")
 
 
@@ -86,8 +97,11 @@ def _parse_table(data: Mapping[str, Any]) -> AblationTable:
     _require_keys("the table", data, {"title", "columns", "variants"}, optional)
     pretrainings = {}
     for number, entry in enumerate(data.get("pretraining", []), start=1):
-        _require_keys(f"pretraining {number}", entry, {"name", "settings"}, set())
-        pretrainings[_folder_name(f"pretraining {number}", entry)] = entry["settings"]
+        where = f"pretraining {number}"
+        _require_keys(where, entry, {"name", "settings"}, {"cache"})
+        pretrainings[_folder_name(where, entry)] = Pretraining(
+            settings=entry["settings"], cache=str(entry.get("cache", ""))
+        )
     columns = tuple(map(str, data["columns"]))
     variants = []
     for number, entry in enumerate(data["variants"], start=1):
@@ -138,7 +152,7 @@ def _require_keys(where: str, data: Any, needed: set[str], optional: set[str]) -
             f"{', '.join(unknown) or 'nothing'}; expected {', '.join(sorted(needed))}"
             f" and perhaps {', '.join(sorted(optional))}"
         )
-    for name in set(data) - {"title", "name", "init"}:
+    for name in set(data) - {"title", "name", "init", "cache"}:
         kind, expected = (dict, "NAME = VALUE pairs") if name == "settings" else (list, "a list")
         if not isinstance(data[name], kind):
             raise UsageError(f"{where}: {name} is {data[name]!r}, expected {expected}")

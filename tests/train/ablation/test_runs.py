@@ -15,8 +15,8 @@ from natural_images import write_images
 from PIL import Image
 from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 
-from clipocr.precompute.builder.build import build_cache, build_pool
-from clipocr.precompute.builder.config import PoolConfig, TextConfig
+from clipocr.precompute.builder.build import build_cache, build_labels, build_pool
+from clipocr.precompute.builder.config import LabelsConfig, PoolConfig, TextConfig
 from clipocr.precompute.builder.text import add_text_table
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
@@ -119,15 +119,29 @@ def test_every_switch_of_the_paper_changes_the_loss(
 
 
 def test_variants_begin_with_their_pretraining(test_root: Path, tmp_path: Path) -> None:
-    """Each with that of its seed; they share it, and it is no row of the table."""
+    """Each with that of its seed; they share it, and it is no row of the table.
+
+    One is pre-trained on a lexicon's cache.
+    """
     write_words(tmp_path / "data" / "words", WORDS)
     cache = tmp_path / "words.cache"
     build_cache(tiny_build(tmp_path / "data", cache, teacher=EQUAL_TEACHER))
     add_text_table(TextConfig(cache=cache, charset=Charset.load("36"), tokenizer="prompt"))
     build_pool(PoolConfig(cache=cache, images=write_images(tmp_path / "images"), device="cpu"))
     sizes = {"decoder_layers": 4, "decoder_width": 32, "decoder_heads": 4, "permutations": 2}
+    lexicon = tmp_path / "lexicon.cache"
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(WORDS[::-1]))
+    taps = (1, 2, 3)
+    build_labels(
+        LabelsConfig(words=words, out=lexicon, teacher=EQUAL_TEACHER, text_taps=taps, device="cpu")
+    )
     table = miniature("dptr")
-    own = {k: {**v, "held_out_share": 0.2} for k, v in table.pretrainings.items()}
+    own = {
+        name: replace(pretraining, settings={**pretraining.settings, "held_out_share": 0.2})
+        for name, pretraining in table.pretrainings.items()
+    }
+    own["pretrain-0"] = replace(own["pretrain-0"], cache=str(lexicon))
     shared = {**table.settings, **sizes, "batch_size": 16}
     table = replace(table, settings=shared, pretrainings=own)
     here = place(cache, tmp_path / "out")
@@ -153,6 +167,11 @@ def test_variants_begin_with_their_pretraining(test_root: Path, tmp_path: Path) 
     }
     losses = first_losses(here.out, table)
     assert len(set(losses.values())) == len(losses)
+    caches = {
+        name: json.loads((here.out / f"{name}-seed0" / "run.json").read_text())["cache"]["path"]
+        for name in ("pretrain", "pretrain-0", "no-orp")
+    }
+    assert caches == {"pretrain": str(cache), "pretrain-0": str(lexicon), "no-orp": str(cache)}
 
 
 def test_the_table_is_mean_and_spread_of_its_runs(
