@@ -14,6 +14,7 @@ from commands import invoke
 from natural_images import write_images
 from PIL import Image
 from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
+from storage_contract import FolderServer
 
 from clipocr.precompute.builder.build import build_cache, build_labels, build_pool
 from clipocr.precompute.builder.config import LabelsConfig, PoolConfig, TextConfig
@@ -235,6 +236,18 @@ def test_it_resumes_to_the_bit(
     assert a["training"]["history"] == b["training"]["history"]
 
 
+def test_a_run_from_an_address_is_that_from_the_folder(place: TrainPlace, tmp_path: Path) -> None:
+    """Prompts and pool included: what a folder maps into memory is read from an address."""
+    with FolderServer.serving(Path(place.cache).parent) as server:
+        address = f"{server.endpoint}/{Path(place.cache).name}"
+        remote = replace(place, cache=address, cache_bytes=0, out=tmp_path / "remote")
+        train(CONFIG, remote)
+    train(CONFIG, place)
+    a, b = (load_checkpoint(p.out / "last.pt") for p in (place, remote))
+    assert all(torch.equal(a["recogniser"][k], b["recogniser"][k]) for k in a["recogniser"])
+    assert a["training"]["history"] == b["training"]["history"]
+
+
 @pytest.fixture(scope="module")
 def pictures_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
@@ -244,21 +257,10 @@ def pictures_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 STUDENT = (
-    *("--decoder", "permuted", "--decoder-layers", "4", "--decoder-width", "32"),
-    *(
-        "--decoder-heads",
-        "4",
-        "--permutations",
-        "2",
-        "--student",
-        "tiny",
-        "--merge",
-        "fmu",
-        "--batch-size",
-        "16",
-    ),
-    *("--epochs", "1", "--image-taps", "1,2,3", "--text-taps", "1,2,3", "--device", "cpu"),
-)
+    "--decoder permuted --decoder-layers 4 --decoder-width 32 --decoder-heads 4 --permutations 2 "
+    "--student tiny --merge fmu --batch-size 16 --epochs 1 --image-taps 1,2,3 --text-taps 1,2,3 "
+    "--device cpu"
+).split()
 
 
 @pytest.mark.slow
