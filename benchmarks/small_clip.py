@@ -28,14 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipocr.precompute.teacher.clip import CLIP_MEAN, CLIP_STD, crop_positions
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.cache.names import TEMPLATE
 from clipocr.shared.charset import Charset
+from clipocr.shared.clip.encoders import crop_positions
 from clipocr.shared.data.images import ImageProblemError, decode_image, stretch
 from clipocr.shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from clipocr.shared.device import choose_device
-from clipocr.shared.geometry import normalize
+from clipocr.shared.geometry import CLIP_MEAN, CLIP_STD, normalize
 
 TEACHER = "ViT-words-16"
 ACTIVATION = "gelu"

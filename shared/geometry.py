@@ -28,6 +28,10 @@ TALL_RATIO = 1.5
 STUDENT_MEAN = (0.5, 0.5, 0.5)
 STUDENT_STD = (0.5, 0.5, 0.5)
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of OpenAI's preprocessing (open_clip ``OPENAI_DATASET_MEAN``, ``OPENAI_DATASET_STD``)."""
+
 
 def is_turned(width_px: int, height_px: int, tall: str) -> bool:
     """Whether a picture of that size is turned by 90 degrees before it becomes a view.

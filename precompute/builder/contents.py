@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ...shared.cache import names
 from ...shared.cache.spec import SourceSpec, TeacherSpec, ViewSpec
+from ...shared.clip.weights import image_px
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
-from ..teacher.weights import image_px
 from .config import BuildConfig, LabelsConfig, PoolConfig
 from .pictures import ImageFolder, PictureSource
 from .scan import Scan, scan_images, scan_sources, scan_words

@@ -20,13 +20,16 @@ import torch
 from ...shared.cache import names
 from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.spec import TeacherSpec
+from ...shared.clip.encoders import (
+    crop_positions,
+    embed_images,
+    project_image_tokens,
+    run_blocks,
+)
+from ...shared.clip.weights import load_weights
 from ...shared.device import PRECISIONS, autocast
 from ...shared.errors import TeacherError, UsageError
-from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
-from .weights import load_weights
-
-CLIP_MEAN: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
-CLIP_STD: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
+from ...shared.geometry import CLIP_MEAN, CLIP_STD, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
 
 _CHOOSE_VIT = "choose a ViT teacher such as ViT-B-16"
 _IMAGE_PARTS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")
@@ -116,11 +119,11 @@ class Teacher:
         block_of = {name: names.block_of(name) or num_blocks for name in self.image_shapes}
         with self._exact():
             x = self._embed(views)
-            kept = _run_blocks(visual.transformer, x, tuple(block_of.values()), None)
+            kept = run_blocks(visual.transformer, x, tuple(block_of.values()), None)
             found = {name: kept[block] for name, block in block_of.items()}
             if names.FINAL in found:
-                normed = visual.ln_post(found[names.FINAL].to(x.dtype))
-                found[names.FINAL] = (normed @ visual.proj).float()
+                last = found[names.FINAL].to(x.dtype)
+                found[names.FINAL] = project_image_tokens(visual, last).float()
             return found
 
     def chunk_features(
@@ -156,7 +159,7 @@ class Teacher:
         with self._exact():
             num_blocks = len(visual.transformer.resblocks)
             x = self._embed(views)
-            last = _run_blocks(visual.transformer, x, (num_blocks,), None)[num_blocks]
+            last = run_blocks(visual.transformer, x, (num_blocks,), None)[num_blocks]
             pooled: torch.Tensor = visual.ln_post(last[:, 0].to(x.dtype)) @ visual.proj
             return pooled.float()
 
@@ -184,13 +187,8 @@ class Teacher:
 
     def _embed(self, views: torch.Tensor) -> torch.Tensor:
         """Return what the first image block sees. Shape: (B, 32, 128, 3) uint8 -> (B, T, D)."""
-        visual = self._visual
-        x = visual.conv1(normalize(views.to(self.device, non_blocking=True), CLIP_MEAN, CLIP_STD))
-        x = x.flatten(2).transpose(1, 2)
-        class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([class_token, x], dim=1) + self._image_positions.to(x.dtype)
-        embedded: torch.Tensor = visual.ln_pre(x)
-        return embedded
+        images = normalize(views.to(self.device, non_blocking=True), CLIP_MEAN, CLIP_STD)
+        return embed_images(self._visual, self._image_positions, images)
 
     @torch.no_grad()
     def text_features(
@@ -212,7 +210,7 @@ class Teacher:
             mask = text.attn_mask[:context, :context]
             num_blocks = len(text.transformer.resblocks)
             taps = [block for name in arrays if (block := names.block_of(name)) is not None]
-            kept = _run_blocks(text.transformer, x, (*taps, num_blocks), mask)
+            kept = run_blocks(text.transformer, x, (*taps, num_blocks), mask)
             final = text.ln_final(kept[num_blocks].to(x.dtype))
             rows = torch.arange(len(tokens), device=self.device)
             eot = final[rows, eot_position.to(self.device)]
@@ -235,42 +233,6 @@ def store_products_in(dtype: torch.dtype, model: torch.nn.Module) -> None:
             for name in ("in_proj_weight", "in_proj_bias"):
                 if (parameter := getattr(module, name)) is not None:
                     parameter.data = parameter.data.to(dtype)
-
-
-def _run_blocks(
-    transformer: Any, x: torch.Tensor, taps: Sequence[int], mask: torch.Tensor | None
-) -> dict[int, torch.Tensor]:
-    """Run blocks up to the last tap and keep the residual stream after each tapped one."""
-    kept = {}
-    if not transformer.batch_first:
-        x = x.transpose(0, 1)
-    for block_idx, block in enumerate(transformer.resblocks[: max(taps, default=0)], start=1):
-        x = block(x, attn_mask=mask)
-        if block_idx in taps:
-            kept[block_idx] = (x if transformer.batch_first else x.transpose(0, 1)).float()
-    return kept
-
-
-def crop_positions(
-    positions: torch.Tensor,
-    patch_px: Sequence[int],
-    view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
-) -> torch.Tensor:
-    """Return the positional rows for a view: class row, then the top-left block of the grid.
-
-    For ViT-B/16 and 32x128 that is rows 0, 1-8 and 15-22 of 197 (official ``system.py`` 257-260).
-
-    Shape: (1 + G * G, D) -> (T, D).
-    """
-    grid = round((len(positions) - 1) ** 0.5)
-    height, width = (view // patch for view, patch in zip(view_px, patch_px, strict=True))
-    if height > grid or width > grid:
-        raise TeacherError(
-            f"a {height}x{width} view does not fit this teacher's {grid}x{grid} grid of positions; "
-            "choose a teacher with smaller patches or a larger image"
-        )
-    block = positions[1:].reshape(grid, grid, -1)[:height, :width].flatten(0, 1)
-    return torch.cat([positions[:1], block])
 
 
 def load_teacher(

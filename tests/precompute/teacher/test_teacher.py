@@ -14,15 +14,14 @@ from samples import TINY_CLIP
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipocr.precompute.teacher.clip import (
-    CLIP_MEAN,
-    CLIP_STD,
     Teacher,
-    crop_positions,
     load_teacher,
     store_products_in,
 )
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
+from clipocr.shared.clip.encoders import crop_positions
 from clipocr.shared.errors import TeacherError, UsageError
+from clipocr.shared.geometry import CLIP_MEAN, CLIP_STD
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_student import SMALL_STUDENT
 
-from clipocr.precompute.teacher.weights import load_weights
 from clipocr.shared.charset import Charset
+from clipocr.shared.clip.weights import load_weights
 from clipocr.shared.errors import CheckpointError, TeacherError
 from clipocr.train.loop.checkpoint import (
     find_checkpoint,

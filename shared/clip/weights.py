@@ -24,9 +24,9 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 
-from ...shared.cache.spec import TeacherSpec
-from ...shared.errors import TeacherError, UsageError
-from ...shared.foreign_file import why_unreadable
+from ..cache.spec import TeacherSpec
+from ..errors import TeacherError, UsageError
+from ..foreign_file import why_unreadable
 
 _HUB_TIMEOUT_S = 5.0
 
