@@ -50,6 +50,11 @@ class DecoderState:
         """Where it is."""
         return self.memories[0].keys_BHSD.device
 
+    def joined(self, other: DecoderState) -> DecoderState:
+        """Return the state before the first position that reads both memories."""
+        pairs = zip(self.memories, other.memories, strict=True)
+        return DecoderState(memories=tuple(own.extended(more) for own, more in pairs))
+
     def of_rows(self, rows: Tensor) -> DecoderState:
         """Return the state of some rows of the batch. Shape of `rows`: (R,)."""
         return DecoderState(
@@ -92,10 +97,7 @@ class Writer(Protocol):
 
 @torch.no_grad()
 def write(writer: Writer, state: DecoderState, max_length: int | None = None) -> Tensor:
-    """Write labels greedily, one character a step, until every row has said EOS.
-
-    Rows that have ended are left out of further steps now and then, so what follows a row's EOS is
-    noise or zeros; `LabelTokenizer.decode` cuts it off. A writer that refines does so at the end.
+    """Write labels greedily, then, with a writer that refines, read them once more.
 
     Args:
         writer: What writes.
@@ -103,35 +105,72 @@ def write(writer: Writer, state: DecoderState, max_length: int | None = None) ->
         max_length: Longest label to write, the tokenizer's if None or longer than that.
 
     Returns:
+        Logits; what follows a row's EOS is noise or zeros, and `LabelTokenizer.decode` cuts it off.
+        Shape: (B, L, C + 1), L at most max_length + 1.
+    """
+    logits = write_once(writer, state, max_length)
+    if not writer.refines:
+        return logits
+    num_steps = num_positions(writer.tokenizer, max_length)
+    return writer.refine(written_tokens(writer.tokenizer, logits, num_steps), state)
+
+
+def num_positions(tokenizer: LabelTokenizer, max_length: int | None = None) -> int:
+    """Return L of the longest label to write, the tokenizer's if None or longer than that."""
+    longest = tokenizer.max_label_length
+    return 1 + (longest if max_length is None else min(max_length, longest))
+
+
+@torch.no_grad()
+def write_once(
+    writer: Writer,
+    state: DecoderState,
+    max_length: int | None = None,
+    limits_B: Tensor | None = None,
+) -> Tensor:
+    """Write labels greedily, one character a step, until every row has said EOS.
+
+    Rows that have ended are left out of further steps now and then, so what follows a row's EOS is
+    noise or zeros.
+
+    Args:
+        writer: What writes.
+        state: The first one.
+        max_length: See `write`.
+        limits_B: Positions after which a row ends in any case. Shape: (B,).
+
+    Returns:
         Logits. Shape: (B, L, C + 1), L at most max_length + 1.
     """
     tokenizer = writer.tokenizer
-    longest = tokenizer.max_label_length
-    num_steps = 1 + (longest if max_length is None else min(max_length, longest))
-    first = state
     rows_R = torch.arange(state.num_rows, device=state.device)
     num_rows = len(rows_R)
     tokens_R = torch.full_like(rows_R, tokenizer.bos_id)
     has_ended_R = torch.zeros_like(rows_R, dtype=torch.bool)
-    logits = []
-    for _ in range(num_steps):
+    logits: list[Tensor] = []
+    for _ in range(num_positions(tokenizer, max_length)):
         newest_RC, state = writer.step(tokens_R, state)
         blank_BC = newest_RC.new_zeros(num_rows, newest_RC.shape[1])
         logits.append(blank_BC.index_copy(0, rows_R, newest_RC))
         tokens_R = newest_RC.argmax(dim=-1)
         has_ended_R = has_ended_R | (tokens_R == tokenizer.eos_id)
+        if limits_B is not None:
+            has_ended_R = has_ended_R | (limits_B[rows_R] <= len(logits))
         going_on = has_ended_R.logical_not().nonzero().squeeze(1)
         if not len(going_on):
             break
         if len(going_on) <= _FEW_ROWS * len(rows_R):
             state = state.of_rows(going_on)
             rows_R, tokens_R, has_ended_R = (x[going_on] for x in (rows_R, tokens_R, has_ended_R))
-    written = torch.stack(logits, dim=1)
-    if not writer.refines:
-        return written
-    tokens_BL = written.new_full((num_rows, num_steps), tokenizer.eos_id, dtype=torch.long)
-    tokens_BL[:, : written.shape[1]] = written.argmax(dim=-1)
-    return writer.refine(tokens_BL, first)
+    return torch.stack(logits, dim=1)
+
+
+def written_tokens(tokenizer: LabelTokenizer, logits_BLC: Tensor, length: int) -> Tensor:
+    """Return the likeliest tokens, filled up with EOS. Shape: (B, L, C + 1) -> (B, length)."""
+    shape = logits_BLC.shape[0], length
+    tokens_BL = logits_BLC.new_full(shape, tokenizer.eos_id, dtype=torch.long)
+    tokens_BL[:, : logits_BLC.shape[1]] = logits_BLC.argmax(dim=-1)
+    return tokens_BL
 
 
 class AutoregressiveRecogniser(Recogniser):

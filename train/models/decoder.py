@@ -10,8 +10,8 @@ content and image are kept. There are two kinds (`DecoderConfig`):
     permuted   PARSeq's and DPTR's: characters are learned in several orders at once (`orders`), and
                content advances from layer to layer as queries do
 
-Shapes: B batch, S image tokens, D width, L label positions (characters of the longest label, plus
-EOS), P = L + 1 places, C characters, K orders.
+Shapes: B batch, S image tokens, M tokens of an order, D width, L label positions (characters of the
+longest label, plus EOS), P = L + 1 places, C characters, K orders.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class DecoderLayer(nn.Module):
         memory: KeysValues,
         mask: Tensor | None = None,
         num_orders: int = 1,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Advance the queries by one layer.
 
@@ -72,12 +73,14 @@ class DecoderLayer(nn.Module):
             memory: What they read then. Of B images.
             mask: True where a query may read content; None: everywhere.
             num_orders: K.
+            memory_mask: True where the queries of all orders may read memory; None: everywhere.
+                Shape: (K * L, S).
 
         Returns:
             Shape: (B * K, L, D).
         """
         normed = self.query_norm(query_BLD)
-        return self._advance(query_BLD, normed, content, memory, mask, num_orders)
+        return self._advance(query_BLD, normed, content, memory, mask, num_orders, memory_mask)
 
     def advance_content(
         self,
@@ -86,10 +89,11 @@ class DecoderLayer(nn.Module):
         memory: KeysValues,
         mask: Tensor | None = None,
         num_orders: int = 1,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Advance the content by one layer, by the same weights; see `forward`."""
         normed = self.content_norm(content_BLD)
-        return self._advance(content_BLD, normed, content, memory, mask, num_orders)
+        return self._advance(content_BLD, normed, content, memory, mask, num_orders, memory_mask)
 
     def _advance(
         self,
@@ -99,6 +103,7 @@ class DecoderLayer(nn.Module):
         memory: KeysValues,
         mask: Tensor | None,
         num_orders: int,
+        memory_mask: Tensor | None,
     ) -> Tensor:
         x = x + self.dropout(self.content_attention(normed, content, mask))
         reading = self.image_norm(x)
@@ -106,7 +111,7 @@ class DecoderLayer(nn.Module):
             # All that an image is read for reads it together: its keys are projected once.
             batch, length, width = x.shape
             reading = reading.view(batch // num_orders, num_orders * length, width)
-        x = x + self.dropout(self.image_attention(reading, memory).view_as(x))
+        x = x + self.dropout(self.image_attention(reading, memory, memory_mask).view_as(x))
         advanced_BLD: Tensor = x + self.dropout(self.mlp(x))
         return advanced_BLD
 
@@ -142,7 +147,11 @@ class Decoder(nn.Module):
                 ours.key_value.weight.copy_(theirs.key_value.weight)
 
     def forward(
-        self, memory_BSD: Tensor, token_ids_BL: Tensor, orders_KP: Tensor | None = None
+        self,
+        memory_BSD: Tensor,
+        token_ids_BL: Tensor,
+        orders_KP: Tensor | None = None,
+        of_orders_BKMD: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         """Predict each character from the image and the true characters that are known.
 
@@ -150,6 +159,7 @@ class Decoder(nn.Module):
             memory_BSD: The image. Shape: (B, S, D).
             token_ids_BL: From `LabelTokenizer.encode`, EOS included. Shape: (B, L + 1).
             orders_KP: From `draw_orders`; None: from left to right.
+            of_orders_BKMD: What each order reads besides the image. Shape: (B, K, M, D).
 
         Returns:
             Four layers' queries of the first order through the one final LayerNorm, the last layer
@@ -174,8 +184,12 @@ class Decoder(nn.Module):
             masks = causal, causal
         else:
             masks = masks_of(orders_KP.to(inputs_BL.device))
+        memory_mask = None
+        if of_orders_BKMD is not None:
+            memory_mask = _own_memory(of_orders_BKMD, memory_BSD.shape[1], num_positions)
+            memory_BSD = torch.cat([memory_BSD, of_orders_BKMD.flatten(1, 2)], dim=1)
         memories = (layer.project_memory(memory_BSD) for layer in self._layers())
-        stages = self._read(inputs_BL, is_key_BL, masks, memories)
+        stages = self._read(inputs_BL, is_key_BL, masks, memories, memory_mask)
         logits = self.head(stages[-1])
         num_orders = len(masks[0])
         if num_orders > 1:
@@ -239,6 +253,7 @@ class Decoder(nn.Module):
         is_key_BL: Tensor,
         masks: tuple[Tensor, Tensor],
         memories: Iterable[KeysValues],
+        memory_mask: Tensor | None = None,
     ) -> list[Tensor]:
         """Take all queries through the layers.
 
@@ -247,6 +262,7 @@ class Decoder(nn.Module):
             is_key_BL: Which of them may be read at all. Shape: (B, L).
             masks: What content and queries may read of them. Shape: (K, L, L) each.
             memories: The image, projected for each layer.
+            memory_mask: What the positions of all orders may read of it. Shape: (K * L, S).
 
         Returns:
             The queries after each of the four stages. Shape: (B * K, L, D) each.
@@ -265,10 +281,10 @@ class Decoder(nn.Module):
         stages = []
         for layer_idx, (layer, memory) in enumerate(zip(self._layers(), memories, strict=True)):
             content = layer.project_content(content_BLD)
-            query_BLD = layer(query_BLD, content, memory, of_queries, num_orders)
+            query_BLD = layer(query_BLD, content, memory, of_queries, num_orders, memory_mask)
             if self._updates_content(layer_idx):
                 content_BLD = layer.advance_content(
-                    content_BLD, content, memory, of_content, num_orders
+                    content_BLD, content, memory, of_content, num_orders, memory_mask
                 )
             stages += [self.norm(query_BLD)] * self.config.stage_layers.count(layer_idx + 1)
         return stages
@@ -292,7 +308,7 @@ class Decoder(nn.Module):
         inputs: list[tuple[Tensor, KeysValues]] = []
         with attention.register_forward_pre_hook(lambda _, args: inputs.append(args)):
             self(memory_BSD, token_ids_BL)
-        return attention.weights(*inputs[0])
+        return attention.weights(*inputs[0][:2])
 
     def embed(self, token_ids_BL: Tensor, position: int = 0) -> Tensor:
         """Embed tokens that stand at `position` and after. BOS, at 0, gets no position.
@@ -307,6 +323,14 @@ class Decoder(nn.Module):
 
     def _layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+
+def _own_memory(of_orders_BKMD: Tensor, num_shared: int, num_positions: int) -> Tensor:
+    """Let each order read what all share and what is its own. Shape: (K * L, S + K * M)."""
+    _, num_orders, num_own, _ = of_orders_BKMD.shape
+    orders = torch.arange(num_orders, device=of_orders_BKMD.device)
+    readers, read = orders.repeat_interleave(num_positions), orders.repeat_interleave(num_own)
+    return F.pad(readers[:, None] == read, (num_shared, 0), value=True)
 
 
 class DecoderPart(RecogniserPart):
