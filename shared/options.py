@@ -58,6 +58,8 @@ class Option:
     """What the help says of the default where its value says little, such as that of None."""
     type: click.ParamType[Any] | None = None
     """How click reads it, where the field's type does not say: an existing folder, for example."""
+    is_fitted: bool = False
+    """Whether code sets it when a run begins, and nobody writes it on a command line."""
     parse: Callable[[Any], Any] | None = None
     """From what is written (a text, or what TOML and JSON know) to the field's value."""
     unparse: Callable[[Any], Any] | None = None
@@ -275,13 +277,13 @@ def takes(config: type[Options]) -> Callable[..., Any]:
             given = {
                 name: value
                 for name in config.names()
-                if (value := kwargs.pop(name)) is not None
+                if (value := kwargs.pop(name, None)) is not None
                 and context.get_parameter_source(name) is not ParameterSource.DEFAULT
             }
             return command(*args, given={**kwargs.pop("given", {}), **given}, **kwargs)
 
         wrapped: Any = call
-        for some in reversed(list(_options(config))):
+        for some in reversed([some for some in _options(config) if not some.is_fitted]):
             wrapped = some.of_click()(wrapped)
         return typing.cast(_Command, wrapped)
 

@@ -93,6 +93,12 @@ def load_weights(
     return model.eval().requires_grad_(False), spec
 
 
+def blank_model(teacher: TeacherSpec) -> Any:
+    """Return a teacher's model without weights: its tensors are on the device ``meta``."""
+    with torch.device("meta"):
+        return _create(teacher.model, teacher.activation, device="meta")
+
+
 def image_px(model_name: str) -> int:
     """Return the side of the square pictures that a model of open_clip was made for.
 

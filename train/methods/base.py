@@ -9,13 +9,16 @@ Nothing here imports torch, because ``clipocr train --help`` reads the settings 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ...shared.options import Options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...shared.cache.spec import CacheSpec
     from ..models.recogniser import Recogniser, RecogniserPart
     from ..models.tokenizer import LabelTokenizer
     from .trainee import Trainee
@@ -68,6 +71,8 @@ class Shapes:
     whose labels have equally many positions, (L, D)."""
     pool: tuple[int, int] | None = None
     """(T, D) of the tokens of a natural image."""
+    teacher_weights: Callable[[Collection[str]], Mapping[str, Tensor]] | None = None
+    """Reads tensors of the teacher's model that the cache keeps, by their names there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,16 @@ class Method(Options):
     """What ``--method`` calls it."""
     summary: ClassVar[str]
     """One line for the help."""
+
+    @classmethod
+    def recipe(cls) -> Mapping[str, Any]:
+        """Return the method's own defaults of options that every run has, by their names."""
+        return {}
+
+    def fitted(self, spec: CacheSpec) -> Self:
+        """Return the settings with what a cache decides of them."""
+        del spec
+        return self
 
     def needs(self) -> Needs:
         """Return what the loader must yield."""

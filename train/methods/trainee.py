@@ -46,6 +46,11 @@ class Trainee(nn.Module):
         """
         raise NotImplementedError
 
+    def learning_rate_ratio(self, name: str) -> float:
+        """Return how fast a parameter learns, in multiples of the run's learning rate."""
+        del name
+        return 1.0
+
     def compilable(self) -> Sequence[nn.Module]:
         """Return the parts that torch.compile may fuse."""
         return ()

@@ -78,12 +78,17 @@ class LabelTokenizer:
             Shape: (len(label) + 1,), or (L,) if no EOS came.
         """
         best_BL, ids_BL = (values.cpu() for values in probabilities.max(dim=-1))
-        labels, character_probabilities = [], []
-        for best_L, ids in zip(best_BL, ids_BL.tolist(), strict=True):
+        labels = self.decode_ids(ids_BL)
+        ends = (len(label) + 1 for label in labels)
+        return labels, [best_L[:end] for best_L, end in zip(best_BL, ends, strict=True)]
+
+    def decode_ids(self, ids_BL: Tensor) -> list[str]:
+        """Cut each row at its first EOS. Shape: (B, L) -> B labels."""
+        labels = []
+        for ids in ids_BL.tolist():
             end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
             labels.append("".join(self.charset.characters[i - 1] for i in ids[:end]))
-            character_probabilities.append(best_L[: end + 1])
-        return labels, character_probabilities
+        return labels
 
     def _ids(self, labels: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the ids of all characters of some labels. Shape: (characters,)."""

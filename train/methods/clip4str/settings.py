@@ -1,0 +1,176 @@
+"""The settings of CLIP4STR; the defaults are the official code's.
+
+views ──► image encoder ──► visual decoder ──► text ──► text encoder ─┐
+                └──────────────── image tokens, detached ─────────────┴► cross decoder ──► text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ....shared.cache.json_record import as_json, from_json
+from ....shared.cache.names import FINAL, block_name
+from ....shared.cache.spec import CacheSpec, TeacherSpec
+from ....shared.errors import UsageError
+from ....shared.options import option, option_of
+from ...models.config import DecoderConfig, PermutedDecoder
+from ..base import Method, Needs, Shapes
+
+if TYPE_CHECKING:
+    from ...models.tokenizer import LabelTokenizer
+    from .recogniser import Clip4StrRecogniser
+    from .trainee import Clip4StrTrainee
+
+TUNES = ("none", "adapter", "ladder", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """The CLIP that a recogniser goes on with."""
+
+    teacher: TeacherSpec
+    view_px: tuple[int, int]
+    """Height and width of what it sees."""
+
+
+def _parse_source(value: Any) -> ClipSource:
+    source: ClipSource = from_json(ClipSource, value)
+    return source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip4Str(Method):
+    """Two decoders on CLIP: one reads the picture, the other corrects it by what was read."""
+
+    name: ClassVar[str] = "clip4str"
+    summary: ClassVar[str] = "a visual and a cross-modal decoder on CLIP, frozen or fine-tuned"
+
+    tune: str = option(
+        "none",
+        choices=TUNES,
+        help="What is trained besides the decoders: none, on ready image tokens; adapter, a small "
+        "network after them; ladder, a side network on the image encoder's blocks; all, CLIP "
+        "itself, from views.",
+    )
+    cross: bool = option(True, help="Whether there is a cross-modal branch.")
+    text: str | None = option(
+        None,
+        choices=("embedding", "encoder"),
+        default_text="encoder for tune all, else embedding",
+        help="What the cross branch has of a text: CLIP's token embeddings, or its text encoder's "
+        "features.",
+    )
+    text_frozen_blocks: int = option(
+        6, minimum=0, help="Lower text blocks that tune all does not train."
+    )
+    rungs: tuple[int, ...] = option(
+        (1, 3, 5, 7, 9, 11), minimum=1, help="Image blocks after which the ladder reads."
+    )
+    ladder_pruning: int = option(
+        1, minimum=1, help="How many times narrower the ladder's blocks are than CLIP's."
+    )
+    adapter_ratio: float = option(0.2, above=0, maximum=1, help="Share of the adapter's output.")
+    cross_weight: float = option(1.0, minimum=0, help="Weight of the cross branch's loss.")
+    encoder_rate_ratio: float = option(
+        1 / 19,
+        above=0,
+        help="Learning rate of CLIP's own weights, and the ladder's, to that of the rest.",
+    )
+    decoder_layers: int = option(1, minimum=1, help="Layers of each decoder.")
+    decoder_heads: int = option_of(PermutedDecoder, "decoder_heads")
+    decoder_dropout: float = option_of(PermutedDecoder, "decoder_dropout")
+    permutations: int = option_of(PermutedDecoder, "permutations")
+    refine: bool = option_of(PermutedDecoder, "refine")
+    normalization: str = option(
+        "clip",
+        choices=("clip", "half"),
+        help="Mean and std of pictures that are read: CLIP's, as in training, or 0.5, as the "
+        "released test code has it.",
+    )
+    self_contained: bool = option(
+        False,
+        help="Whether checkpoints hold CLIP's frozen weights; with tune all they do.",
+    )
+    clip: ClipSource | None = option(
+        None, help="Which CLIP, as the cache says.", parse=_parse_source, unparse=as_json,
+        is_fitted=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.permutations % 2:
+            raise UsageError(
+                f"permutations is {self.permutations}, expected an even number: each order comes "
+                "with its mirror image"
+            )
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
+            raise UsageError(f"rungs is {self.rungs}, expected block numbers, each above the last")
+
+    @classmethod
+    def recipe(cls) -> Mapping[str, Any]:
+        """Return the official run's: of MJ and ST; CLIP's rate is 8.4e-5 for batches of 512."""
+        return {
+            "charset": "94",
+            "epochs": 7,
+            "batch_size": 1024,
+            "learning_rate": 2 * 19 * 8.4e-5,
+            "weight_decay": 0.2,
+        }
+
+    @property
+    def reads(self) -> str:
+        """What the cross branch has of a text."""
+        return self.text or ("encoder" if self.tune == "all" else "embedding")
+
+    @property
+    def holds_clip(self) -> bool:
+        """Whether CLIP's weights are the recogniser's own."""
+        return self.self_contained or self.tune == "all"
+
+    @property
+    def image_arrays(self) -> tuple[str, ...]:
+        """What is read of the image encoder, if not from views."""
+        blocks = map(block_name, self.rungs) if self.tune == "ladder" else ()
+        return (*blocks, FINAL)
+
+    def needs(self) -> Needs:
+        """Return image tokens, or the views where CLIP itself is trained."""
+        if self.tune == "all":
+            return Needs(view_px=None)
+        return Needs(images=self.image_arrays, pixels=False, view_px=None)
+
+    def fitted(self, spec: CacheSpec) -> Clip4Str:
+        """Return the settings for the CLIP of a cache."""
+        view_px = spec.view.height_px, spec.view.width_px
+        return replace(self, clip=ClipSource(teacher=spec.teacher, view_px=view_px))
+
+    def decoder(self, width: int) -> DecoderConfig:
+        """Return a decoder as wide as CLIP's joint space."""
+        if width % self.decoder_heads:
+            raise UsageError(
+                f"decoder_heads {self.decoder_heads} does not divide the {width} values of CLIP's "
+                "joint space"
+            )
+        return DecoderConfig(
+            width=width,
+            layers=self.decoder_layers,
+            heads=self.decoder_heads,
+            mlp_ratio=4,
+            dropout=self.decoder_dropout,
+            updates_content=True,
+            refines=self.refine,
+        )
+
+    def recogniser(self, tokenizer: LabelTokenizer) -> Clip4StrRecogniser:
+        """Return decoders on the CLIP that the settings name."""
+        from .recogniser import Clip4StrRecogniser
+
+        return Clip4StrRecogniser(self, tokenizer)
+
+    def trainee(self, tokenizer: LabelTokenizer, shapes: Shapes) -> Clip4StrTrainee:
+        """Return the recogniser, which is all that is trained."""
+        from .trainee import Clip4StrTrainee
+
+        return Clip4StrTrainee(self, tokenizer, shapes)
