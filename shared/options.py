@@ -27,6 +27,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import click
@@ -262,12 +263,14 @@ def require_known(values: Mapping[str, Any], names: Sequence[str]) -> None:
         )
 
 
-def takes(config: type[Options]) -> Callable[..., Any]:
+def takes(
+    config: type[Options], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[..., Any]:
     """Make a click command take the options of a config.
 
     The command's function is called with ``given``, the values that stood on the command line, by
     the options' names: ``config.from_values(given)`` knows the defaults of the others, so a default
-    is written once.
+    is written once. `defaults` are those that the help shows instead of the config's.
     """
 
     def decorate(command: _Command) -> _Command:
@@ -284,6 +287,8 @@ def takes(config: type[Options]) -> Callable[..., Any]:
 
         wrapped: Any = call
         for some in reversed([some for some in _options(config) if not some.is_fitted]):
+            if some.name in defaults:
+                some = dataclasses.replace(some, default_text=str(defaults[some.name]))
             wrapped = some.of_click()(wrapped)
         return typing.cast(_Command, wrapped)
 

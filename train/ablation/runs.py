@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
 from ...shared.charset import Charset
-from ...shared.device import choose_device, choose_precision
+from ...shared.device import choose_device
 from ...shared.errors import TrainingError
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.options import EvalOptions
@@ -29,7 +29,7 @@ from ..evaluation.test_sets import TestSet, open_test_sets
 from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.record import RUN_NAME, has_saved, read_record, require_same_run
-from ..loop.run import check_cache, open_cache, train
+from ..loop.run import check_cache, open_cache, settled, train
 from ..methods import DEFAULT_METHOD
 from ..reading.readers import load_reader
 from ..report.curves import draw_curves
@@ -122,13 +122,13 @@ def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
     runs: dict[str, _Run] = {}
 
     def add(name: str, settings: Mapping[str, Any], own: TrainPlace, **more: Any) -> None:
-        config = TrainConfig.from_values(settings)
-        precision, _ = choose_precision(config.precision, device)
-        config, own = replace(config, precision=precision), replace(own, out=place.out / name)
+        own = replace(own, out=place.out / name)
         if (address := str(own.cache)) not in caches:
             caches[address] = open_cache(own)
-        check_cache(config, caches[address])
-        runs[name] = _Run(config, own, caches[address], **more)
+        cache = caches[address]
+        config, _ = settled(TrainConfig.from_values(settings), cache, device)
+        check_cache(config, cache)
+        runs[name] = _Run(config, own, cache, **more)
 
     for name, pretraining in table.pretrainings.items():
         known = TrainConfig.known_names(pretraining.settings.get("method", DEFAULT_METHOD))

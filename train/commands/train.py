@@ -95,7 +95,7 @@ def _train_command(method: type[Method]) -> click.Command:
             "--resume", is_flag=True, help="Go on with the run in --out where it stopped."
         ),
         takes(Presets),
-        takes(TrainConfig),
+        takes(TrainConfig, method.recipe()),
         takes(method),
     ]
     command: Callable[..., Any] = _train

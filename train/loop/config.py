@@ -126,12 +126,13 @@ class TrainConfig(Options):
     def from_values(cls, values: Mapping[str, Any], **others: Any) -> Self:
         """Return the config that flat values mean, those of the method they name among them.
 
-        ``recipe`` gives values that all others override. What nothing names has its default.
+        ``recipe`` gives values that all others override, and the method has some of its own. What
+        nothing names has its default.
         """
         presets = Presets.from_values(Presets.own(values))
         method = method_of_runs(presets.method)
         require_known(values, cls.known_names(presets.method))
-        values = {**RECIPES[presets.recipe], **values}
+        values = {**method.recipe(), **RECIPES[presets.recipe], **values}
         made = method.from_values(method.own(values))
         return super().from_values(cls.own(values), method=made, **others)
 

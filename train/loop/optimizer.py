@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,10 +28,10 @@ class Optimizer:
         self, trainee: Trainee, config: TrainConfig, device: torch.device, rank: int
     ) -> None:
         self._trainee, self._config, self._device, self._rank = trainee, config, device, rank
-        self._parameters = list(trainee.parameters())
-        self._adamw = torch.optim.AdamW(
-            parameter_groups(trainee, config.weight_decay), lr=config.learning_rate, fused=True
-        )
+        self._parameters = [p for p in trainee.parameters() if p.requires_grad]
+        groups = parameter_groups(trainee, config.weight_decay, trainee.learning_rate_ratio)
+        self._rate_ratios = [group.pop("rate_ratio") for group in groups]
+        self._adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         # Whatever the precision, it is the scaler that skips steps that are not finite: on a GPU
         # it needs no look at the gradient from here. Only fp16 needs its scale.
         self._scaler = torch.amp.GradScaler(
@@ -66,8 +66,8 @@ class Optimizer:
         self.learning_rate = one_cycle(
             step, num_steps, config.learning_rate, config.warmup_fraction
         )
-        for group in self._adamw.param_groups:
-            group["lr"] = self.learning_rate
+        for group, ratio in zip(self._adamw.param_groups, self._rate_ratios, strict=True):
+            group["lr"] = ratio * self.learning_rate
         self._adamw.zero_grad(set_to_none=True)
         values: torch.Tensor | None = None
         for part in range(num_parts):
@@ -101,23 +101,32 @@ class Optimizer:
         self._scaler.load_state_dict(state["scaler"])
 
 
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rate_ratio: Callable[[str], float] = lambda _: 1.0
+) -> list[dict[str, Any]]:
     """Return AdamW's groups: decay for the weights of layers, none for biases, norms, embeddings.
 
     As PARSeq's ``no_weight_decay`` has it. timm's ``param_groups_weight_decay`` would decay every
     parameter of two dimensions and more, and so the embeddings and positions too. A module with a
-    matrix of its own names it in ``decayed``.
+    matrix of its own names it in ``decayed``. Parameters that learn at another rate are groups of
+    their own, and frozen ones are in none.
     """
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     decayed = {id(part.weight) for part in module.modules() if isinstance(part, layers)}
     for part in module.modules():
         decayed |= {id(getattr(part, name)) for name in getattr(part, "decayed", ())}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            kind = id(parameter) in decayed, rate_ratio(name)
+            groups.setdefault(kind, []).append(parameter)
     return [
         {
-            "params": [p for p in module.parameters() if (id(p) in decayed) == is_decayed],
+            "params": parameters,
             "weight_decay": weight_decay if is_decayed else 0.0,
+            "rate_ratio": ratio,
         }
-        for is_decayed in (True, False)
+        for (is_decayed, ratio), parameters in groups.items()
     ]
 
 

@@ -102,10 +102,10 @@ def train(
         raise UsageError("--init begins a run and --resume goes on with one; leave one of them out")
     processes = Processes.of_torchrun()
     device = processes.choose_device(place.device)
-    precision, reason = choose_precision(config.precision, device)
-    config = replace(config, precision=precision)
-    preflight = check_cache(config, open_cache(place))
-    processes.say(f"Training on {device} in {precision} ({reason}).")
+    cache = open_cache(place)
+    config, reason = settled(config, cache, device)
+    preflight = check_cache(config, cache)
+    processes.say(f"Training on {device} in {config.precision} ({reason}).")
     if unfinished := preflight.describe_unfinished():
         processes.say(f"Note: {unfinished}.")
     less_memory = (
@@ -130,6 +130,15 @@ def open_cache(place: TrainPlace) -> FeatureCache:
     return FeatureCache.open(
         place.cache, cache_dir=place.cache_dir, max_cache_bytes=place.cache_bytes
     )
+
+
+def settled(
+    config: TrainConfig, cache: FeatureCache, device: torch.device
+) -> tuple[TrainConfig, str]:
+    """Return a config with what cache and device decide of it, and why its precision is that."""
+    precision, reason = choose_precision(config.precision, device)
+    method = config.method.fitted(cache.spec)
+    return replace(config, precision=precision, method=method), reason
 
 
 def check_cache(config: TrainConfig, cache: FeatureCache) -> Preflight:

@@ -185,7 +185,9 @@ def run(cache_path: Path, data_root: Path, tmp_path: Path) -> Path:
 
 
 def test_it_is_found_and_the_command_shows_its_options() -> None:
-    assert method_names() == ("clip-ocr", "broken", "dptr", "misnamed", "toy", "toy-labels")
+    assert method_names() == (
+        "clip-ocr", "broken", "clip4str", "dptr", "misnamed", "toy", "toy-labels",
+    )  # fmt: skip
     shown = invoke("train", "--method", "toy", "--help").output
     assert "Options of toy:\n  --toy-width INTEGER RANGE" in shown
     assert "--image-taps" not in shown

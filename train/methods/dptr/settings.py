@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....shared.cache.names import EOT, LN_FINAL, PROMPT, TEMPLATE
 from ....shared.options import option
@@ -45,6 +46,11 @@ class Dptr(Method):
         below=1,
         help="Share of the labels that is not learned; reading it chooses best.pt.",
     )
+
+    @classmethod
+    def recipe(cls) -> Mapping[str, Any]:
+        """Return the official run's."""
+        return {"epochs": 20, "batch_size": 768, "learning_rate": 1.485e-3}
 
     def needs(self) -> Needs:
         """Return the prompts' features, and the pool unless nothing is to be added."""
