@@ -203,6 +203,7 @@ class ClipSizes(NamedTuple):
     heads: int
     """Of each of its blocks."""
     patch_px: int
+    text_width: int
 
 
 def sizes_of(source: ClipSource) -> ClipSizes:
@@ -214,4 +215,5 @@ def sizes_of(source: ClipSource) -> ClipSizes:
         width=vision["width"],
         heads=vision["width"] // vision.get("head_width", 64),
         patch_px=vision["patch_size"],
+        text_width=config["text_cfg"]["width"],
     )

@@ -68,6 +68,11 @@ class Clip4StrRecogniser(Recogniser):
                 method.clip.teacher.activation,
                 method.ladder_pruning,
             )
+        if method.cross and method.reads == "embedding" and sizes.text_width != sizes.joint_width:
+            raise UsageError(
+                f"{self.source.teacher.model}'s token embeddings have {sizes.text_width} values, "
+                f"its joint space {sizes.joint_width}; pass --text encoder"
+            )
         self._words = WordTokens()
         self._weights: ClipWeights | None = None
         self._lent: dict[str, ClipEncoder] = {}
@@ -86,13 +91,19 @@ class Clip4StrRecogniser(Recogniser):
     def begin_with(self, weights: ClipWeights) -> None:
         """Begin a training: what is the recogniser's own begins as it is in CLIP."""
         self.lend(weights)
+        self.let_train()
         for encoder in self.children():
             if isinstance(encoder, ClipEncoder):
                 encoder.take(weights)
-                encoder.requires_grad_(self.method.tune == "all")
-                encoder.freeze(self.method.text_frozen_blocks)
         if isinstance(self.adapter, Ladder):
             self.adapter.take(weights)
+
+    def let_train(self) -> None:
+        """Let those parameters be trained that the settings say."""
+        for encoder in self.children():
+            if isinstance(encoder, ClipEncoder):
+                encoder.requires_grad_(self.method.tune == "all")
+                encoder.freeze(self.method.text_frozen_blocks)
 
     def _encoder(self, name: str) -> Any:
         """Return an encoder that is here, or lent, on the device of the decoders."""
