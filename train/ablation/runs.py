@@ -141,7 +141,8 @@ def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
         for seed in table.seeds:
             of_seed = {**table.settings, **variant.settings, "seed": seed}
             init = run_name(variant.init, seed) if variant.init else ""
-            add(run_name(variant.name, seed), of_seed, place, init=init)
+            own = replace(place, cache=variant.cache or place.cache)
+            add(run_name(variant.name, seed), of_seed, own, init=init)
     return runs
 
 

@@ -23,7 +23,10 @@ class Variant:
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
     init: str = ""
-    """Name of the pre-training that its runs begin with, each with that of its own seed."""
+    """Name of the pre-training, or of the variant above, that its runs begin with, each with that of
+    its own seed."""
+    cache: str = ""
+    """What it trains on; "": the cache of all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +109,19 @@ def _parse_table(data: Mapping[str, Any]) -> AblationTable:
     variants = []
     for number, entry in enumerate(data["variants"], start=1):
         where = f"variant {number}"
-        _require_keys(where, entry, {"name", "cells"}, {"settings", "init"})
+        _require_keys(where, entry, {"name", "cells"}, {"settings", "init", "cache"})
         name, cells = _folder_name(where, entry), tuple(map(str, entry["cells"]))
         if len(cells) != len(columns):
             raise UsageError(f"{where} has {len(cells)} cells for {len(columns)} columns")
         init = str(entry.get("init", ""))
-        if init and init not in pretrainings:
+        before = [*pretrainings, *(variant.name for variant in variants)]
+        if init and init not in before:
             raise UsageError(
-                f"{where} begins with {init!r}, expected one of the pretrainings "
-                f"{', '.join(pretrainings) or '(none)'}"
+                f"{where} begins with {init!r}, expected one of the pretrainings, or of the "
+                f"variants above it: {', '.join(before) or '(none)'}"
             )
-        settings = entry.get("settings", {})
-        variants.append(Variant(name=name, cells=cells, settings=settings, init=init))
+        settings, cache = entry.get("settings", {}), str(entry.get("cache", ""))
+        variants.append(Variant(name=name, cells=cells, settings=settings, init=init, cache=cache))
     names = [*pretrainings, *(variant.name for variant in variants)]
     if not variants or len(set(names)) != len(names):
         raise UsageError(f"variants are named {', '.join(names) or 'nothing'}; names must differ")

@@ -174,6 +174,21 @@ def test_variants_begin_with_their_pretraining(test_root: Path, tmp_path: Path) 
     assert caches == {"pretrain": str(cache), "pretrain-0": str(lexicon), "no-orp": str(cache)}
 
 
+def test_a_variant_begins_with_one_above_it_on_a_cache_of_its_own(
+    ablation_cache: Path, data_root: Path, test_root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.cache"
+    build_cache(tiny_build(data_root, other, seed=1))
+    table = miniature("table7")
+    first = table.variants[0]
+    second = replace(first, name="on", init=first.name, cache=str(other))
+    out = tmp_path / "out"
+    ablate(replace(table, variants=(first, second)), place(ablation_cache, out), [test_root])
+    record = json.loads((out / "on-seed0" / "run.json").read_text())
+    assert Path(record["init"]["checkpoint"]).parent == out / "char-seed0"
+    assert record["cache"]["path"] == str(other)
+
+
 def test_the_table_is_mean_and_spread_of_its_runs(
     ablation_cache: Path, test_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +328,8 @@ def test_another_setting_for_a_run_that_is_there_is_refused(
         ),
         (
             'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = [], init = "p"}]',
-            r"variant 1 begins with 'p', expected one of the pretrainings \(none\)",
+            r"variant 1 begins with 'p', expected one of the pretrainings, or of the variants above it: "
+            r"\(none\)",
         ),
         (
             'title = "x"\ncolumns = []\npretraining = [{name = "v", settings = {}}]\n'
