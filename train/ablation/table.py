@@ -23,8 +23,8 @@ class Variant:
     """What stands in the row's leading columns."""
     settings: Mapping[str, Any]
     init: str = ""
-    """Name of the pre-training, or of the variant above, that its runs begin with, each with that of
-    its own seed."""
+    """Name of the pre-training, or of the variant above, that its runs begin with, each with that
+    of its own seed."""
     cache: str = ""
     """What it trains on; "": the cache of all runs."""
 
