@@ -328,8 +328,8 @@ def test_another_setting_for_a_run_that_is_there_is_refused(
         ),
         (
             'title = "x"\ncolumns = []\nvariants = [{name = "v", cells = [], init = "p"}]',
-            r"variant 1 begins with 'p', expected one of the pretrainings, or of the variants above "
-            r"it: \(none\)",
+            r"variant 1 begins with 'p', expected one of the pretrainings, or of the variants "
+            r"above it: \(none\)",
         ),
         (
             'title = "x"\ncolumns = []\npretraining = [{name = "v", settings = {}}]\n'
