@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,7 @@ def load_weights(
             f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
             "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
         )
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        raise UsageError(
-            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
-            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
-        )
-    trained_with = "quickgelu" if config.get("quick_gelu") else "gelu"
+    trained_with = "quickgelu" if _config_of(model_name).get("quick_gelu") else "gelu"
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     path = Path(weights)
     load: Callable[[str, str, str], torch.nn.Module]
@@ -77,20 +71,49 @@ def load_weights(
             f"{name} was trained with {trained_with}, not {activation}; drop --activation"
         )
     model = load(model_name, weights, trained_with)
-    is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
-    if is_quick != (trained_with == "quickgelu"):
-        raise TeacherError(
-            f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
-            f"these weights need {trained_with}; another open_clip version may help"
-        )
+    _require_activation(model, model_name, trained_with)
     spec = TeacherSpec(
         model=model_name,
         weights=f"file:{path.name}" if load is _model_from_file else weights,
-        weights_sha256=_hash_weights(model),
+        weights_sha256=hash_weights(model),
         activation=trained_with,
         precision=precision,
     )
     return model.eval().requires_grad_(False), spec
+
+
+def model_from_tensors(spec: TeacherSpec, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the model of a teacher with its own weights, such as a cache keeps.
+
+    Nothing is downloaded, and no random number of the process is used up.
+
+    Args:
+        spec: What the teacher is.
+        tensors: All of its weights, as `FeatureCache.teacher_weights` returns them; copied.
+
+    Returns:
+        An open_clip model, frozen, in eval mode, on the CPU.
+
+    Raises:
+        UsageError: open_clip does not know the model.
+        TeacherError: these are not the teacher's weights.
+    """
+    _config_of(spec.model)
+    model = _untrained_model(spec.model, spec.activation, seed=0)
+    _require_activation(model, spec.model, spec.activation)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise TeacherError(
+            f"these {len(tensors)} tensors are not the weights of {spec.model}: {e}; pass all that "
+            "the cache keeps of its teacher"
+        ) from e
+    if (sha256 := hash_weights(model)) != spec.weights_sha256:
+        raise TeacherError(
+            f"these tensors are not the weights of {spec.name} (sha256 {sha256[:16]}..., expected "
+            f"{spec.weights_sha256[:16]}...); pass those of the cache that this teacher made"
+        )
+    return model.eval().requires_grad_(False)
 
 
 def image_px(model_name: str) -> int:
@@ -105,13 +128,38 @@ def image_px(model_name: str) -> int:
     return size
 
 
-def _hash_weights(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module) -> str:
     """Return the SHA-256 of every tensor of a model with its name, type and shape."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _config_of(model_name: str) -> dict[str, Any]:
+    """Return what open_clip says of a model.
+
+    Raises:
+        UsageError: it says nothing.
+    """
+    config: dict[str, Any] | None = open_clip.get_model_config(model_name)
+    if config is None:
+        raise UsageError(
+            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
+            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
+        )
+    return config
+
+
+def _require_activation(model: torch.nn.Module, model_name: str, activation: str) -> None:
+    """Refuse a model that open_clip built with another activation than it was told."""
+    is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
+    if is_quick != (activation == "quickgelu"):
+        raise TeacherError(
+            f"open_clip built {model_name} with {'quickgelu' if is_quick else 'gelu'} although "
+            f"these weights need {activation}; another open_clip version may help"
+        )
 
 
 def _activation_of(path: Path, configured: str, told: str | None) -> str:
@@ -155,8 +203,13 @@ def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Mo
     seed = weights.removeprefix("random:")
     if not seed.isdigit():
         raise UsageError(f"teacher weights {weights!r}: expected random:SEED with a whole number")
+    return _untrained_model(model_name, activation, int(seed))
+
+
+def _untrained_model(model_name: str, activation: str, seed: int) -> torch.nn.Module:
+    """Return a model of random weights; the random numbers of the process are not used up."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
+        torch.manual_seed(seed)
         return _create(model_name, activation)
 
 
