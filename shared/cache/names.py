@@ -11,10 +11,10 @@
     text/char-36/eot                   an array of a text table, text/prompt-36-5f3a9c01/eot another
     teacher/weights.safetensors        the weights of the teacher, if they are kept
 
-A *unit* is ``view0/unit-00003`` or, for a text table, ``text/char-36``, for the weights ``teacher``.
-An image array is called ``block3`` (the residual stream after block 3, counted from 1), or by any
-other word; ``pixels`` are the views themselves. Of a text table ``block3`` and ``ln_final`` have a
-row per prefix, ``eot`` one per string.
+A *unit* is ``view0/unit-00003``; a text table is one, ``text/char-36``, and so are the weights,
+``teacher``. An image array is called ``block3`` (the residual stream after block 3, counted from
+1), or by any other word; ``pixels`` are the views themselves. Of a text table ``block3`` and
+``ln_final`` have a row per prefix, ``eot`` one per string.
 """
 
 from __future__ import annotations

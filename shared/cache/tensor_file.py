@@ -13,7 +13,7 @@ is written here, so that no version of a library decides a byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -81,7 +81,7 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(_SIZE_BYTES, "little") + text
     starts = range(0, len(data), _BLOCK_BYTES)
-    parts = [memoryview(head), *(memoryview(data[at : at + _BLOCK_BYTES]) for at in starts)]
+    parts = [memoryview(head), *(data[at : at + _BLOCK_BYTES].data for at in starts)]
     pending = storage.create(file)
     try:
         for part in parts:
@@ -119,21 +119,21 @@ class TensorFile:
                 "names its parts otherwise, so use a cache of a teacher such as ViT-B-16"
             )
         entries = {name: header[name] for name in (header if wanted is None else wanted)}
-        found = self._bytes_at({name: entry["data_offsets"] for name, entry in entries.items()})
-        return {
-            name: torch.from_numpy(found[name])
-            .view(_TYPES[entry["dtype"]])
-            .reshape(entry["shape"])
-            .to(_TYPES[types.get(name, entry["dtype"])])
+        found = {
+            name: torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]])
             for name, entry in entries.items()
         }
+        self._fill([(*entries[n]["data_offsets"], _bytes_of(found[n])) for n in entries])
+        return {
+            name: tensor.to(_TYPES[types[name]]) if name in types else tensor
+            for name, tensor in found.items()
+        }
 
-    def _bytes_at(self, spans: Mapping[str, tuple[int, int]]) -> dict[str, Bytes]:
-        """Return the bytes [start, stop) behind the header by name, reading each block once."""
-        found = {name: np.empty(stop - start, np.uint8) for name, (start, stop) in spans.items()}
+    def _fill(self, spans: Sequence[tuple[int, int, Bytes]]) -> None:
+        """Copy the bytes [start, stop) behind the header into memory, reading each block once."""
         touched = {
             block_idx
-            for start, stop in spans.values()
+            for start, stop, _ in spans
             for block_idx in range(start // _BLOCK_BYTES, -(-stop // _BLOCK_BYTES))
         }
         with ThreadPoolExecutor(_READ_THREADS) as executor:
@@ -141,11 +141,10 @@ class TensorFile:
             blocks = map_ahead(executor, self._part, parts, _READ_THREADS)
             for part_idx, block in zip(parts, blocks, strict=True):
                 first = (part_idx - 1) * _BLOCK_BYTES
-                for name, (start, stop) in spans.items():
+                for start, stop, memory in spans:
                     low, high = max(start, first), min(stop, first + len(block))
                     if low < high:
-                        found[name][low - start : high - start] = block[low - first : high - first]
-        return found
+                        memory[low - start : high - start] = block[low - first : high - first]
 
     def _part(self, part_idx: int) -> Bytes:
         """Return the header, which is part 0, or a block, once it is sound."""
@@ -178,6 +177,6 @@ def _narrowest(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes_of(tensor: torch.Tensor) -> Bytes:
-    """Return the memory of a tensor, row by row. Shape: any -> (bytes,)."""
+    """Return the memory of a tensor, or of its contiguous copy. Shape: any -> (bytes,)."""
     data: Bytes = tensor.contiguous().flatten().view(torch.uint8).numpy()
     return data
