@@ -141,11 +141,13 @@ def _look(
 ) -> tuple[FeatureCache, _Missing]:
     """Return the cache as it is by now, and what it lacks, whoever is to make it."""
     committed = read_committed(storage, manifest, through_seal=False)
+    # What trains on `final` goes on with CLIP itself. A pool has it too, but no text to train on.
+    keeps_weights = names.FINAL in manifest.spec.image_names and bool(contents.tokenizer)
     missing = _Missing(
         lacks_index=not is_index_whole(storage, manifest),
         lacks_text=bool(contents.tokenizer)
         and find_text(committed, config.charset, contents.tokenizer, contents.template) is None,
-        lacks_weights=contents.keeps_weights and committed.weights is None,
+        lacks_weights=keeps_weights and committed.weights is None,
         units=[
             (view_idx, unit_idx)
             for view_idx in range(config.views)

@@ -47,11 +47,6 @@ class Contents:
     template: str = ""
     """Of prompts."""
 
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether the teacher's weights are kept: who trains on ``final`` goes on with CLIP."""
-        return self.pixels and names.FINAL in self.arrays
-
 
 def pictures_of_words(config: BuildConfig) -> Contents:
     """Return what `cache build` makes a cache of."""
