@@ -15,8 +15,9 @@ from clipocr.precompute.upkeep.verify import VerifyReport, verify_cache
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    # Codecs that were chosen, with tables: both are files of a cache like any other.
-    return World(tmp_path_factory.mktemp("world"), codec="klt:24,int8,fp16")
+    # Codecs that were chosen, with tables, and weights: files of a cache like any other.
+    root = tmp_path_factory.mktemp("world")
+    return World(root, codec="klt:24,int8,fp16", keeps_weights=True)
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def unit_of(file: str) -> str:
         return "seal"
     if parts[0] == "commits":
         return file.removeprefix("commits/").removesuffix(".json")
+    if parts[0] == "teacher":
+        return "teacher"
     if parts[0] == "text" and len(parts) > 2:
         return "/".join(parts[:2])
     if parts[0] == "image" and len(parts) > 2:
@@ -94,7 +97,7 @@ def test_every_fault_in_every_file_is_caught(
             if missing or outcome not in ("stopped", "right rows"):
                 uncaught.append((list(damage), missing, outcome))
             inflict(copy, {name: world.files[name] for name in damage})
-    assert "codec" in {file.partition("/")[0] for file in world.files}
+    assert {"codec", "teacher"} <= {file.partition("/")[0] for file in world.files}
     table[kind + ("" if is_sealed else ", no seal")] = counts
     assert not uncaught
     assert counts["tried"] == counts["caught"] > 0

@@ -66,6 +66,9 @@ class Builder:
             *("--teacher", "ViT-tiny-test/random:0", "--image-taps", "1,2,3"),
             *("--text-taps", "1,2,3", "--unit-rows", "8", "--chunk-rows", "4"),
         ]
+        return self.run(*args, **fault)
+
+    def run(self, *args: object, **fault: object) -> Run:
         request = {"args": [str(arg) for arg in args], "fault": fault}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -163,6 +166,28 @@ def test_a_build_killed_at_any_operation_resumes_to_the_same_bytes(
     print(f"\n{len(points)} kills in {len(operations)} operations: {dict(struck)}")
     assert set(struck) == {"write", "fsync", "replace", "mkdir"}
     assert set(num_units) == {0, 1, 2, 3}
+
+
+def test_weights_killed_at_any_operation_are_added_by_the_same_command(
+    builder: Builder, reference: Reference, tmp_path: Path
+) -> None:
+    before = reference.cache.folder.root
+    whole = shutil.copytree(before, tmp_path / "whole")
+    added = builder.run("cache", "weights", whole)
+    assert added.exit_code == 0, added.stderr
+    expected = files_of(whole)
+    # Up to the record; how a seal is made is shown above.
+    num_points = added.operations.index("replace teacher.json") + 2
+    for point in range(num_points):
+        out = shutil.copytree(before, tmp_path / f"killed-{point}")
+        assert builder.run("cache", "weights", out, kind="kill", at=point).exit_code == -9
+        published = {n: d for n, d in files_of(out).items() if not n.startswith(".tmp/")}
+        for name, data in published.items():
+            assert data in (reference.files.get(name), expected[name]), f"{name} at {point}"
+        assert verify_cache(out).faults == []
+        assert builder.run("cache", "weights", out).exit_code == 0
+        assert files_of(out) == expected, f"killed at operation {point}"
+        shutil.rmtree(out)
 
 
 @pytest.mark.parametrize(

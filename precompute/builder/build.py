@@ -1,7 +1,8 @@
 """`clipocr cache build`: from LMDBs to a sealed feature cache.
 
     scan ──► index ──► views ──► image arrays ──► codec ──► unit ──► seal
-                └────► unique labels ──► tokens ──► text arrays ──► text table ──┘
+                ├────► unique labels ──► tokens ──► text arrays ──► text table ──┤
+                └────► weights of the teacher, if the cache is to keep them ─────┘
 
 Each step ends in a published record and is skipped when its record is there, so running the same
 command again finishes what is missing. Shapes: N rows, B rows of a chunk.
@@ -32,6 +33,7 @@ from .contents import Contents, natural_images, pictures_of_words, words_alone
 from .index import ensure_index, is_index_whole
 from .text import build_text_table, find_text, require_same_weights, same_teacher_name
 from .units import UnitBuilder
+from .weights import write_weights
 
 _POOL_UNIT_ROWS = 512
 _POOL_CHUNK_ROWS = 32
@@ -60,6 +62,7 @@ class _Missing(NamedTuple):
 
     lacks_index: bool
     lacks_text: bool
+    lacks_weights: bool
     units: list[tuple[int, int]]
     """(view, unit) pairs, view by view."""
 
@@ -138,10 +141,13 @@ def _look(
 ) -> tuple[FeatureCache, _Missing]:
     """Return the cache as it is by now, and what it lacks, whoever is to make it."""
     committed = read_committed(storage, manifest, through_seal=False)
+    # What trains on `final` goes on with CLIP itself. A pool has it too, but no text to train on.
+    keeps_weights = names.FINAL in manifest.spec.image_names and bool(contents.tokenizer)
     missing = _Missing(
         lacks_index=not is_index_whole(storage, manifest),
         lacks_text=bool(contents.tokenizer)
         and find_text(committed, config.charset, contents.tokenizer, contents.template) is None,
+        lacks_weights=keeps_weights and committed.weights is None,
         units=[
             (view_idx, unit_idx)
             for view_idx in range(config.views)
@@ -192,7 +198,7 @@ def _make_missing(
         view_px=(contents.view.height_px, contents.view.width_px),
     )
     if same_as is not None:
-        require_same_weights(config.out, same_as, teacher)
+        require_same_weights(config.out, same_as, teacher.spec)
     teacher.require_room(config.labels.max_label_length)
     scan = contents.scan()
     spec = _spec(config, contents, teacher.spec, teacher.image_shapes, scan.sources, scan.num_rows)
@@ -207,6 +213,8 @@ def _make_missing(
         cache.publish(
             build_text_table(cache, config.charset, teacher, contents.tokenizer, contents.template)
         )
+    if missing.lacks_weights and config.process.rank == 0:
+        cache.publish(write_weights(cache, config.teacher))
     started = time.perf_counter()
     builder = UnitBuilder(cache, teacher, contents.pictures, config.num_workers(device.type))
     # Split all units among processes, not the missing ones: the missing ones change while others

@@ -1,4 +1,4 @@
-"""What `clipocr cache build` and `clipocr cache text` are asked for. Imports no torch."""
+"""What the commands that make a cache or add to one are asked for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -188,6 +188,14 @@ class TextConfig(TextOptions):
         help="Where its weights are now; needed if they were a file.",
     )
     device: str = device_option()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig(Options):
+    """What `clipocr cache weights` is asked for."""
+
+    cache: Path
+    teacher: str | None = option_of(TextConfig, "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)

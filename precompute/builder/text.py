@@ -86,7 +86,7 @@ def load_same_teacher(
         device=device,
         activation=have.activation,
     )
-    require_same_weights(place, have, teacher)
+    require_same_weights(place, have, teacher.spec)
     return teacher
 
 
@@ -100,13 +100,13 @@ def same_teacher_name(place: str | Path, have: TeacherSpec, name: str | None) ->
     return name or have.name
 
 
-def require_same_weights(place: str | Path, have: TeacherSpec, teacher: Teacher) -> None:
+def require_same_weights(place: str | Path, have: TeacherSpec, found: TeacherSpec) -> None:
     """Refuse a teacher of other weights than those of the cache at `place`."""
-    if teacher.spec.weights_sha256 != have.weights_sha256:
+    if found.weights_sha256 != have.weights_sha256:
         raise CacheMismatchError(
             f"{place} holds what {have.name} says (weights sha256 "
-            f"{have.weights_sha256[:16]}...), but {teacher.spec.name} has other weights (sha256 "
-            f"{teacher.spec.weights_sha256[:16]}...). Pass the weights it was built with, by "
+            f"{have.weights_sha256[:16]}...), but {found.name} has other weights (sha256 "
+            f"{found.weights_sha256[:16]}...). Pass the weights it was built with, by "
             f"--teacher {have.model}/PATH"
         )
 

@@ -1,4 +1,4 @@
-"""The commands ``clipocr cache build|text|labels|pool|plan``, which run the teacher."""
+"""The commands ``clipocr cache build|text|weights|labels|pool|plan``, which run the teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...shared.terminal import (
     plain_table,
     warn_of_random_teacher,
 )
-from ..builder.config import BuildConfig, LabelsConfig, PoolConfig, TextConfig
+from ..builder.config import BuildConfig, LabelsConfig, PoolConfig, TextConfig, WeightsConfig
 from ..inspect.options import PlanConfig
 
 if TYPE_CHECKING:
@@ -96,6 +96,31 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
         f"{counted(spec.num_strings, 'label')}, "
         f"{counted(spec.num_prefixes, 'prefix', 'prefixes')}, "
         f"{byte_size(num_bytes)}{'; nothing was missing' if was_there else ''}."
+    )
+
+
+@cache.command("weights")
+@click.argument("cache_path", metavar="CACHE", type=FOLDER)
+@takes(WeightsConfig)
+def weights_command(cache_path: Path, given: Mapping[str, Any]) -> None:
+    """Keep the teacher's weights in a cache, for methods that go on with CLIP itself.
+
+    They train without a download then. The weights must be the very same that made the cache, or
+    they are refused. Nothing else is touched.
+
+    \b
+    Example:
+      clipocr cache weights mjst.cache
+    """
+    config = WeightsConfig.from_values(given, cache=cache_path)
+    from ..builder.weights import add_weights
+
+    cache, record, was_there = add_weights(config)
+    teacher, file = cache.spec.teacher, record.files[names.WEIGHTS_FILE]
+    warn_of_random_teacher(teacher.is_random, teacher.name)
+    click.echo(
+        f"{'Found' if was_there else 'Wrote'} {cache_path}/{names.WEIGHTS_FILE}: {teacher.name}, "
+        f"{byte_size(file.num_bytes)}{'; nothing was missing' if was_there else ''}."
     )
 
 

@@ -111,7 +111,8 @@ def _verify(cache: str | Path, config: VerifyConfig) -> bool:
     finding = "is sound" if is_sound else "is whole, but not what is made of its sources now"
     click.echo(
         f"{cache} {finding}: {checked}; {counted(len(report.committed.units), 'unit')}, "
-        f"{counted(len(report.committed.texts), 'text table')}, {state}."
+        f"{counted(len(report.committed.texts), 'text table')}"
+        f"{', weights of the teacher' if report.committed.weights else ''}, {state}."
     )
     return is_sound
 
@@ -125,7 +126,8 @@ def _repair(path: Path, report: VerifyReport) -> None:
     click.echo(
         f"Repaired {path}: {counted(len(repair.taken_back), 'part')} taken back, "
         f"{counted(len(repair.rewritten), 'metadata file')} written again. Now run its cache build "
-        f"command (and cache text, for further charsets; of a pool, cache pool){again}."
+        f"command (and cache text, for further charsets; cache weights, for its teacher's; of a "
+        f"pool, cache pool){again}."
     )
 
 

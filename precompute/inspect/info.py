@@ -10,6 +10,7 @@ from ...shared.cache import names
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.words import WordReader
 from ...shared.data.word_lmdb import image_key, label_key
+from ...shared.terminal import byte_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,10 @@ def describe_cache(path: str | Path) -> CacheDescription:
                 + ", ".join(f"{a.name} ({a.width})" for a in text.arrays),
             )
             for text in cache.text_specs()
+        ),
+        *(
+            ("teacher's weights", byte_size(file.num_bytes))
+            for file in (cache.committed.weights.files.values() if cache.committed.weights else ())
         ),
         *(
             (

@@ -1,6 +1,6 @@
 """`clipocr cache copy`: a cache, or a smaller one cut from it, from anywhere into a folder.
 
-    index ──► manifest ──► each text table and unit: files, then commit record ──► seal
+    index ──► manifest ──► weights, each text table and unit: files, then commit record ──► seal
 
 The order is the builder's, so a copy that is killed is a cache already, of the units it has; the
 same command goes on where it stopped, and what was left out can be copied or built later. Every
@@ -23,7 +23,7 @@ from ...shared.cache.json_record import encode_record
 from ...shared.cache.memory import Bytes
 from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache, pool_of, publish_seal, read_manifest
-from ...shared.cache.records import Manifest, Record, TextRecord
+from ...shared.cache.records import Manifest, Record, UnitRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
 from ...shared.errors import CacheCorruptError, CacheMismatchError
 from .config import CopyConfig
@@ -90,7 +90,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
 
 
 def _records(source: FeatureCache, config: CopyConfig) -> list[Record]:
-    """Return the records of the copy: text tables, then units, view by view."""
+    """Return the records of the copy: weights and text tables, then units, view by view."""
     units, held = source.first_rows(config.fraction), source.num_views
     if config.views is not None and config.views > held:
         raise CacheMismatchError(
@@ -99,7 +99,7 @@ def _records(source: FeatureCache, config: CopyConfig) -> list[Record]:
     return [
         record
         for record in source.committed
-        if isinstance(record, TextRecord)
+        if not isinstance(record, UnitRecord)
         or (record.unit_idx in units and record.view_idx < (config.views or held))
     ]
 

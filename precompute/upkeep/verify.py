@@ -30,6 +30,7 @@ from ...shared.cache.records import (
     Record,
     TextRecord,
     UnitRecord,
+    WeightsRecord,
     parse_record,
 )
 from ...shared.cache.remote import open_storage
@@ -50,8 +51,8 @@ class Fault:
     """Something in a cache that is not what was committed."""
 
     part: str
-    """``view0/unit-00003``, ``text/char-36``, ``index`` (manifest, rows, labels, rejects),
-    ``seal``, or ``view0`` for the Zarr metadata that its units share."""
+    """``view0/unit-00003``, ``text/char-36``, ``teacher`` (its weights), ``index`` (manifest, rows,
+    labels, rejects), ``seal``, or ``view0`` for the Zarr metadata that its units share."""
     file: str
     problem: str
 
@@ -169,7 +170,7 @@ def _parse(unit: str, data: dict[str, Any], manifest: Manifest) -> Record | None
         record = parse_record(unit, data, manifest.cache_id)
     except ValueError:
         return None
-    is_planned = isinstance(record, TextRecord) or (
+    is_planned = not isinstance(record, UnitRecord) or (
         record.unit_idx < manifest.spec.num_units
         and record.rows == manifest.spec.unit_range(record.unit_idx)
         and all(row in range(*record.rows) for row in record.bad_rows)
@@ -188,10 +189,14 @@ def _vouch(found: VerifyReport, manifest: Manifest, record: Record | None) -> bo
         part = names.parents(record.name)[0]
         layouts = list(manifest.spec.image_layouts(record.view_idx).values())
         groups = [names.view_group(record.view_idx)]
-    else:
+    elif isinstance(record, TextRecord):
         layouts, groups = list(record.spec.layouts(manifest.num_labels).values()), [record.name]
+    else:
+        layouts, groups = [], []
     if isinstance(record, UnitRecord):
         shards = [layout.shard_name(record.unit_idx) for layout in layouts]
+    elif isinstance(record, WeightsRecord):
+        shards = [names.WEIGHTS_FILE]
     else:
         shards = [name for layout in layouts for name in layout.shard_names]
     metadata = dict.fromkeys(map(names.metadata_file, groups), GROUP_METADATA)
@@ -302,10 +307,10 @@ class Repair(NamedTuple):
 def repair_cache(path: Path, report: VerifyReport) -> Repair:
     """Remove what is damaged, so that the build of this cache makes just that again.
 
-    First the records of damaged units and text tables go, then the seal, then the damaged files; so
-    if it is killed in between, the next verification finds the rest. Of a damaged index the files
-    go, and the manifest if it is damaged itself: the build makes them from its sources, and keeps
-    them only if they are those that every unit was made by. No build may run meanwhile.
+    First the records of damaged units, text tables and weights go, then the seal, then the damaged
+    files; so if it is killed in between, the next verification finds the rest. Of a damaged index
+    the files go, and the manifest if it is damaged itself: the build makes them from its sources,
+    and keeps them only if they are those that every unit was made by. No build may run meanwhile.
     """
     storage = LocalStorage(path)
     known = {name: file.metadata for name, file in report.files.items()}

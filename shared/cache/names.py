@@ -1,7 +1,7 @@
 """Every name in a cache, built and parsed here and nowhere else.
 
     manifest.json, sealed.json         what the cache is; all records in one
-    commits/UNIT.json                  the record of a unit or of a text table
+    commits/UNIT.json                  the record of a unit, of a text table or of the weights
     ARRAY/zarr.json, ARRAY/c/3/0/0     the metadata of an array, and its shard 3
 
     rows/label, labels/utf8, ...       arrays of the index
@@ -9,11 +9,12 @@
     image/view0/block3                 an image array of a view
     pool/...                           a cache of natural images, with names like these
     text/char-36/eot                   an array of a text table, text/prompt-36-5f3a9c01/eot another
+    teacher/weights.safetensors        the weights of the teacher, if they are kept
 
-A *unit* is ``view0/unit-00003`` or, for a text table, ``text/char-36``. An image array is called
-``block3`` (the residual stream after block 3, counted from 1), or by any other word; ``pixels`` are
-the views themselves. Of a text table ``block3`` and ``ln_final`` have a row per prefix, ``eot`` one
-per string.
+A *unit* is ``view0/unit-00003``; a text table is one, ``text/char-36``, and so are the weights,
+``teacher``. An image array is called ``block3`` (the residual stream after block 3, counted from
+1), or by any other word; ``pixels`` are the views themselves. Of a text table ``block3`` and
+``ln_final`` have a row per prefix, ``eot`` one per string.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ TMP_FOLDER = ".tmp"
 CODEC_FOLDER = "codec"
 POOL_FOLDER = "pool"
 """A cache within the cache: tokens of natural images."""
+TEACHER = "teacher"
+"""Folder of the teacher's weights, which is its unit's name too."""
+WEIGHTS_FILE = f"{TEACHER}/weights.safetensors"
 GROUPS = ("", "rows", "labels", "rejected", "image", "text")
 """Folders that are Zarr groups in every cache."""
 
@@ -65,7 +69,7 @@ def require_free(folder: Path) -> None:
     What a build or a copy has left that was killed before its manifest is no other thing.
     """
     own = {
-        *(TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, POOL_FOLDER),
+        *(TMP_FOLDER, METADATA_NAME, COMMITS_FOLDER, CODEC_FOLDER, POOL_FOLDER, TEACHER),
         *(MANIFEST_NAME, SEAL_NAME),
     }
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..charset import Charset
 from ..errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
@@ -32,6 +33,7 @@ from .shards import Array, ArrayLayout, ArrayReader
 from .spec import FORMAT_VERSION, CacheSpec
 from .storage import FileRecord, LocalStorage, ReadStorage
 from .strings import decode_strings
+from .tensor_file import TensorFile
 from .text_spec import TextSpec, TextTable
 
 
@@ -180,7 +182,7 @@ class FeatureCache:
         return (view_idx, unit_idx) in self.committed.units or self.storage.exists(file)
 
     def publish(self, record: Record) -> None:
-        """Make a unit or a text table part of the cache; its files must be published already."""
+        """Make a unit, a text table or the weights part of the cache; the files must be there."""
         self.folder.write(names.record_file(record.name), encode_record(record))
         self.committed.add(record)
 
@@ -325,6 +327,25 @@ class FeatureCache:
             arrays={array: reader(layouts[array]).row_table() for array in wanted},
         )
 
+    def teacher_weights(self, wanted: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+        """Read weights of the teacher, by their names in open_clip's model; None: all of them.
+
+        Of a part only that part is read, and all that is read is checked. They are as the teacher
+        had them, in its types.
+
+        Raises:
+            CacheMismatchError: the cache keeps no weights, or the teacher has none of that name.
+        """
+        record = self.committed.weights
+        if record is None:
+            raise CacheMismatchError(
+                f"{self.storage} keeps no weights of its teacher, this run needs them; add them "
+                f"with: clipocr cache weights {self.storage}"
+            )
+        file = names.WEIGHTS_FILE
+        stored = TensorFile(self.storage, file, record.files[file], record.header_bytes)
+        return stored.read(wanted)
+
     def _strings(
         self, layouts: Mapping[str, ArrayLayout], files: Mapping[str, FileRecord]
     ) -> list[str]:
@@ -381,7 +402,7 @@ def publish_seal(storage: LocalStorage, manifest: Manifest) -> Committed:
 
 
 def read_committed(storage: ReadStorage, manifest: Manifest, *, through_seal: bool) -> Committed:
-    """Return the records of all units and text tables.
+    """Return the records of all units, of the text tables and of the weights.
 
     Through the seal, if there is one, those that it repeats: one read, and enough for a reader. A
     builder reads record by record, to see those added since.

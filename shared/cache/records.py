@@ -1,4 +1,4 @@
-"""The records of a cache: its manifest, and one for each unit and each text table.
+"""The records of a cache: its manifest, and one for each unit, each text table and the weights.
 
 A file is read only if a record states its size and checksums. All records are JSON with a checksum
 of their own; see `json_record`.
@@ -68,17 +68,34 @@ class TextRecord:
         return names.text_group(self.spec.name)
 
 
-Record = UnitRecord | TextRecord
+@dataclass(frozen=True, kw_only=True)
+class WeightsRecord:
+    """What makes the weights of the teacher part of the cache."""
+
+    cache_id: str
+    files: Mapping[str, FileRecord]
+    """The one file."""
+    header_bytes: int
+    """Size of its header, behind which its tensors begin; see `tensor_file`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the weights as a unit."""
+        return names.TEACHER
+
+
+Record = UnitRecord | TextRecord | WeightsRecord
 
 
 def parse_record(unit: str, data: Mapping[str, Any], cache_id: str) -> Record:
-    """Return the record of a unit, or of a text table, from its JSON form.
+    """Return the record of a unit, of a text table or of the weights, from its JSON form.
 
     Raises:
         ValueError: the data is not the record of that unit in that cache.
     """
     is_text = unit.startswith(names.text_group(""))
-    record: Record = from_json(TextRecord if is_text else UnitRecord, data)
+    kind = WeightsRecord if unit == names.TEACHER else TextRecord if is_text else UnitRecord
+    record: Record = from_json(kind, data)
     if (record.cache_id, record.name) != (cache_id, unit):
         raise ValueError(f"{record.name} of {record.cache_id}")
     return record
@@ -86,22 +103,27 @@ def parse_record(unit: str, data: Mapping[str, Any], cache_id: str) -> Record:
 
 @dataclass
 class Committed:
-    """All records of units and text tables of a cache, or those that were read of them."""
+    """All records of a cache but its manifest, or those that were read of them."""
 
     units: dict[tuple[int, int], UnitRecord] = dataclasses.field(default_factory=dict)
     """By (view, unit)."""
     texts: dict[str, TextRecord] = dataclasses.field(default_factory=dict)
     """By the name of the table."""
+    weights: WeightsRecord | None = None
+    """None: the cache keeps none."""
 
     def add(self, record: Record) -> None:
         """Add a record, or put it in the place of the one of its name."""
         if isinstance(record, UnitRecord):
             self.units[record.view_idx, record.unit_idx] = record
-        else:
+        elif isinstance(record, TextRecord):
             self.texts[record.spec.name] = record
+        else:
+            self.weights = record
 
     def __iter__(self) -> Iterator[Record]:
         """Yield all records, sorted by name."""
+        yield from () if self.weights is None else (self.weights,)
         yield from (self.texts[name] for name in sorted(self.texts))
         yield from (self.units[key] for key in sorted(self.units))
 

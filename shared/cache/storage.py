@@ -42,7 +42,8 @@ class FileRecord:
     num_bytes: int
     sha256: str
     chunk_crc32c: str = ""
-    """For a Zarr shard: CRC-32C of each inner chunk's payload, 8 hex digits each, in order.
+    """For a Zarr shard: CRC-32C of each inner chunk's payload, 8 hex digits each, in order. For the
+    teacher's weights: of the header, then of each block (see `tensor_file`).
 
     Readers compare these, not the sums inside the file: a sound shard under another shard's name
     carries its own correct sums, and only the commit record tells the two apart.

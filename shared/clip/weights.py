@@ -49,13 +49,7 @@ def load_weights(
             f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
             "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
         )
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        raise UsageError(
-            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
-            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
-        )
-    trained_with = "quickgelu" if config.get("quick_gelu") else "gelu"
+    trained_with = "quickgelu" if _config_of(model_name).get("quick_gelu") else "gelu"
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     path = Path(weights)
     load: Callable[[str, str, str], torch.nn.Module]
@@ -86,7 +80,7 @@ def load_weights(
     spec = TeacherSpec(
         model=model_name,
         weights=f"file:{path.name}" if load is _model_from_file else weights,
-        weights_sha256=_hash_weights(model),
+        weights_sha256=hash_weights(model),
         activation=trained_with,
         precision=precision,
     )
@@ -111,13 +105,28 @@ def image_px(model_name: str) -> int:
     return size
 
 
-def _hash_weights(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module) -> str:
     """Return the SHA-256 of every tensor of a model with its name, type and shape."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _config_of(model_name: str) -> dict[str, Any]:
+    """Return what open_clip says of a model.
+
+    Raises:
+        UsageError: it says nothing.
+    """
+    config: dict[str, Any] | None = open_clip.get_model_config(model_name)
+    if config is None:
+        raise UsageError(
+            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
+            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
+        )
+    return config
 
 
 def _activation_of(path: Path, configured: str, told: str | None) -> str:

@@ -13,8 +13,11 @@ from samples import WORDS, files_of, tiny_build, write_words
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import BuildConfig
 from clipocr.shared.cache.memory import Bytes
-from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.names import WEIGHTS_FILE
+from clipocr.shared.cache.reader import FeatureCache, publish_seal
+from clipocr.shared.cache.records import WeightsRecord
 from clipocr.shared.cache.shards import ArrayWriter
+from clipocr.shared.cache.tensor_file import write_tensors
 from clipocr.shared.errors import CacheError
 from clipocr.train.data.batch import Batch
 
@@ -37,10 +40,28 @@ def fill_disk_after(num_chunks: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ArrayWriter, "append_chunk", append_chunk)
 
 
+def keep_tensors(path: Path, seed: int) -> None:
+    """Let a cache keep three tensors as the weights of its teacher.
+
+    The tiny teacher's own take 7 MB, because it knows CLIP's whole vocabulary, and every fault
+    would have to be found among them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(9, 7, generator=generator) for name in ("a", "b", "c.weight")}
+    cache = FeatureCache.open(path)
+    file, header_bytes = write_tensors(cache.folder, WEIGHTS_FILE, tensors)
+    cache.publish(
+        WeightsRecord(
+            cache_id=cache.manifest.cache_id, files={WEIGHTS_FILE: file}, header_bytes=header_bytes
+        )
+    )
+    publish_seal(cache.folder, cache.manifest)
+
+
 class World:
     """A sealed cache of two views, another one of another seed, and what a trainer sees."""
 
-    def __init__(self, root: Path, codec: str = "fp16") -> None:
+    def __init__(self, root: Path, codec: str = "fp16", keeps_weights: bool = False) -> None:
         self._codec = codec
         self.data = root / "data"
         write_words(self.data / "MJ", WORDS, images={3: b"not an image"})
@@ -49,6 +70,11 @@ class World:
         build_cache(self.config(self.path))
         other = root / "other.cache"
         build_cache(self.config(other, seed=1))
+        self.weights: dict[str, torch.Tensor] = {}
+        if keeps_weights:
+            keep_tensors(self.path, 0)
+            keep_tensors(other, 1)
+            self.weights = FeatureCache.open(self.path).teacher_weights()
         self.files, self.other = files_of(self.path), files_of(other)
         self.batches = list(batches_of(self.path))
 
@@ -157,6 +183,10 @@ def train_on(world: World, path: Path, damage: Damage) -> str:
             batch = next(batches, None)
             if batch is None or not is_same(batch, expected):
                 return "wrong rows"
+        if world.weights:
+            found = FeatureCache.open(path).teacher_weights()
+            if not all(torch.equal(found[name], tensor) for name, tensor in world.weights.items()):
+                return "wrong weights"
     except CacheError as e:
         # Another cache's manifest makes strangers of the records, and of the index.
         names = [*damage, *(["sealed.json", "commits/"] if "manifest.json" in damage else [])]

@@ -111,7 +111,9 @@ class Preflight:
                 text[array.name] = (*of_sentence, array.width)
         pool = self.cache.pool if self.needs.pool else None
         tokens = None if pool is None else pool.spec.images[0].row_shape
-        return Shapes(images=images, text=text, pool=tokens)
+        return Shapes(
+            images=images, text=text, pool=tokens, teacher_weights=self.cache.teacher_weights
+        )
 
     @cached_property
     def _labels(self) -> TrainingLabels:

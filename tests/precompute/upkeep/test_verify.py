@@ -459,11 +459,11 @@ def test_the_command_takes_back_the_index(copy: Path) -> None:
     result = verify(copy, "--repair")
     assert result.exit_code == 0
     assert f"Repaired {copy}: 1 part taken back" in result.stdout
-    assert "further charsets; of a pool, cache pool).\n" in result.stdout
+    assert "for its teacher's; of a pool, cache pool).\n" in result.stdout
     inflict(copy, {"manifest.json": b""})
     result = verify(copy, "--repair")
     assert "Repaired" in result.stdout
-    assert "further charsets; of a pool, cache pool), and verify again.\n" in result.stdout
+    assert "for its teacher's; of a pool, cache pool), and verify again.\n" in result.stdout
 
 
 @pytest.mark.parametrize(
