@@ -7,18 +7,17 @@ views ──► image encoder ──► visual decoder ──► text ──► 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ....shared.cache.json_record import as_json, from_json
 from ....shared.cache.names import FINAL, block_name
-from ....shared.cache.spec import CacheSpec, TeacherSpec
 from ....shared.errors import UsageError
 from ....shared.options import option, option_of
 from ...models.config import DecoderConfig, PermutedDecoder
 from ..base import Method, Needs, Shapes
 
 if TYPE_CHECKING:
+    from ....shared.cache.spec import CacheSpec, TeacherSpec
     from ...models.tokenizer import LabelTokenizer
     from .recogniser import Clip4StrRecogniser
     from .trainee import Clip4StrTrainee
@@ -36,8 +35,15 @@ class ClipSource:
 
 
 def _parse_source(value: Any) -> ClipSource:
-    source: ClipSource = from_json(ClipSource, value)
-    return source
+    from ....shared.cache.json_record import from_json
+    from ....shared.cache.spec import TeacherSpec
+
+    teacher = from_json(TeacherSpec, value["teacher"])
+    return ClipSource(teacher=teacher, view_px=tuple(value["view_px"]))
+
+
+def _unparse_source(source: ClipSource) -> Any:
+    return asdict(source) | {"view_px": list(source.view_px)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +100,7 @@ class Clip4Str(Method):
         help="Whether checkpoints hold CLIP's frozen weights; with tune all they do.",
     )
     clip: ClipSource | None = option(
-        None, help="Which CLIP, as the cache says.", parse=_parse_source, unparse=as_json,
+        None, help="Which CLIP, as the cache says.", parse=_parse_source, unparse=_unparse_source,
         is_fitted=True,
     )  # fmt: skip
 
