@@ -60,6 +60,8 @@ class Preflight:
             CacheError: it has not.
         """
         cache.require_images(needs.images, needs.pixels)
+        if needs.view_px is not None:
+            cache.require_view_size(needs.view_px)
         text = None
         if needs.text is not None:
             text = cache.require_text(
@@ -111,7 +113,14 @@ class Preflight:
                 text[array.name] = (*of_sentence, array.width)
         pool = self.cache.pool if self.needs.pool else None
         tokens = None if pool is None else pool.spec.images[0].row_shape
-        return Shapes(images=images, text=text, pool=tokens)
+        spec = self.cache.spec
+        return Shapes(
+            teacher=spec.teacher,
+            view_px=spec.view.view_px,
+            images=images,
+            text=text,
+            pool=tokens,
+        )
 
     @cached_property
     def _labels(self) -> TrainingLabels:

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ...shared.geometry import VIEW_PX
 from ...shared.options import Options
 
 if TYPE_CHECKING:
+    from ...shared.cache.spec import TeacherSpec
     from ..models.recogniser import Recogniser, RecogniserPart
     from ..models.tokenizer import LabelTokenizer
     from .trainee import Trainee
@@ -41,6 +43,8 @@ class Needs:
     """Names of image arrays, such as ``block3``."""
     pixels: bool = True
     """Whether the views themselves are read."""
+    view_px: tuple[int, int] | None = VIEW_PX
+    """Height and width of the views that pixels and image arrays are of; None: any."""
     text: TextNeeds | None = None
     """None: labels only, which every cache has."""
     pads_together: bool = False
@@ -59,7 +63,12 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Of what a method needs of a cache, without the batch."""
+    """Of what a method needs of a cache, without the batch, and whose features they are."""
+
+    teacher: TeacherSpec
+    """The CLIP that made the features."""
+    view_px: tuple[int, int]
+    """Height and width of the cache's views."""
 
     images: Mapping[str, tuple[int, ...]]
     """By array name, (T, D): teacher tokens, width."""
