@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipocr.precompute.builder.config import BuildConfig
 from clipocr.shared.cache.codecs.codec import Codec
+from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.shared.data.word_lmdb import WordLmdbWriter
 
 TINY_CLIP = {
@@ -27,6 +28,11 @@ TINY_CLIP = {
 TINY_TEACHER = "ViT-tiny-test/random:0"
 EQUAL_TEACHER = "ViT-equal-test/random:0"
 """The same with text tokens as wide as the joint space, as those of ViT-B/16 are."""
+ANY_TEACHER = TeacherSpec(
+    model="ViT-B-16", weights="random:0", weights_sha256="0" * 64, activation="gelu",
+    precision="fp32",
+)  # fmt: skip
+"""For methods that do not ask whose features they are given."""
 TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 """The command clipocr as a program that knows the tiny teacher."""
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samples import ANY_TEACHER
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
@@ -32,6 +33,8 @@ TERMS = ["recognition", "image_1", "image_2", "image_3", "word", "text_1", "text
 
 
 SHAPES = Shapes(
+    teacher=ANY_TEACHER,
+    view_px=(32, 128),
     images=dict.fromkeys(ALL_BLOCKS, (5, 12)),
     text=dict.fromkeys(ALL_BLOCKS, (10,)) | {"eot": (8,)},
 )
@@ -77,6 +80,8 @@ def test_default_heads_have_the_official_number_of_parameters():
     heads = ClipOcrHeads(
         method,
         Shapes(
+            teacher=ANY_TEACHER,
+            view_px=(32, 128),
             images=dict.fromkeys(method.needs().images, (17, 768)),
             text=dict.fromkeys(method.needs().text.arrays, (512,)),
         ),
