@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner, Result
+from methods import install_methods
 from samples import write_words
 from torch import Tensor, nn
 
@@ -153,18 +154,13 @@ def _installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Install this file as another package would be: by the entry points of its distribution."""
     site = tmp_path_factory.mktemp("site")
     (site / "toy_methods.py").write_text("raise ImportError('this one is broken')\n")
-    info = site / "toy_methods-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-methods\nVersion: 1.0\n")
     points = {
         "toy": f"{__name__}:Toy",
         "toy-labels": f"{__name__}:ToyLabels",
         "broken": "toy_methods:Broken",
         "misnamed": f"{__name__}:Toy",
     }
-    lines = (f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[clipocr.methods]\n{''.join(lines)}")
-    monkeypatch.syspath_prepend(str(site))
+    install_methods(site, points, monkeypatch)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Toy.__module__])
 
 
