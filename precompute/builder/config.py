@@ -102,6 +102,14 @@ class SourceOptions(Options):
                 f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
             )
 
+    def require_image_taps(self) -> None:
+        """Refuse a cache of pictures of which the teacher would be asked nothing."""
+        if not self.image_taps:
+            raise UsageError(
+                "image taps none leave nothing to ask the teacher of pictures; pass some, or make "
+                "a cache of text alone with: clipocr cache labels WORDS --out FOLDER"
+            )
+
     def num_workers(self, device_type: str) -> int:
         """Return how many processes decode images beside a teacher on ``cpu`` or ``cuda``."""
         if self.workers is not None:

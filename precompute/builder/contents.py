@@ -17,7 +17,6 @@ from ...shared.cache import names
 from ...shared.cache.spec import SourceSpec, TeacherSpec, ViewSpec
 from ...shared.clip.weights import image_px
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
-from ...shared.errors import UsageError
 from .config import BuildConfig, LabelsConfig, PoolConfig, SourceOptions
 from .pictures import ImageFolder, PictureSource
 from .scan import Scan, scan_images, scan_sources, scan_words
@@ -47,8 +46,7 @@ class Contents:
 
 def pictures_of_words(config: BuildConfig) -> Contents:
     """Return what `cache build` makes a cache of."""
-    if not (config.pixels or config.image_taps):
-        raise UsageError("--no-pixels and --image-taps none leave nothing to store; drop either")
+    config.require_image_taps()
     paths = find_named_lmdbs(config.data)
     return Contents(
         command="cache build",

@@ -108,11 +108,11 @@ class Plan:
 
 def plan_cache(config: PlanConfig) -> Plan:
     """Scan the sources, time a sample of the work, and add up."""
+    config.require_image_taps()
     sources = find_named_lmdbs(config.data)
     device = choose_device(config.device)
     teacher, not_judged = _load_teacher(config, device)
-    if config.image_taps:
-        teacher.require_whole_patches()
+    teacher.require_whole_patches()
     teacher.require_room(config.labels.max_label_length)
     started = time.perf_counter()
     scan = scan_sources(sources, config.labels)

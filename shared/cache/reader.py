@@ -284,9 +284,9 @@ class FeatureCache:
         """Check that the image arrays a run wants are there, and the views themselves."""
         self._require_arrays("image", self.spec.image_names, arrays)
         if pixels and not self.spec.pixels:
-            why = "was built with --no-pixels" if self.spec.is_of_lmdbs else "is not of pictures"
+            why = " (it was built with --no-pixels)" if self.spec.is_of_lmdbs else ""
             raise CacheMismatchError(
-                f"{self.storage} holds no pixels (it {why}), and they are needed here; build a "
+                f"{self.storage} holds no pictures{why}, and they are needed here; build a "
                 "cache that does: clipocr cache build --data ROOT --out FOLDER --pixels ..."
             )
 

@@ -166,8 +166,7 @@ class CacheSpec:
     @property
     def is_of_lmdbs(self) -> bool:
         """Whether rows are samples of LMDBs, not the lines of a list or the files of a pool."""
-        has_pictures = self.pixels or bool(self.images)
-        return has_pictures and self.view.resize != names.CENTER_CROP
+        return bool(self.images) and self.view.resize != names.CENTER_CROP
 
     def image(self, name: str) -> ImageArraySpec:
         """Return an image array; one that there is."""
