@@ -31,7 +31,7 @@ class ViewSize(NamedTuple):
         """Return the size that is written so."""
         match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII)
         if match is None:
-            raise UsageError(f"view size {text!r} is none; expected HEIGHTxWIDTH, such as 224x224")
+            raise UsageError(f"view size is {text!r}, expected HEIGHTxWIDTH, such as 224x224")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

@@ -30,6 +30,7 @@ from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.builder.config import BuildConfig
 from clipocr.precompute.inspect import measure
 from clipocr.precompute.inspect.info import describe_cache
+from clipocr.precompute.teacher.clip import Teacher
 from clipocr.shared.cache.codecs.codecs import measure_fidelity
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset
@@ -215,14 +216,14 @@ def test_a_plan_follows_size_arrays_and_pixels(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--view-size 32", "view size '32' is none; expected HEIGHTxWIDTH, such as 224x224"),
+        ("--view-size 32", "view size is '32', expected HEIGHTxWIDTH, such as 224x224"),
         ("--view-size 32x72", "32x72 cannot be cut into the 16x16 patches of ViT-tiny-test; pass "
          "multiples of those, such as --view-size 32x64"),
         ("--view-size 32x256", "32x256 do not fit this teacher, whose grid of positions covers "
          "224x224"),
         ("--image-taps final,2", "image taps final,2 are not possible"),
-        ("--image-taps 2,last", "image tap 'last' is none; expected a block's number, or final"),
-        ("--image-taps 0", "image tap '0' is none"),
+        ("--image-taps 2,last", "image tap is 'last', expected a block's number, or final"),
+        ("--image-taps 0", "image tap is '0', expected"),
         ("--image-taps none", "image taps none leave nothing to ask"),
     ],
 )  # fmt: skip
@@ -244,6 +245,21 @@ def test_each_array_has_a_codec_and_there_is_one(words_root: Path, tmp_path: Pat
         tiny_build(words_root, tmp_path, image_taps=(2, "final"), codec="int8,int8,int8")
     with pytest.raises(UsageError, match="image taps none leave nothing to ask"):
         build_cache(tiny_build(words_root, tmp_path, image_taps=()))
+
+
+def test_a_cache_of_broken_patches_from_before_they_were_refused_goes_on(
+    words_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of such as ViT-L-14, whose patches of 14 do not divide 32x128."""
+    args = (words_root, tmp_path / "cache", "--image-taps", 1, "--view-size", "40x70")
+    with monkeypatch.context() as patched:
+        patched.setattr(Teacher, "require_whole_patches", lambda _: None)
+        build(*args)
+    (tmp_path / "cache/commits/view0/unit-00001.json").unlink()
+    (tmp_path / "cache/sealed.json").unlink()
+    assert "4 rows built" in build(*args)
+    result = invoke("cache", "text", tmp_path / "cache", "--charset", "94", "--device", "cpu")
+    assert result.exit_code == 0, result.output
 
 
 def test_options_have_one_value_each_in_json_too() -> None:

@@ -27,7 +27,7 @@ AUGMENTATIONS = ("clean", "randaugment")
 def _parse_tap(text: str) -> int | str:
     """Read a block's number, or ``final``."""
     if text != FINAL and not (text.isascii() and text.isdecimal() and int(text)):
-        raise UsageError(f"image tap {text!r} is none; expected a block's number, or {FINAL}")
+        raise UsageError(f"image tap is {text!r}, expected a block's number, or {FINAL}")
     return text if text == FINAL else int(text)
 
 

@@ -316,7 +316,7 @@ class FeatureCache:
         held_taps, wanted_taps = (
             ",".join(taps[array] for array in arrays if array in taps) for arrays in (held, wanted)
         )
-        # Options of methods name blocks alone.
+        # With `final` no hint at a method's option, because those name blocks alone.
         instead = "" if names.FINAL in taps else f"pass --{kind}-taps {held_taps}, or "
         raise CacheMismatchError(
             f"{self.storage} holds {kind} arrays {', '.join(held)}, this run needs "

@@ -111,7 +111,7 @@ def _input_shape(recogniser: Recogniser) -> list[str | int]:
 
 
 def _blank(recogniser: Recogniser) -> Tensor:
-    """Return views to trace with. Shape: (2, H, W, 3) uint8.
+    """Return views to trace with. Shape: (2, height, width, 3) uint8.
 
     PyTorch takes sizes of 0 and 1 for constants, so neither is used for what may vary.
     """
