@@ -197,7 +197,9 @@ def main() -> None:
     cache = FeatureCache.open(args.cache)
     if cache.spec.codec != "fp16":
         parser.error(f"{args.cache} holds {cache.spec.codec} features; build it with --codec fp16")
-    taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in cache.spec.image_taps}
+    # The tokens of `final` are of another width.
+    blocks = [tap for tap in cache.spec.image_taps if isinstance(tap, int)]
+    taps = {tap: read_tap(cache, tap, args.fit_rows) for tap in blocks}
     pixels_name = cache.spec.image_layouts(0)[PIXELS].name
     pixels = sum(
         file.num_bytes

@@ -37,7 +37,7 @@ def open_onnx(path: Path) -> Run:
 def main(run: Path, pictures: Path) -> None:
     torch.set_num_threads(1)
     student = load_recogniser(run, torch.device("cpu"))
-    views = given_views(pictures, student.tall)
+    views = given_views(pictures, student)
 
     def in_pytorch(batch: np.ndarray) -> np.ndarray:
         images = normalize(torch.from_numpy(batch), STUDENT_MEAN, STUDENT_STD)

@@ -1,22 +1,45 @@
 """What a view is, for teacher and student alike.
 
-A view is uint8 RGB, Shape: (32, 128, 3), stretched to that size without keeping the aspect ratio
-(CLIP-OCR ``configs/main.yaml``, PARSeq ``strhub/data/module.py``). The student sees it with mean
-and std 0.5, the teacher with CLIP's own. Pillow is not needed to train on views, so it is not
-imported here.
+A view is uint8 RGB, stretched to one size without keeping the aspect ratio: 32x128, Shape: (32,
+128, 3), unless a cache was built of another (CLIP-OCR ``configs/main.yaml``, PARSeq
+``strhub/data/module.py``). The student sees it with mean and std 0.5, the teacher with CLIP's own.
+Pillow is not needed to train on views, so it is not imported here.
+
+Shapes: H and W height and width of a view.
 """
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from .errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-IMAGE_HEIGHT_PX = 32
-IMAGE_WIDTH_PX = 128
-VIEW_SHAPE = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3)
+
+class ViewSize(NamedTuple):
+    """The size of views, written HEIGHTxWIDTH, as in ``32x128``."""
+
+    height_px: int
+    width_px: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the size that is written so."""
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII)
+        if match is None:
+            raise UsageError(f"view size is {text!r}, expected HEIGHTxWIDTH, such as 224x224")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.height_px}x{self.width_px}"
+
+
+VIEW_PX = ViewSize(32, 128)
+"""Of the views of CLIP-OCR, and of a cache that does not say otherwise."""
 
 TALL = ("stretch", "rotate")
 """What may become of a tall picture; the first is the default, and a record that says neither means
@@ -50,7 +73,7 @@ def normalize(
 ) -> torch.Tensor:
     """Turn uint8 views into a network's float input, on whatever device they are.
 
-    Shape: (B, 32, 128, 3) uint8 -> (B, 3, 32, 128) float32.
+    Shape: (B, H, W, 3) uint8 -> (B, 3, H, W) float32.
     """
     pixels = views.permute(0, 3, 1, 2).float() / 255
     return (pixels - _per_channel(mean, views.device)) / _per_channel(std, views.device)

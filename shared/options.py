@@ -11,7 +11,7 @@ around it, so names are flat wherever people write them. A field without `option
 set by code.
 
 Types that an option may have: ``bool``, ``int``, ``float``, ``str``, ``Path``, a tuple of one of
-them, ``X | None``, and any class whose option has a `parse`. On the command line a tuple is one
+them, ``X | None``, and any type whose option has a `parse`. On the command line a tuple is one
 argument, its items separated by commas, and ``none`` is the empty one; a tuple of paths is an
 option that may be given more than once.
 """
@@ -113,7 +113,7 @@ class Option:
             if not isinstance(value, list | tuple):
                 raise UsageError(f"{self.name} is {value!r}, expected {self.expected}")
             return tuple(map(dataclasses.replace(self, is_tuple=False).read, value))
-        if self.parse is not None and not isinstance(value, self.item):
+        if self.parse is not None and (isinstance(value, str) or not isinstance(value, self.item)):
             return self.parse(value)
         return Path(value) if self.item is Path and isinstance(value, str) else value
 

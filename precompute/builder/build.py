@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...shared.cache import names
-from ...shared.cache.codecs.codec import Codec, codec_per_array
+from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.json_record import as_json, require_equal
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed, read_manifest
 from ...shared.cache.records import Manifest
@@ -121,7 +121,8 @@ def build_pool(config: PoolConfig) -> BuildSummary:
         data=(config.images,),
         out=config.cache / names.POOL_FOLDER,
         teacher=same_teacher_name(config.cache, teacher, config.teacher),
-        image_taps=(),
+        image_taps=(names.FINAL,),
+        pixels=False,
         text_taps=spec.text_taps,
         codec=(Codec.parse("fp16"),),
         activation=teacher.activation,
@@ -166,7 +167,7 @@ def _require_good_rows(
     if reasons.total() == cache.spec.num_rows:
         listed = ", ".join(f"{reason}: {n:,}" for reason, n in reasons.most_common())
         places = ", ".join(map(str, contents.places))
-        look = "look at them with: clipocr data check. " if contents.pixels else ""
+        look = "look at them with: clipocr data check. " if cache.spec.is_of_lmdbs else ""
         raise DataError(
             f"none of the {cache.spec.num_rows:,} pictures in {places} can be decoded ({listed}); "
             f"{look}{cache.storage} is of no use and may be removed"
@@ -194,9 +195,10 @@ def _make_missing(
         precision=config.precision or begun_with or default_precision(device.type),
         device=device,
         activation=config.activation,
-        final=names.FINAL in contents.arrays,
-        view_px=(contents.view.height_px, contents.view.width_px),
+        view_px=contents.view.view_px,
     )
+    if manifest is None and config.image_taps:
+        teacher.require_whole_patches()
     if same_as is not None:
         require_same_weights(config.out, same_as, teacher.spec)
     teacher.require_room(config.labels.max_label_length)
@@ -237,20 +239,19 @@ def _spec(
     num_rows: int,
 ) -> CacheSpec:
     """Return the spec of the cache that was asked for."""
-    codecs = codec_per_array(config.codec, contents.arrays)
     return CacheSpec(
         teacher=teacher,
         view=contents.view,
         labels=config.labels,
         images=tuple(
-            ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=codecs[name])
+            ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=config.codecs[name])
             for name, (num_tokens, width) in image_shapes.items()
         ),
         text_taps=config.text_taps,
         seed=config.seed,
         sources=sources,
         num_rows=num_rows,
-        pixels=contents.pixels,
+        pixels=config.pixels,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )
@@ -272,7 +273,8 @@ def _wanted_so_far(config: BuildConfig, contents: Contents, have: CacheSpec) -> 
         precision=config.precision or have.teacher.precision,
     )
     shape = have.images[0].row_shape if have.images else (0, 0)
-    image_shapes = dict.fromkeys(contents.arrays, shape)
+    shapes = {image.name: image.row_shape for image in have.images}
+    image_shapes = {name: shapes.get(name, shape) for name in names.image_names(config.image_taps)}
     digests = {source.name: source.digest for source in have.sources}
     found = tuple(
         replace(source, digest=source.digest or digests.get(source.name, "new"))
@@ -306,6 +308,7 @@ def _options_of(spec: CacheSpec) -> list[tuple[str, object]]:
     # Of a weights file the cache knows the name, not the place.
     teacher_name = teacher.name.replace("/file:", "/PATH/")
     unicode = "--keep-unicode" if labels.keep_unicode else "(without --keep-unicode)"
+    pixels = "--pixels" if spec.pixels else "--no-pixels"
     return [
         ("--data ROOT (with the sources as they were)", (spec.sources, spec.num_rows)),
         (f"--teacher {teacher_name}", (teacher.name, teacher.weights_sha256)),
@@ -315,6 +318,8 @@ def _options_of(spec: CacheSpec) -> list[tuple[str, object]]:
         (f"--text-taps {text_taps}", text_taps),
         (f"--augment {spec.view.augment}", spec.view.augment),
         (f"--tall {spec.view.tall}", spec.view.tall),
+        (f"--view-size {spec.view.view_px}", spec.view.view_px),
+        (pixels, pixels),
         (f"--max-label-length {labels.max_label_length}", labels.max_label_length),
         (unicode, unicode),
         (f"--codec {spec.codec}", spec.codec),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ...shared.cache.codecs.codec import Codec, codec_per_array
-from ...shared.cache.names import LABEL_PLACE, PROMPT, TEMPLATE, TOKENIZERS, block_names
+from ...shared.cache.names import FINAL, LABEL_PLACE, PROMPT, TEMPLATE, TOKENIZERS, image_names
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.errors import UsageError
-from ...shared.geometry import TALL, TALL_RATIO
+from ...shared.geometry import TALL, TALL_RATIO, VIEW_PX, ViewSize
 from ...shared.options import (
     FOLDER,
     NEW_CACHE,
@@ -22,6 +22,13 @@ from ...shared.options import (
 from ...shared.processes import Process
 
 AUGMENTATIONS = ("clean", "randaugment")
+
+
+def _parse_tap(text: str) -> int | str:
+    """Read a block's number, or ``final``."""
+    if text != FINAL and not (text.isascii() and text.isdecimal() and int(text)):
+        raise UsageError(f"image tap is {text!r}, expected a block's number, or {FINAL}")
+    return text if text == FINAL else int(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,12 @@ class SourceOptions(Options):
         metavar="MODEL/WEIGHTS",
         help="open_clip model; weights are a pretrained tag, a file's path, or random:SEED.",
     )
-    image_taps: tuple[int, ...] = option((3, 6, 9), minimum=1, help="Image blocks to keep.")
+    image_taps: tuple[int | str, ...] = option(
+        (3, 6, 9),
+        parse=_parse_tap,
+        metavar="TAP,...",
+        help="Image blocks to keep, and after them maybe final: all tokens in CLIP's joint space.",
+    )
     text_taps: tuple[int, ...] = option((3, 6, 9), minimum=1, help="Text blocks to keep.")
     labels: LabelRules = LabelRules()
     precision: str | None = option(
@@ -60,6 +72,17 @@ class SourceOptions(Options):
         help=f"What becomes of a picture at least {TALL_RATIO} times as high as wide; rotate turns "
         "it by 90 degrees counter-clockwise first, and so do all students of the cache.",
     )
+    view_size: ViewSize = option(
+        VIEW_PX,
+        parse=ViewSize.parse,
+        unparse=str,
+        metavar="HEIGHTxWIDTH",
+        help="Size that pictures are stretched to; CLIP-OCR's student reads 32x128.",
+    )
+    pixels: bool = option(
+        True,
+        help="Whether views are stored, for methods that read pictures besides image features.",
+    )
     unit_rows: int = option(
         16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."
     )
@@ -77,6 +100,14 @@ class SourceOptions(Options):
         if self.unit_rows % self.chunk_rows:
             raise UsageError(
                 f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
+            )
+
+    def require_image_taps(self) -> None:
+        """Refuse a cache of pictures of which the teacher would be asked nothing."""
+        if not self.image_taps:
+            raise UsageError(
+                "image taps none leave nothing to ask the teacher of pictures; pass some, or make "
+                "a cache of text alone with: clipocr cache labels WORDS --out FOLDER"
             )
 
     def num_workers(self, device_type: str) -> int:
@@ -136,7 +167,7 @@ class BuildConfig(SourceOptions):
     @property
     def codecs(self) -> dict[str, Codec]:
         """The codec of each image array."""
-        return codec_per_array(self.codec, block_names(self.image_taps))
+        return codec_per_array(self.codec, image_names(self.image_taps))
 
 
 _TOKENIZER_HELP = (
@@ -222,6 +253,7 @@ class LabelsConfig(TextOptions):
         return BuildConfig(
             data=(self.words,),
             image_taps=(),
+            pixels=False,
             codec=(),
             **{field.name: getattr(self, field.name) for field in fields(self)
                if field.name in BuildConfig.__dataclass_fields__},

@@ -17,7 +17,7 @@ from ...shared.cache import names
 from ...shared.cache.spec import SourceSpec, TeacherSpec, ViewSpec
 from ...shared.clip.weights import image_px
 from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
-from .config import BuildConfig, LabelsConfig, PoolConfig
+from .config import BuildConfig, LabelsConfig, PoolConfig, SourceOptions
 from .pictures import ImageFolder, PictureSource
 from .scan import Scan, scan_images, scan_sources, scan_words
 
@@ -38,10 +38,6 @@ class Contents:
     """Looks at the sources, as far as that is quick; a digest of "" is not known yet."""
     scan: Callable[[], Scan]
     view: ViewSpec
-    pixels: bool
-    """Whether the views themselves are stored."""
-    arrays: tuple[str, ...]
-    """Image arrays."""
     tokenizer: str = ""
     """How the text table reads labels; empty: there is none."""
     template: str = ""
@@ -50,6 +46,7 @@ class Contents:
 
 def pictures_of_words(config: BuildConfig) -> Contents:
     """Return what `cache build` makes a cache of."""
+    config.require_image_taps()
     paths = find_named_lmdbs(config.data)
     return Contents(
         command="cache build",
@@ -61,11 +58,15 @@ def pictures_of_words(config: BuildConfig) -> Contents:
             for name, path in paths.items()
         ],
         scan=lambda: scan_sources(paths, config.labels),
-        view=ViewSpec(augment=config.augment, tall=config.tall),
-        pixels=True,
-        arrays=names.block_names(config.image_taps),
+        view=view_of(config, config.augment),
         tokenizer="char",
     )
+
+
+def view_of(config: SourceOptions, augment: str) -> ViewSpec:
+    """Return how pictures become views, if they are augmented so."""
+    height_px, width_px = config.view_size
+    return ViewSpec(augment=augment, tall=config.tall, height_px=height_px, width_px=width_px)
 
 
 def words_alone(config: LabelsConfig) -> Contents:
@@ -79,8 +80,6 @@ def words_alone(config: LabelsConfig) -> Contents:
         found=lambda: scan.sources,
         scan=lambda: scan,
         view=ViewSpec(),
-        pixels=False,
-        arrays=(),
         tokenizer=config.tokenizer,
         template=config.prompt,
     )
@@ -99,6 +98,4 @@ def natural_images(config: PoolConfig, teacher: TeacherSpec) -> Contents:
         found=lambda: scan.sources,
         scan=lambda: scan,
         view=ViewSpec(height_px=side_px, width_px=side_px, resize=names.CENTER_CROP),
-        pixels=False,
-        arrays=(names.FINAL,),
     )

@@ -85,6 +85,7 @@ def load_same_teacher(
         precision=have.precision,
         device=device,
         activation=have.activation,
+        view_px=spec.view.view_px,
     )
     require_same_weights(place, have, teacher.spec)
     return teacher

@@ -4,7 +4,7 @@ A view is a pure function of the sample's bytes (and, with augmentation, of the 
 sample and the view), so any unit can be made again to the same bytes. Nothing here imports torch:
 worker processes start in a fraction of a second.
 
-Shapes: B rows of a chunk.
+Shapes: B rows of a chunk, H and W height and width of a view.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ViewChunk(NamedTuple):
     """The views of one chunk of rows."""
 
     views: Pixels
-    """Black where the image is bad. Shape: (B, 32, 128, 3), or of the size that the spec says."""
+    """Black where the image is bad. Shape: (B, H, W, 3)."""
     bad: dict[int, str]
     """Position in the chunk -> why that image could not become a view."""
 
@@ -56,7 +56,7 @@ class ViewMaker:
         self._sources = [
             WordLmdb(source) if isinstance(source, Path) else source for source in pictures.values()
         ]
-        self._shape = (view.height_px, view.width_px, 3)
+        self._view_px = view.view_px
         self._crops = view.resize == CENTER_CROP
         self._is_augmented = view.augment == "randaugment"
         self._tall = view.tall
@@ -65,7 +65,7 @@ class ViewMaker:
     def __call__(self, rows: ChunkRows) -> ViewChunk:
         """Make the views of a chunk."""
         view_idx, source, lmdb_index = rows
-        views = np.zeros((len(source), *self._shape), np.uint8)
+        views = np.zeros((len(source), *self._view_px, 3), np.uint8)
         bad: dict[int, str] = {}
         hashes = sample_hashes(self._cache_seed, self._names, source, lmdb_index)
         keys = view_keys(self._cache_seed, hashes, view_idx)
@@ -79,7 +79,11 @@ class ViewMaker:
                 continue
             if self._is_augmented:
                 image = augment(image, Draws(key))
-            views[idx] = center_crop(image, self._shape[0]) if self._crops else stretch(image)
+            views[idx] = (
+                center_crop(image, self._view_px.height_px)
+                if self._crops
+                else stretch(image, self._view_px)
+            )
         return ViewChunk(views, bad)
 
 

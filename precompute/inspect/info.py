@@ -46,7 +46,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
             (f"image {a.name}", f"{a.num_tokens} tokens of {a.width}, codec {a.codec}")
             for a in spec.images
         ),
-        ("views", f"{cache.num_views}, {spec.view}"),
+        ("views", f"{cache.num_views}, {spec.view}{'' if spec.pixels else '; no pixels stored'}"),
         ("labels", f"{unicode}, at most {spec.labels.max_label_length} characters"),
         ("seed", str(spec.seed)),
         *(
@@ -103,11 +103,11 @@ def list_bad_samples(path: str | Path) -> list[tuple[str, str, str]]:
     found = []
     for row_idx, reason in sorted(reasons.items()):
         row = reader.row(row_idx)
-        name = image_key(row.lmdb_index).decode() if cache.spec.pixels else row.label
+        name = image_key(row.lmdb_index).decode() if cache.spec.is_of_lmdbs else row.label
         found.append((row.source, row.lmdb_index, name, reason))
     for source, index, reason in cache.rejected():
         key = label_key if "label" in reason else image_key
-        name = key(index).decode() if cache.spec.pixels else f"line {index}"
+        name = key(index).decode() if cache.spec.is_of_lmdbs else f"line {index}"
         found.append((source, index, name, reason))
     return [(source, name, reason) for source, _, name, reason in sorted(found)]
 

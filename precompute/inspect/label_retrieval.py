@@ -1,11 +1,11 @@
-"""`clipocr cache align`: whether CLIP finds the label of a 32x128 view, spelled out too.
+"""`clipocr cache align`: whether CLIP finds the label of a view, spelled out too.
 
-The distillation rests on two things that CLIP was not trained for: views of 32x128, and labels
+The distillation rests on two things that CLIP was not trained for: stretched views, and labels
 split into characters. The paper's figure 5 tries both: pictures against labels, each label once as
 a word and once as characters. Its numbers add up to 1 along a picture's row, over both kinds of
 label, so they are CLIP's own softmax over all of them: the `probabilities` here.
 
-Shapes: N words, E joint width.
+Shapes: N words, E joint width, H and W height and width of a view.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ...shared.cache.words import WordReader
 from ...shared.data.word_lmdb import image_key
 from ...shared.device import choose_device
 from ...shared.errors import DataError
+from ...shared.geometry import ViewSize
 from ..builder.text import load_same_teacher
 from ..teacher.clip import Teacher
 from ..teacher.tokens import PAD_TOKEN, TeacherTokenizer
@@ -49,7 +50,7 @@ class PicturedWord:
     name: str
     """Source and LMDB key."""
     view: Pixels
-    """Shape: (32, 128, 3)."""
+    """Shape: (H, W, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +190,9 @@ def _draw_figure(
     width = (4 + num_words * len(shown)) * cell_inches + 1.5
     figure = Figure(figsize=(width, num_words * cell_inches + 3), layout="constrained")
     random = "\nRANDOM weights: this says nothing of CLIP" if teacher.is_random else ""
+    size = ViewSize(*words[0].view.shape[:2])
     figure.suptitle(
-        f"{teacher.name}: {quantity} of views of 32x128 (rows) and labels (columns)\n"
+        f"{teacher.name}: {quantity} of views of {size} (rows) and labels (columns)\n"
         f"{num_words} of {total:,} words{random}"
     )
     ratios = [4, *[num_words] * len(shown)]

@@ -1,6 +1,6 @@
 """How fast this machine does each part of a build, from a few seconds of each.
 
-Shapes: B rows of the sample.
+Shapes: B rows of the sample, H and W height and width of a view.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ _WRITTEN_ROWS = 2048
 def make_views(spec: CacheSpec, scan: Scan, augment: str) -> tuple[Pixels, float]:
     """Make the views of the first rows, up to two chunks, while the budget lasts.
 
-    They are compressed too, as decoders do that. Shape: (B, 32, 128, 3), and views/s of one core.
+    They are compressed too if they are stored, as decoders do that. Shape: (B, H, W, 3), and
+    views/s of one core.
     """
     of_batches = replace(spec, unit_rows=_FIRST_BATCH, chunk_rows=_FIRST_BATCH)
     maker = ViewMaker(scan.pictures, replace(spec.view, augment=augment), spec.seed)
-    layout = of_batches.image_layouts(0)[PIXELS]
+    layout = of_batches.image_layouts(0).get(PIXELS)
     made: list[Pixels] = []
     started = time.perf_counter()
     first_rows = scan.order(spec.seed)[: 2 * spec.chunk_rows]

@@ -22,13 +22,14 @@ from ...shared.cache.codecs.codecs import Pixels, feature_codec, filter_pixels
 from ...shared.cache.names import PIXELS
 from ...shared.cache.records import REJECTION_REASONS
 from ...shared.cache.shards import Array, ArrayLayout, weigh_array
-from ...shared.cache.spec import CacheSpec, ImageArraySpec, ViewSpec
+from ...shared.cache.spec import CacheSpec, ImageArraySpec
 from ...shared.cache.text_spec import TextSpec
 from ...shared.data.word_lmdb import find_named_lmdbs
 from ...shared.device import choose_device
 from ...shared.errors import TeacherError, UsageError
 from ..builder.calibrate import SAMPLE_ROWS, CodecSample
 from ..builder.config import default_precision
+from ..builder.contents import view_of
 from ..builder.index import draft_manifest, index_arrays
 from ..builder.scan import Scan, scan_sources
 from ..builder.text import draft_text
@@ -107,9 +108,11 @@ class Plan:
 
 def plan_cache(config: PlanConfig) -> Plan:
     """Scan the sources, time a sample of the work, and add up."""
+    config.require_image_taps()
     sources = find_named_lmdbs(config.data)
     device = choose_device(config.device)
     teacher, not_judged = _load_teacher(config, device)
+    teacher.require_whole_patches()
     teacher.require_room(config.labels.max_label_length)
     started = time.perf_counter()
     scan = scan_sources(sources, config.labels)
@@ -186,11 +189,12 @@ def plan_views(
 ) -> Cost:
     """Return what the views of a cache take, and the tables of its codecs.
 
-    `views` are some of them, to tell what all pixels take. Shape: (B, 32, 128, 3).
+    `views` are some of them, to tell what all pixels take. Shape: (B, H, W, 3).
     """
     augment = config.augment_of(num_views)
     layouts = spec.image_layouts(0)
-    pixel_bytes = weigh_array(layouts.pop(PIXELS), filter_pixels(views))
+    pixels = layouts.pop(PIXELS, None)
+    pixel_bytes = weigh_array(pixels, filter_pixels(views)) if pixels else 0
     feature_bytes = _weigh(layouts, {})
     # Encoding is work of the teacher's device, between two of its batches.
     image_s = 1 / rates.images_per_s + 1 / rates.encoded_per_s[spec.codec]
@@ -247,7 +251,7 @@ def _with_codecs(spec: CacheSpec, codecs: Mapping[str, Codec]) -> CacheSpec:
 def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
     return CacheSpec(
         teacher=teacher.spec,
-        view=ViewSpec(tall=config.tall),
+        view=view_of(config, "clean"),
         labels=config.labels,
         images=tuple(
             ImageArraySpec(name=name, num_tokens=num_tokens, width=width, codec=CODEC_EXAMPLES[0])
@@ -257,6 +261,7 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
         seed=0,
         sources=scan.sources,
         num_rows=scan.num_rows,
+        pixels=config.pixels,
         unit_rows=config.unit_rows,
         chunk_rows=config.chunk_rows,
     )
@@ -281,6 +286,7 @@ def _load_teacher(config: PlanConfig, device: torch.device) -> tuple[Teacher, st
             text_taps=config.text_taps,
             precision=config.precision or default_precision(device.type),
             device=device,
+            view_px=config.view_size,
         )
 
     try:

@@ -26,7 +26,7 @@ from ...shared.cache.reader import FeatureCache
 from ...shared.cache.spec import TeacherSpec
 from ...shared.cache.words import Row, WordReader
 from ...shared.data.word_lmdb import image_key
-from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ...shared.geometry import ViewSize
 from .options import ShowOptions
 
 Floats = npt.NDArray[np.float32]
@@ -38,9 +38,9 @@ _MOST_VIEWS = 5
 _LOW_PERCENT, _HIGH_PERCENT = 2.0, 98.0
 """What becomes 0 and 255; single odd tokens must not take all the contrast."""
 
-_SCALE = 2
+_ENLARGED_PX = 64
+"""Lower views are enlarged up to this height, by whole numbers."""
 _MARGIN_PX, _LABEL_PX, _HEADER_PX = 24, 232, 100
-_WIDTH_PX, _HEIGHT_PX = _SCALE * IMAGE_WIDTH_PX, _SCALE * IMAGE_HEIGHT_PX
 _PAPER, _INK, _BAD_PAPER, _ABSENT_PAPER = "#ffffff", "#1c2430", "#fbeae9", "#f1f3f6"
 
 
@@ -86,7 +86,7 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
         f"colours: first three principal components of the patch tokens of {array}, "
         f"{100 * explained:.0f} % of their variance"
     )
-    sheet = _draw_sheet(header, rows, num_views, cells, problems)
+    sheet = _draw_sheet(header, rows, num_views, cells, problems, spec.view.view_px)
     sheet.save(options.out, "PNG")
     return ShowSummary(
         num_rows=len(rows),
@@ -123,10 +123,10 @@ def color_tokens(tokens: Floats) -> tuple[Pixels, float]:
     return colors.reshape(*tokens.shape[:2], 3), explained
 
 
-def patch_grid(num_patches: int) -> tuple[int, int]:
-    """Return (rows, columns) of the patches: as the view, 1 to 4, or a single row."""
-    height = math.isqrt(num_patches * IMAGE_HEIGHT_PX // IMAGE_WIDTH_PX)
-    width = height * IMAGE_WIDTH_PX // IMAGE_HEIGHT_PX
+def patch_grid(num_patches: int, view_px: ViewSize) -> tuple[int, int]:
+    """Return (rows, columns) of the patches: in the view's proportions, or a single row."""
+    height = math.isqrt(num_patches * view_px.height_px // view_px.width_px)
+    width = height * view_px.width_px // view_px.height_px
     return (height, width) if height * width == num_patches else (1, num_patches)
 
 
@@ -136,9 +136,12 @@ def _draw_sheet(
     num_views: int,
     cells: Mapping[_Place, tuple[Pixels, Pixels]],
     problems: Mapping[_Place, str],
+    view_px: ViewSize,
 ) -> Image.Image:
     """Draw each row's label, and beside it its views above their colours, or why there are none."""
-    step_x, step_y = _WIDTH_PX + _MARGIN_PX, 2 * _HEIGHT_PX + _MARGIN_PX
+    scale = max(1, _ENLARGED_PX // view_px.height_px)
+    cell_height, cell_width = scale * view_px.height_px, scale * view_px.width_px
+    step_x, step_y = cell_width + _MARGIN_PX, 2 * cell_height + _MARGIN_PX
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)
     header_px = max(math.ceil(font.getlength(line)) for line in header.splitlines())
     width = 2 * _MARGIN_PX + max(_LABEL_PX + num_views * step_x, header_px)
@@ -156,13 +159,15 @@ def _draw_sheet(
         pen.text((_MARGIN_PX, _HEADER_PX + row_number * step_y), about, _INK, font)
     for at, (view, colors) in cells.items():
         x, y = corner(at)
-        patches = colors.reshape(*patch_grid(len(colors)), 3)
-        for top, pixels in ((y, view), (y + _HEIGHT_PX, patches)):
+        patches = colors.reshape(*patch_grid(len(colors), view_px), 3)
+        for top, pixels in ((y, view), (y + cell_height, patches)):
             picture = Image.fromarray(np.ascontiguousarray(pixels))
-            sheet.paste(picture.resize((_WIDTH_PX, _HEIGHT_PX), Image.Resampling.NEAREST), (x, top))
+            sheet.paste(
+                picture.resize((cell_width, cell_height), Image.Resampling.NEAREST), (x, top)
+            )
     for at, problem in problems.items():
         x, y = corner(at)
         paper = _BAD_PAPER if problem.startswith("bad") else _ABSENT_PAPER
-        pen.rectangle((x, y, x + _WIDTH_PX - 1, y + 2 * _HEIGHT_PX - 1), paper)
-        pen.text((x + 12, y + _HEIGHT_PX - 8), problem, _INK, font)
+        pen.rectangle((x, y, x + cell_width - 1, y + 2 * cell_height - 1), paper)
+        pen.text((x + 12, y + cell_height - 8), problem, _INK, font)
     return sheet

@@ -1,11 +1,12 @@
 """The frozen CLIP teacher: open_clip's model, read after the blocks that are tapped.
 
-The image encoder sees 32x128 through the crop of its positional embedding (class row and the
+The image encoder sees views through the crop of its positional embedding (class row and the
 top-left block of the grid), never an interpolation; blocks after the last tap are not run. The text
 encoder sees character-split labels. Both as in the official code (``strhub/models/baseseq/
 system.py`` 255-285, ``clip/model.py`` 206-257, 367-382).
 
-Shapes: B batch, T image tokens, C context tokens, D width, E joint width.
+Shapes: B batch, H and W height and width of a view, T image tokens, C context tokens, D width, E
+joint width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ...shared.clip.encoders import (
 from ...shared.clip.weights import load_weights
 from ...shared.device import PRECISIONS, autocast
 from ...shared.errors import TeacherError, UsageError
-from ...shared.geometry import CLIP_MEAN, CLIP_STD, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, normalize
+from ...shared.geometry import CLIP_MEAN, CLIP_STD, VIEW_PX, ViewSize, normalize
 
 _CHOOSE_VIT = "choose a ViT teacher such as ViT-B-16"
 _IMAGE_PARTS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")
@@ -54,7 +55,7 @@ class Teacher:
         *,
         image_arrays: Sequence[str],
         text_taps: Sequence[int],
-        view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
+        view_px: tuple[int, int] = VIEW_PX,
     ) -> None:
         """Put a model to use.
 
@@ -67,7 +68,8 @@ class Teacher:
             view_px: Height and width of what the image encoder sees.
 
         Raises:
-            TeacherError: an array or a size is not possible.
+            TeacherError: an array is not possible.
+            UsageError: the size is not.
         """
         self.spec = spec
         self.device = device
@@ -78,8 +80,9 @@ class Teacher:
         visual: Any = model.visual
         text: Any = getattr(model, "text", model)
         self._visual, self._text = visual, text
+        self._view_px, self._patch_px = ViewSize(*view_px), ViewSize(*visual.conv1.kernel_size)
         self._image_positions = crop_positions(
-            visual.positional_embedding.detach(), visual.conv1.kernel_size, view_px
+            visual.positional_embedding.detach(), self._patch_px, view_px
         )
         self.context_length: int = text.positional_embedding.shape[0]
         num_tokens, width = self._image_positions.shape
@@ -108,11 +111,21 @@ class Teacher:
                 f"{self.spec.model} has room for {longest} characters"
             )
 
+    def require_whole_patches(self) -> None:
+        """Refuse views of which the image encoder would not see the last rows or columns."""
+        pairs = list(zip(self._view_px, self._patch_px, strict=True))
+        if any(view % patch for view, patch in pairs):
+            nearest = ViewSize(*(max(1, view // patch) * patch for view, patch in pairs))
+            raise UsageError(
+                f"views of {self._view_px} cannot be cut into the {self._patch_px} patches of "
+                f"{self.spec.model}; pass multiples of those, such as --view-size {nearest}"
+            )
+
     @torch.no_grad()
     def image_features(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the image arrays by name, in float32; blocks after the last one are not run.
 
-        Shape: (B, 32, 128, 3) uint8, or of the teacher's view size -> (B, T, D) each.
+        Shape: (B, H, W, 3) uint8 -> (B, T, D) each.
         """
         visual = self._visual
         num_blocks = len(visual.transformer.resblocks)
@@ -134,7 +147,7 @@ class Teacher:
         The shape of the batch is always the same, because on a GPU it decides the last bits.
 
         Args:
-            views: At most a chunk of them. Shape: (B, 32, 128, 3).
+            views: At most a chunk of them. Shape: (B, H, W, 3).
             chunk_rows: Rows of a chunk.
             places: Where in the chunk each row stands; None: at its beginning.
         """
@@ -152,7 +165,7 @@ class Teacher:
 
         A model that pools its image tokens in another way is refused.
 
-        Shape: (B, 32, 128, 3) uint8 -> (B, E).
+        Shape: (B, H, W, 3) uint8 -> (B, E).
         """
         visual = self._visual
         self._require_projection()
@@ -186,7 +199,7 @@ class Teacher:
             yield
 
     def _embed(self, views: torch.Tensor) -> torch.Tensor:
-        """Return what the first image block sees. Shape: (B, 32, 128, 3) uint8 -> (B, T, D)."""
+        """Return what the first image block sees. Shape: (B, H, W, 3) uint8 -> (B, T, D)."""
         images = normalize(views.to(self.device, non_blocking=True), CLIP_MEAN, CLIP_STD)
         return embed_images(self._visual, self._image_positions, images)
 
@@ -238,28 +251,27 @@ def store_products_in(dtype: torch.dtype, model: torch.nn.Module) -> None:
 def load_teacher(
     name: str,
     *,
-    image_taps: Sequence[int],
+    image_taps: Sequence[int | str],
     text_taps: Sequence[int],
     precision: str,
     device: torch.device,
     activation: str | None = None,
-    final: bool = False,
-    view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
+    view_px: tuple[int, int] = VIEW_PX,
 ) -> Teacher:
     """Load `MODEL/WEIGHTS`, frozen, in eval mode.
 
     Args:
         name: ``MODEL/WEIGHTS``.
-        image_taps: Blocks, counted from 1, whose residual streams are image arrays.
+        image_taps: Blocks, counted from 1, whose residual streams are image arrays; then maybe
+            ``final``.
         text_taps: Blocks whose residual streams are text arrays.
         precision: Of matrix products.
         device: Where it computes.
         activation: See `load_weights`.
-        final: Whether ``final`` is an image array too.
         view_px: Height and width of what the image encoder sees.
 
     Raises:
-        UsageError: the name or a block is not possible.
+        UsageError: the name, a block or the size is not possible.
         TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
     """
     model, spec = load_weights(name, precision, activation)
@@ -267,8 +279,14 @@ def load_teacher(
     _require_two_transformers(model.visual, text, spec.model)
     _require_taps("image", image_taps, len(model.visual.transformer.resblocks))
     _require_taps("text", text_taps, len(text.transformer.resblocks))
-    arrays = (*names.block_names(tuple(image_taps)), *([names.FINAL] if final else []))
-    return Teacher(model, spec, device, image_arrays=arrays, text_taps=text_taps, view_px=view_px)
+    return Teacher(
+        model,
+        spec,
+        device,
+        image_arrays=names.image_names(image_taps),
+        text_taps=text_taps,
+        view_px=view_px,
+    )
 
 
 def _require_two_transformers(visual: Any, text: Any, model_name: str) -> None:
@@ -287,12 +305,15 @@ def _require_two_transformers(visual: Any, text: Any, model_name: str) -> None:
             )
 
 
-def _require_taps(kind: str, taps: Sequence[int], num_blocks: int) -> None:
+def _require_taps(kind: str, taps: Sequence[int | str], num_blocks: int) -> None:
+    is_image = kind == "image"
+    possible: list[int | str] = [block for block in range(1, num_blocks + 1) if block in taps]
+    if is_image and names.FINAL in taps:
+        possible.append(names.FINAL)
     # A cache of words has no image arrays.
-    if list(taps) != sorted({tap for tap in taps if 1 <= tap <= num_blocks}) or (
-        kind == "text" and not taps
-    ):
+    if list(taps) != possible or not (is_image or taps):
         raise UsageError(
-            f"{kind} taps {tuple(taps)} are not possible; expected increasing block numbers "
-            f"from 1 to {num_blocks}"
+            f"{kind} taps {','.join(map(str, taps)) or 'none'} are not possible; expected "
+            f"increasing block numbers from 1 to {num_blocks}"
+            f"{f', and after them {names.FINAL} or not' if is_image else ''}"
         )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UsageError
@@ -88,6 +89,11 @@ def block_name(block_idx: int) -> str:
 def block_names(block_idxs: tuple[int, ...]) -> tuple[str, ...]:
     """Return `block_name` of each."""
     return tuple(map(block_name, block_idxs))
+
+
+def image_names(taps: Iterable[int | str]) -> tuple[str, ...]:
+    """Return the image array of each tap: of a block's number, counted from 1, or ``final``."""
+    return tuple(tap if isinstance(tap, str) else block_name(tap) for tap in taps)
 
 
 def block_of(array: str) -> int | None:

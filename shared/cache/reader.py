@@ -15,6 +15,7 @@ import torch
 
 from ..charset import Charset
 from ..errors import MEND, CacheCorruptError, CacheMismatchError, CacheMissingError, UsageError
+from ..geometry import ViewSize
 from . import names
 from .codecs.codecs import FeatureCodec, feature_codec
 from .json_record import decode_record, encode_record
@@ -285,9 +286,19 @@ class FeatureCache:
         """Check that the image arrays a run wants are there, and the views themselves."""
         self._require_arrays("image", self.spec.image_names, arrays)
         if pixels and not self.spec.pixels:
+            why = " (it was built with --no-pixels)" if self.spec.is_of_lmdbs else ""
             raise CacheMismatchError(
-                f"{self.storage} holds no pictures, this run needs them; train on a cache of "
-                "pictures: clipocr cache build --data ROOT ..."
+                f"{self.storage} holds no pictures{why}, and they are needed here; build a "
+                "cache that does: clipocr cache build --data ROOT --out FOLDER --pixels ..."
+            )
+
+    def require_view_size(self, view_px: tuple[int, int]) -> None:
+        """Check that views are of the size that a run wants."""
+        have, want = self.spec.view.view_px, ViewSize(*view_px)
+        if have != want:
+            raise CacheMismatchError(
+                f"{self.storage} holds views of {have}, this run needs {want}; build a cache of "
+                f"those: clipocr cache build --view-size {want} --data ROOT --out FOLDER ..."
             )
 
     def _require_arrays(self, kind: str, held: Sequence[str], wanted: Sequence[str]) -> None:
@@ -299,14 +310,20 @@ class FeatureCache:
                 f"{self.storage} holds no {kind} arrays, this run needs {', '.join(wanted)}; train "
                 "on a cache of pictures: clipocr cache build --data ROOT ..."
             )
-        blocks = {
-            name: ",".join(str(names.block_of(a)) for a in arrays if names.block_of(a))
-            for name, arrays in (("held", held), ("wanted", wanted))
+        taps = {
+            array: str(names.block_of(array) or array)
+            for array in (*held, *wanted)
+            if names.block_of(array) or array == names.FINAL
         }
+        held_taps, wanted_taps = (
+            ",".join(taps[array] for array in arrays if array in taps) for arrays in (held, wanted)
+        )
+        # With `final` no hint at a method's option, because those name blocks alone.
+        instead = "" if names.FINAL in taps else f"pass --{kind}-taps {held_taps}, or "
         raise CacheMismatchError(
             f"{self.storage} holds {kind} arrays {', '.join(held)}, this run needs "
-            f"{', '.join(wanted)}; pass --{kind}-taps {blocks['held']}, or build a cache with: "
-            f"clipocr cache build --{kind}-taps {blocks['wanted']} ..."
+            f"{', '.join(wanted)}; {instead}build a cache with: "
+            f"clipocr cache build --{kind}-taps {wanted_taps} ..."
         )
 
     def text_table(self, name: str, arrays: Sequence[str] | None = None) -> TextTable:

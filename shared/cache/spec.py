@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..charset import LabelRules
-from ..geometry import TALL, VIEW_SHAPE
+from ..geometry import TALL, VIEW_PX, ViewSize
 from . import names
 from .codecs.codec import Codec, join_codecs
 from .codecs.klt import num_table_rows
@@ -38,7 +38,7 @@ class TeacherSpec:
     precision: str
     """``fp32``, ``fp16`` or ``bf16`` matrix products."""
     positions: str = "crop"
-    """How positional embeddings fit 32x128: rows of the top-left block, never interpolated."""
+    """How positional embeddings fit the views: rows of the top-left block, never interpolated."""
 
     @property
     def name(self) -> str:
@@ -62,8 +62,8 @@ class ViewSpec:
 
     augment: str = "clean"
     """``clean``: decode and stretch, nothing else; ``randaugment``: PARSeq's recipe before that."""
-    height_px: int = 32
-    width_px: int = 128
+    height_px: int = VIEW_PX.height_px
+    width_px: int = VIEW_PX.width_px
     resize: str = "pillow-bicubic"
     tall: str = later_field(TALL[0])
     """What becomes of a picture at least 1.5 times as high as wide: ``stretch``, nothing else than
@@ -75,7 +75,13 @@ class ViewSpec:
 
     def __str__(self) -> str:
         """Return what decides the pictures, as `cache info` shows it."""
-        return self.augment if self.tall == TALL[0] else f"{self.augment}, tall pictures turned"
+        size = "" if self.view_px == VIEW_PX else f", {self.view_px}"
+        return self.augment + size + ("" if self.tall == TALL[0] else ", tall pictures turned")
+
+    @property
+    def view_px(self) -> ViewSize:
+        """Height and width."""
+        return ViewSize(self.height_px, self.width_px)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +141,7 @@ class CacheSpec:
     """N."""
     pixels: bool = later_field(True)
     """Whether the views themselves are stored; not those of natural images, or where rows are words
-    without a picture."""
+    without a picture, or where the build was told not to."""
     unit_rows: int
     """Rows per unit: the unit of work, publication and verification."""
     chunk_rows: int
@@ -153,10 +159,14 @@ class CacheSpec:
         return tuple(image.name for image in self.images)
 
     @property
-    def image_taps(self) -> tuple[int, ...]:
-        """Blocks of the image arrays that hold a residual stream, counted from 1."""
-        blocks = map(names.block_of, self.image_names)
-        return tuple(block for block in blocks if block is not None)
+    def image_taps(self) -> tuple[int | str, ...]:
+        """The image arrays as ``--image-taps`` takes them: a block's number, or ``final``."""
+        return tuple(names.block_of(name) or name for name in self.image_names)
+
+    @property
+    def is_of_lmdbs(self) -> bool:
+        """Whether rows are samples of LMDBs, not the lines of a list or the files of a pool."""
+        return bool(self.images) and self.view.resize != names.CENTER_CROP
 
     def image(self, name: str) -> ImageArraySpec:
         """Return an image array; one that there is."""
@@ -179,10 +189,9 @@ class CacheSpec:
 
     def image_layouts(self, view_idx: int) -> dict[str, ArrayLayout]:
         """Return the arrays of one view by name: the pixels, then the image arrays."""
-        height, width, channels = VIEW_SHAPE
         rows: dict[str, tuple[tuple[int, ...], str]] = {}
         if self.pixels:
-            rows[names.PIXELS] = (channels, height, width), "uint8"
+            rows[names.PIXELS] = (3, *self.view.view_px), "uint8"
         rows |= {image.name: image.stored_row for image in self.images}
         return {
             name: ArrayLayout(

@@ -89,7 +89,7 @@ class WordReader:
     def arrays(self, view_idx: int, row_idx: int) -> dict[str, npt.NDArray[Any]]:
         """Return what a view holds of a row, by the arrays' names, decoded.
 
-        Shapes: ``pixels`` (32, 128, 3) uint8; image arrays (T, D) float32.
+        Shapes: ``pixels``, if the cache holds them, (H, W, 3) uint8; image arrays (T, D) float32.
         """
         unit_idx, at = divmod(row_idx, self.cache.spec.unit_rows)
         chunk_idx, at = divmod(at, self.cache.spec.chunk_rows)
@@ -105,14 +105,14 @@ class WordReader:
     def _read(self, view_idx: int, unit_idx: int, chunk_idx: int) -> dict[str, npt.NDArray[Any]]:
         stored = {
             name: torch.tensor(self.cache.image_reader(view_idx, name).chunk(unit_idx, chunk_idx))
-            for name in (PIXELS, *self.images)
+            for name in ((PIXELS,) if self.cache.spec.pixels else ()) + self.images
         }
-        pixels = unfilter_pixels(stored.pop(PIXELS)).numpy()
-        decoded = {
-            name: self.cache.codec(name).decode(values).float().numpy()
+        return {
+            name: unfilter_pixels(values).numpy()
+            if name == PIXELS
+            else self.cache.codec(name).decode(values).float().numpy()
             for name, values in stored.items()
         }
-        return {PIXELS: pixels, **decoded}
 
     @cached_property
     def _labels(self) -> list[str]:

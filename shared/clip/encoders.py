@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..errors import TeacherError
-from ..geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ..errors import UsageError
+from ..geometry import VIEW_PX, ViewSize
 
 
 def embed_images(visual: Any, positions_TD: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -59,20 +59,24 @@ def project_image_tokens(visual: Any, last_BTD: torch.Tensor) -> torch.Tensor:
 def crop_positions(
     positions: torch.Tensor,
     patch_px: Sequence[int],
-    view_px: tuple[int, int] = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX),
+    view_px: tuple[int, int] = VIEW_PX,
 ) -> torch.Tensor:
     """Return the positional rows for a view: class row, then the top-left block of the grid.
 
     For ViT-B/16 and 32x128 that is rows 0, 1-8 and 15-22 of 197 (official ``system.py`` 257-260).
 
     Shape: (1 + G * G, D) -> (T, D).
+
+    Raises:
+        UsageError: the grid does not cover the view.
     """
     grid = round((len(positions) - 1) ** 0.5)
     height, width = (view // patch for view, patch in zip(view_px, patch_px, strict=True))
     if height > grid or width > grid:
-        raise TeacherError(
-            f"a {height}x{width} view does not fit this teacher's {grid}x{grid} grid of positions; "
-            "choose a teacher with smaller patches or a larger image"
+        most = ViewSize(grid * patch_px[0], grid * patch_px[1])
+        raise UsageError(
+            f"views of {ViewSize(*view_px)} do not fit this teacher, whose grid of positions "
+            f"covers {most}; pass a --view-size within it, or choose a teacher of larger pictures"
         )
     block = positions[1:].reshape(grid, grid, -1)[:height, :width].flatten(0, 1)
     return torch.cat([positions[:1], block])

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from ..errors import DataError
-from ..geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, is_turned
+from ..geometry import VIEW_PX, is_turned
 
 MAX_IMAGE_PIXELS = 1 << 25
 """A word crop above 32 megapixels is a mistake or an attack; it is refused before decoding."""
@@ -148,18 +148,21 @@ def upright(image: Image.Image, tall: str) -> Image.Image:
     return image
 
 
-def make_view(image: Image.Image, tall: str) -> npt.NDArray[np.uint8]:
-    """Make the view of an RGB picture, not augmented, for a student of that `tall`.
+def make_view(image: Image.Image, tall: str, view_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Make the view of an RGB picture, not augmented, for a recogniser of those attributes.
 
-    Shape: (32, 128, 3).
+    Shape: (H, W, 3), `view_px` being (H, W).
     """
-    return stretch(upright(image, tall))
+    return stretch(upright(image, tall), view_px)
 
 
-def stretch(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Resize to a view with Pillow's bicubic filter, aspect ratio not kept. Shape: (32, 128, 3)."""
-    resized = image.resize((IMAGE_WIDTH_PX, IMAGE_HEIGHT_PX), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+def stretch(image: Image.Image, view_px: tuple[int, int] = VIEW_PX) -> npt.NDArray[np.uint8]:
+    """Resize to a view with Pillow's bicubic filter, aspect ratio not kept.
+
+    Shape: (H, W, 3), `view_px` being (H, W).
+    """
+    height, width = view_px
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def center_crop(image: Image.Image, side_px: int) -> npt.NDArray[np.uint8]:

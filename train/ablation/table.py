@@ -106,7 +106,7 @@ def _parse_table(data: Mapping[str, Any]) -> AblationTable:
             settings=entry["settings"], cache=str(entry.get("cache", ""))
         )
     columns = tuple(map(str, data["columns"]))
-    variants = []
+    variants: list[Variant] = []
     for number, entry in enumerate(data["variants"], start=1):
         where = f"variant {number}"
         _require_keys(where, entry, {"name", "cells"}, {"settings", "init", "cache"})

@@ -1,6 +1,7 @@
 """What the loader hands to a method: views, labels, and the teacher's features of them.
 
-Shapes: B batch, L label positions, T teacher image tokens, D teacher width, E joint width.
+Shapes: B batch, H and W height and width of a view, L label positions, T teacher image tokens, D
+teacher width, E joint width.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Batch:
     """The labels as BOS, characters, EOS, padding, by the `LabelTokenizer` of the run's charset.
     Shape: (B, L + 1)."""
     views: torch.Tensor | None
-    """uint8 RGB; None: the method reads no pixels. Shape: (B, 32, 128, 3)."""
+    """uint8 RGB; None: the method reads no pixels. Shape: (B, H, W, 3)."""
     images: Mapping[str, torch.Tensor]
     """Image arrays by name. Shape: (B, T, D) each."""
     text: Mapping[str, torch.Tensor]
@@ -54,7 +55,7 @@ class Batch:
         return self.token_ids.shape[1] - 1
 
     def normalized_views(self) -> torch.Tensor:
-        """Return the views as a recogniser reads them. Shape: (B, 3, 32, 128).
+        """Return the views as a recogniser reads them. Shape: (B, 3, H, W).
 
         Contiguous, because a convolution rounds differently where the same numbers lie in another
         order in memory. The views of a cache are so already.

@@ -1,6 +1,7 @@
 """`clipocr.open_cache`: the words of a feature cache, to look at and to train on.
 
-Shapes: T teacher image tokens, D teacher width, L label positions, E joint width.
+Shapes: H and W height and width of a view, T teacher image tokens, D teacher width, L label
+positions, E joint width.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class CachedWord:
     """Its number there, from 1."""
     label: str
     """As written there."""
-    view: npt.NDArray[np.uint8]
-    """RGB. Shape: (32, 128, 3)."""
+    view: npt.NDArray[np.uint8] | None
+    """RGB; None: the cache holds no pixels. Shape: (H, W, 3)."""
     images: Mapping[str, _Floats] = field(repr=False)
     """Image arrays by name, decoded. Shape: (T, D) each."""
     _words: CachedWords = field(repr=False)
@@ -118,7 +119,7 @@ class CachedWords(Sequence[CachedWord]):
             source=row.source,
             lmdb_index=row.lmdb_index,
             label=row.label,
-            view=images.pop(PIXELS),
+            view=images.pop(PIXELS, None),
             images=images,
             _words=self,
             _label_idx=row.label_idx,
@@ -189,6 +190,7 @@ class CachedWords(Sequence[CachedWord]):
             Needs(
                 images=tuple(images),
                 pixels=pixels,
+                view_px=None,
                 text=TextNeeds(tokenizer=tokenizer, arrays=tuple(text)) if text else None,
             ),
             charset=charset,

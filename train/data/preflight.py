@@ -60,6 +60,8 @@ class Preflight:
             CacheError: it has not.
         """
         cache.require_images(needs.images, needs.pixels)
+        if needs.view_px is not None:
+            cache.require_view_size(needs.view_px)
         text = None
         if needs.text is not None:
             text = cache.require_text(

@@ -11,8 +11,6 @@ from ... import __version__
 from ...shared.cache.spec import TeacherSpec
 from ...shared.cache.storage import hash_file
 from ...shared.geometry import (
-    IMAGE_HEIGHT_PX,
-    IMAGE_WIDTH_PX,
     STUDENT_MEAN,
     STUDENT_STD,
     TALL,
@@ -35,6 +33,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return what is true of a recogniser in any format; `content` is that of its checkpoint."""
     teacher = content["teacher"]
+    height_px, width_px = recogniser.view_px
     turned = {
         "tall": recogniser.tall,
         "tall_ratio": TALL_RATIO,
@@ -56,8 +55,8 @@ def describe(
             "picture": "one cropped word",
             **({} if recogniser.tall == TALL[0] else turned),
             "color": "RGB",
-            "height_px": IMAGE_HEIGHT_PX,
-            "width_px": IMAGE_WIDTH_PX,
+            "height_px": height_px,
+            "width_px": width_px,
             "resize": "bicubic with antialiasing (Pillow's BICUBIC), aspect ratio not kept",
             "range": [0, 255],
             "mean": list(STUDENT_MEAN),

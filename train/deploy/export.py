@@ -2,6 +2,8 @@
 
 They read the user's pictures, or else words drawn here: random characters in a font that matplotlib
 ships, on noise.
+
+Shapes: B batch, H and W height and width of a view, L label positions, C characters.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from ...shared.atomic import replacing
 from ...shared.data.folders import is_text
@@ -38,7 +41,7 @@ _BATCH_SIZES = (1, 7, 32)
 """Batches are cut in turn to these sizes, so that nothing stays bound to the one traced with."""
 
 Run = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""An exported recogniser. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
+"""An exported recogniser. Shape: (B, H, W, 3) -> (B, L, C + 1)."""
 
 
 class Agreement(NamedTuple):
@@ -74,7 +77,7 @@ def export(
     if file_format == "onnx":
         require_onnx()
     recogniser, description = load_described(run_or_checkpoint)
-    views = drawn_views(recogniser) if pictures is None else given_views(pictures, recogniser.tall)
+    views = drawn_views(recogniser) if pictures is None else given_views(pictures, recogniser)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         if file_format == "onnx":
@@ -90,8 +93,8 @@ def export(
         return check(run, recogniser, views, what=f"the {file_format} file")
 
 
-def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
-    """Return views of the first pictures of an LMDB, a folder or a file.
+def given_views(root: Path, recogniser: Recogniser) -> npt.NDArray[np.uint8]:
+    """Return a recogniser's views of the first pictures of an LMDB, a folder or a file.
 
     Raises:
         DataError: it holds none that can be decoded.
@@ -107,7 +110,7 @@ def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
         # A broken picture says nothing of the export.
         with suppress(DataError):
             if not isinstance(source, DataError):
-                views.append(make_view(load_picture(source), tall))
+                views.append(_view(load_picture(source), recogniser))
     if not views:
         raise DataError(f"{root} holds no picture that can be decoded; expected cropped words")
     return np.stack(views)
@@ -116,7 +119,6 @@ def given_views(root: Path, tall: str) -> npt.NDArray[np.uint8]:
 def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
     """Return views of random words of every length that a recogniser can write."""
     from matplotlib import font_manager
-    from PIL import Image, ImageDraw, ImageFont
 
     rng = np.random.default_rng(0)
     characters = recogniser.tokenizer.charset.characters
@@ -130,8 +132,12 @@ def drawn_views(recogniser: Recogniser) -> npt.NDArray[np.uint8]:
         ground = rng.integers(128, 256, (bottom - top + 8, right - left + 8, 3), np.uint8)
         image = Image.fromarray(ground)
         ImageDraw.Draw(image).text((4 - left, 4 - top), word, font=font, fill=(20, 20, 90))
-        views.append(make_view(image, recogniser.tall))
+        views.append(_view(image, recogniser))
     return np.stack(views)
+
+
+def _view(picture: Image.Image, recogniser: Recogniser) -> npt.NDArray[np.uint8]:
+    return make_view(picture, recogniser.tall, recogniser.view_px)
 
 
 def check(
@@ -170,7 +176,7 @@ def check(
 
 
 def read_in_pytorch(recogniser: Recogniser, views: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Return probabilities. Shape: (B, 32, 128, 3) -> (B, L, C + 1)."""
+    """Return probabilities. Shape: (B, H, W, 3) -> (B, L, C + 1)."""
     images = normalize(torch.from_numpy(views), STUDENT_MEAN, STUDENT_STD)
     return recogniser.decode(images).softmax(dim=-1)
 

@@ -95,13 +95,15 @@ def plain(value: object) -> str:
 
 def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
     charset, settings = description["charset"], description["settings"]
+    seen = description["preprocessing"]
     facts = {
         "teacher": description["teacher"] or "not recorded",
         "method": description["method"],
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "charset": f"{charset['name']}: {len(charset['characters'])} characters",
         "longest label": f"{description['max_label_length']} characters",
-        "input": "RGB, stretched to 32x128 by Pillow's bicubic filter, mean and std 0.5",
+        "input": f"RGB, stretched to {seen['height_px']}x{seen['width_px']} by Pillow's bicubic "
+        "filter, mean and std 0.5",
         "clipocr": description["clipocr_version"],
         "digest of the checkpoint": f"sha256 {description['checkpoint_sha256']}",
     }

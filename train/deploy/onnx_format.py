@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UsageError
-from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_SHAPE, normalize
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ..models.attention import KeysValues
 from ..models.autoregressive import AutoregressiveRecogniser, DecoderState
 from ..models.recogniser import Recogniser
@@ -40,23 +40,19 @@ OPSET = 20
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 
-_GRAPH: dict[str, Any] = {
-    "input": {
-        "name": INPUT_NAME,
-        "dtype": "uint8",
-        "layout": "NHWC",
-        "shape": ["batch", *VIEW_SHAPE],
-        "normalization": "done by the graph",
-    },
-    "output": {
-        "name": OUTPUT_NAME,
-        "dtype": "float32",
-        "shape": ["batch", "positions", "classes"],
-        "reading": "the likeliest class of each position, up to the first EOS; what follows the "
-        "EOS of a row is noise. Positions end when every row has said EOS, or with the longest "
-        "label.",
-        "confidence": "product of the probabilities of a row's classes, EOS included",
-    },
+_INPUT: dict[str, Any] = {
+    "name": INPUT_NAME,
+    "dtype": "uint8",
+    "layout": "NHWC",
+    "normalization": "done by the graph",
+}
+_OUTPUT: dict[str, Any] = {
+    "name": OUTPUT_NAME,
+    "dtype": "float32",
+    "shape": ["batch", "positions", "classes"],
+    "reading": "the likeliest class of each position, up to the first EOS; what follows the EOS of "
+    "a row is noise. Positions end when every row has said EOS, or with the longest label.",
+    "confidence": "product of the probabilities of a row's classes, EOS included",
 }
 """What is true of a graph, besides what is true of a recogniser in any format."""
 
@@ -69,8 +65,6 @@ _REFINED = """
             longer = Concat <axis = 1> (shorter, all_ended)
             written = Slice (longer, first, num_written, along_positions)"""
 """What was written, followed by EOS up to the longest label."""
-
-_IMAGES = f"uint8[batch, {', '.join(map(str, VIEW_SHAPE))}] {INPUT_NAME}"
 
 
 def require_onnx() -> None:
@@ -93,8 +87,7 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
     if isinstance(recogniser, AutoregressiveRecogniser):
         graph = _looping_graph(recogniser)
     else:
-        # PyTorch takes sizes of 0 and 1 for constants, so neither is used for what may vary.
-        images = torch.zeros(2, *VIEW_SHAPE, dtype=torch.uint8)
+        images = _blank(recogniser)
         batch = {0: torch.export.Dim("batch")}
         graph = _export(_Decode(recogniser), (images,), (batch,), [INPUT_NAME], [OUTPUT_NAME])
     opsets = [helper.make_opsetid("", OPSET)]
@@ -106,9 +99,23 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
     )
-    helper.set_model_props(model, as_strings(description | _GRAPH | {"opset": OPSET}))
+    of_graph = {"input": _INPUT | {"shape": _input_shape(recogniser)}, "output": _OUTPUT}
+    helper.set_model_props(model, as_strings(description | of_graph | {"opset": OPSET}))
     checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _input_shape(recogniser: Recogniser) -> list[str | int]:
+    """Return the shape of a graph's input."""
+    return ["batch", *recogniser.view_px, 3]
+
+
+def _blank(recogniser: Recogniser) -> Tensor:
+    """Return views to trace with. Shape: (2, height, width, 3) uint8.
+
+    PyTorch takes sizes of 0 and 1 for constants, so neither is used for what may vary.
+    """
+    return torch.zeros(2, *recogniser.view_px, 3, dtype=torch.uint8)
 
 
 def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -136,7 +143,7 @@ class _Decode(_Part):
     """Reading in one pass."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Read views. Shape: (B, 32, 128, 3) uint8 -> (B, L, C + 1)."""
+        """Read views. Shape: (B, height, width, 3) uint8 -> (B, L, C + 1)."""
         logits: Tensor = self.recogniser.decode(normalize(images, STUDENT_MEAN, STUDENT_STD))
         return logits.softmax(dim=-1)
 
@@ -145,7 +152,7 @@ class _Begin(_Part):
     """From views to the keys and values that decoding reads of them."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Shape: (B, 32, 128, 3) uint8 -> any number of (B, H, S, D / H)."""
+        """Shape: (B, height, width, 3) uint8 -> any number of (B, H, S, D / H)."""
         state = self.recogniser.begin(normalize(images, STUDENT_MEAN, STUDENT_STD))
         return _flat(state.memories)
 
@@ -189,7 +196,7 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
     from onnx import TensorProto, compose, numpy_helper, parser
 
     tokenizer = recogniser.tokenizer
-    images = torch.zeros(2, *VIEW_SHAPE, dtype=torch.uint8)
+    images = _blank(recogniser)
     tokens_B = torch.full((2,), tokenizer.bos_id)
     with torch.no_grad():
         memories = _Begin(recogniser)(images)
@@ -236,7 +243,7 @@ def _looping_graph(recogniser: AutoregressiveRecogniser) -> onnx.GraphProto:
     new_carried = [" new_".join(each.rsplit(" ", 1)) for each in carried]
     of_position = f"float[batch, {tokenizer.num_classes}] step_probabilities"
     graph = parser.parse_graph(f"""
-        clipocr ({_IMAGES})
+        clipocr (uint8[{", ".join(map(str, _input_shape(recogniser)))}] {INPUT_NAME})
             => (float[batch, positions, {tokenizer.num_classes}] {OUTPUT_NAME}) {{
             batch_size = Shape <start = 0, end = 1> ({INPUT_NAME})
             first_tokens = Expand (bos, batch_size)

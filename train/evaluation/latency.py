@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from ...shared.data.images import ImageProblemError, decode_image, make_view
+from ...shared.data.images import ImageProblemError, decode_image
 from ...shared.errors import DataError
 from ...shared.terminal import counted
 from ..reading.readers import Reader
@@ -59,7 +59,7 @@ def measure_latency(
     views, times = [], []
     for encoded in pictures:
         start = perf_counter()
-        views.append(make_view(decode_image(encoded), reader.recogniser.tall))
+        views.append(reader.prepare(decode_image(encoded)))
         times.append(perf_counter() - start)
     preprocessing_ms = 1000 * median(times)
     rows = []

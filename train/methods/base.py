@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from ...shared.geometry import VIEW_PX
 from ...shared.options import Options
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Needs:
     """Names of image arrays, such as ``block3``."""
     pixels: bool = True
     """Whether the views themselves are read."""
+    view_px: tuple[int, int] | None = VIEW_PX
+    """Height and width of the views that pixels and image arrays are of; None: any."""
     text: TextNeeds | None = None
     """None: labels only, which every cache has."""
     pads_together: bool = False
@@ -62,7 +65,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Of what a method needs of a cache, without the batch."""
+    """Of what a method needs of a cache, without the batch; and what else is there of CLIP."""
 
     images: Mapping[str, tuple[int, ...]]
     """By array name, (T, D): teacher tokens, width."""

@@ -179,7 +179,7 @@ class AutoregressiveRecogniser(Recogniser):
     refines: bool = False
 
     def begin(self, images: Tensor) -> DecoderState:
-        """Return the state before the first position. Shape of images: (B, 3, 32, 128)."""
+        """Return the state before the first position. Shape of images: (B, 3, H, W)."""
         raise NotImplementedError
 
     def step(self, tokens_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -192,5 +192,5 @@ class AutoregressiveRecogniser(Recogniser):
 
     @torch.no_grad()
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
-        """Read images greedily; see `write`. Shape: (B, 3, 32, 128) -> (B, L, C + 1)."""
+        """Read images greedily; see `write`. Shape: (B, 3, H, W) -> (B, L, C + 1)."""
         return write(self, self.begin(images), max_length)

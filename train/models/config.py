@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ...shared.errors import UsageError
-from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
+from ...shared.geometry import VIEW_PX
 from ...shared.options import Options, option
 
 NUM_STAGES = 4
@@ -52,8 +52,8 @@ class StudentSize:
             problems = [
                 f"{part_name} {part} does not divide {whole_name} {whole}"
                 for part_name, part, whole_name, whole in (
-                    ("patch_height_px", self.patch_height_px, "image height", IMAGE_HEIGHT_PX),
-                    ("patch_width_px", self.patch_width_px, "image width", IMAGE_WIDTH_PX),
+                    ("patch_height_px", self.patch_height_px, "image height", VIEW_PX.height_px),
+                    ("patch_width_px", self.patch_width_px, "image width", VIEW_PX.width_px),
                     ("number of stages", NUM_STAGES, "encoder_layers", self.encoder_layers),
                     ("encoder_heads", self.encoder_heads, "width", self.width),
                     ("decoder_heads", self.decoder_heads, "width", self.width),

@@ -22,10 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ...shared.errors import UsageError
-from ...shared.geometry import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, STUDENT_MEAN, STUDENT_STD
+from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_PX
 from .config import NUM_STAGES, TIMM, StudentConfig, StudentSize
-
-_IMAGE_PX = (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX)
 
 
 class Encoder(nn.Module):
@@ -170,7 +168,7 @@ class Encoder(nn.Module):
 
         was_training = model.training
         model.eval()
-        blank = torch.zeros(1, 3, *_IMAGE_PX, device=next(model.parameters()).device)
+        blank = torch.zeros(1, 3, *VIEW_PX, device=next(model.parameters()).device)
         with torch.no_grad():
             final, features = model.forward_intermediates(blank, **self._arguments)
             last_map, prefix = (
@@ -211,7 +209,7 @@ class Encoder(nn.Module):
 def _vit(size: StudentSize) -> nn.Module:
     """Return the student's own ViT, initialised as timm does it."""
     return VisionTransformer(
-        img_size=_IMAGE_PX,
+        img_size=VIEW_PX,
         patch_size=(size.patch_height_px, size.patch_width_px),
         embed_dim=size.width,
         depth=size.encoder_layers,
@@ -235,7 +233,7 @@ def _timm_model(name: str) -> nn.Module:
 
 def _create(name: str, **arguments: Any) -> nn.Module:
     try:
-        return timm.create_model(name, num_classes=0, img_size=_IMAGE_PX, **arguments)
+        return timm.create_model(name, num_classes=0, img_size=VIEW_PX, **arguments)
     except TypeError as e:
         if "img_size" not in str(e):
             raise

@@ -1,6 +1,7 @@
 """What reads images of words: all that evaluation, reading, export, hub and checkpoints know.
 
-Shapes: B batch, L label positions (characters and EOS), C characters of the charset.
+Shapes: B batch, H and W height and width of a view, L label positions (characters and EOS), C
+characters of the charset.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UsageError
-from ...shared.geometry import TALL
+from ...shared.geometry import TALL, VIEW_PX
 from .tokenizer import LabelTokenizer
 
 _MOST_LISTED = 40
@@ -64,12 +65,15 @@ class Recogniser(RecogniserPart):
     tall: str = TALL[0]
     """What becomes of a tall picture before it is a view, as in the cache it learned from: the run
     sets it, checkpoints and exports keep it, and whatever makes views for it follows it."""
+    view_px: tuple[int, int] = VIEW_PX
+    """Height and width of the views that it reads, which whatever makes views for it follows; a
+    checkpoint rebuilds it from the method's settings."""
 
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
         """Read images, without gradients.
 
         Args:
-            images: Normalised images. Shape: (B, 3, 32, 128).
+            images: Normalised images. Shape: (B, 3, H, W).
             max_length: Longest label to write; None: the tokenizer's.
 
         Returns:
@@ -88,7 +92,7 @@ class Recogniser(RecogniserPart):
         """Return where it looked when it wrote a text; None of a recogniser that cannot say.
 
         Args:
-            images: Normalised images. Shape: (B, 3, 32, 128).
+            images: Normalised images. Shape: (B, 3, H, W).
             token_ids_BL: What was read in them, from `LabelTokenizer.encode`. Shape: (B, L + 1).
         """
         del images, token_ids_BL

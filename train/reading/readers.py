@@ -3,7 +3,7 @@
 Pictures are decoded on threads some batches ahead of the one that is read. One picture is one
 word: finding the words of a page is another program's work.
 
-Shapes: B batch.
+Shapes: B batch, H and W height and width of the recogniser's views.
 """
 
 from __future__ import annotations
@@ -166,14 +166,14 @@ class Reader(PictureBatchReader):
 
     def prepare(self, picture: Image.Image) -> Any:
         """Return the view of a picture."""
-        return make_view(picture, self.recogniser.tall)
+        return make_view(picture, self.recogniser.tall, self.recogniser.view_px)
 
     def read_batch(self, prepared: list[Any]) -> list[Text]:
         """Read views."""
         return self.read_views(torch.from_numpy(np.stack(prepared)))
 
     def read_views(self, views: torch.Tensor) -> list[Text]:
-        """Read a batch of views. Shape: (B, 32, 128, 3), uint8."""
+        """Read a batch of views. Shape: (B, H, W, 3), uint8."""
         allow_fast_products(self.precision)
         views = views.to(self.device)
         with autocast(views.device, self.precision):

@@ -56,7 +56,7 @@ def attention_pictures(
 
     None of a recogniser that cannot say.
     """
-    view = make_view(decode_image(encoded), recogniser.tall)
+    view = make_view(decode_image(encoded), recogniser.tall, recogniser.view_px)
     device = next(recogniser.parameters()).device
     images = normalize(torch.tensor(view[None], device=device), STUDENT_MEAN, STUDENT_STD)
     # A text without EOS may have one character more than a label.
@@ -78,7 +78,7 @@ def attention_pictures(
 
 
 def _with_heat(view: npt.NDArray[np.uint8], places: npt.NDArray[np.float32]) -> Image.Image:
-    """Lay weights over a view; the heaviest place is brightest. Shapes: (32, 128, 3), any 2-D."""
+    """Lay weights over a view; the heaviest place is brightest. Shapes: (H, W, 3), any 2-D."""
     heat = Image.fromarray(places / max(float(places.max()), 1e-12))
     resized = heat.resize(view.shape[1::-1], Image.Resampling.BILINEAR)
     weights = np.asarray(resized)[..., None]

@@ -7,7 +7,7 @@ student's heads begin with, makes the two the same but for rounding.
 Pixels are filtered in NumPy where views are made. Features are encoded by torch where the teacher
 ran, and decoded where the student trains.
 
-Shapes: B rows, T image tokens, D width.
+Shapes: B rows, T image tokens, D width, H and W height and width of a view.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def filter_pixels(views: Pixels) -> Pixels:
     differences along both axes. Word crops then take 2.4 KB (MJSynth) to 5.4 KB (IIIT5K). The
     inverse is two running sums.
 
-    Shape: (B, 32, 128, 3) -> (B, 3, 32, 128), uint8.
+    Shape: (B, H, W, 3) -> (B, 3, H, W), uint8.
     """
     planes = views.transpose(0, 3, 1, 2).copy()
     planes[:, 0::2] -= planes[:, 1:2]
@@ -133,7 +133,7 @@ def filter_pixels(views: Pixels) -> Pixels:
 
 
 def unfilter_pixels(stored: torch.Tensor) -> torch.Tensor:
-    """Invert `filter_pixels`. Shape: (B, 3, 32, 128) -> (B, 32, 128, 3), uint8."""
+    """Invert `filter_pixels`. Shape: (B, 3, H, W) -> (B, H, W, 3), uint8."""
     import torch
 
     # Sums of bytes wrap as the filter's differences do, and move a quarter of what int32 moves.
@@ -143,8 +143,9 @@ def unfilter_pixels(stored: torch.Tensor) -> torch.Tensor:
     return planes.permute(0, 2, 3, 1)
 
 
-_GRAM_ROWS = 64
-"""Rows whose tokens are compared with one another: about a batch, and of a size to hold."""
+_GRAM_ROWS, _GRAM_TOKENS = 64, 2048
+"""Rows whose tokens are compared with one another: about a batch. Of rows of many tokens fewer,
+because a matrix of 64 rows of 197 tokens takes 1.3 GB."""
 
 
 def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[str, float]:
@@ -155,8 +156,8 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
     Returns:
         ``cosine_p50`` and ``cosine_p01``: median and first percentile, over tokens, of the cosine
         after the mean of each position was removed; ``gram_l1``: mean absolute difference of the
-        two matrices of cosines between tokens of the same 64 rows, which is what LCL's intra term
-        sees (CLIP-OCR Eq. 5); ``max_abs``: the largest absolute error.
+        two matrices of cosines between tokens of the same rows, up to 64, which is what LCL's intra
+        term sees (CLIP-OCR Eq. 5); ``max_abs``: the largest absolute error.
     """
     # In double precision, and rounded: the last bits of a sum depend on how many threads share it,
     # and a unit's record must come out the same on every machine.
@@ -167,7 +168,8 @@ def measure_fidelity(features: torch.Tensor, decoded: torch.Tensor) -> Mapping[s
     # Positions whose features never vary have nothing left after centring; they count as kept.
     cosine = ((a * b).sum(dim=1) / norms).nan_to_num(1.0)
     quantiles = cosine.quantile(cosine.new_tensor([0.01, 0.5]))
-    batches = [slice(at, at + _GRAM_ROWS) for at in range(0, len(features), _GRAM_ROWS)]
+    num_rows = max(1, min(_GRAM_ROWS, _GRAM_TOKENS // features.shape[1]))
+    batches = [slice(at, at + num_rows) for at in range(0, len(features), num_rows)]
     differences = [(_gram(features[rows]) - _gram(decoded[rows])).abs() for rows in batches]
     gram_l1 = sum(float(d.sum()) for d in differences) / sum(d.numel() for d in differences)
     return {

@@ -28,6 +28,7 @@ from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
+from clipocr.shared.geometry import ViewSize
 from clipocr.shared.processes import Process
 
 
@@ -282,6 +283,9 @@ def test_processes_share_the_work_and_make_the_same_bytes(
         ({"augment": "randaugment"}, "view.augment is 'clean', wanted 'randaugment'",
          "--augment clean"),
         ({"tall": "rotate"}, "view.tall is 'stretch', wanted 'rotate'", "--tall stretch"),
+        ({"view_size": ViewSize(32, 64)}, "view.width_px is 128, wanted 64", "--view-size 32x128"),
+        ({"pixels": False}, "pixels is True, wanted False", "--pixels"),
+        ({"image_taps": (1, 2, "final")}, "images is .*'final'", "--image-taps 1,2,3"),
     ],
 )  # fmt: skip
 def test_another_request_is_refused_by_field_with_the_command_that_goes_on(

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -19,9 +18,8 @@ from safetensors.torch import load_file
 from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
 
 from clipocr.precompute.builder import weights
-from clipocr.precompute.builder.build import BuildSummary, build_cache, build_pool
-from clipocr.precompute.builder.config import BuildConfig, PoolConfig, WeightsConfig
-from clipocr.precompute.builder.contents import pictures_of_words
+from clipocr.precompute.builder.build import build_cache, build_pool
+from clipocr.precompute.builder.config import PoolConfig, WeightsConfig
 from clipocr.precompute.builder.weights import add_weights
 from clipocr.precompute.upkeep.config import CopyConfig
 from clipocr.precompute.upkeep.copy import copy_cache
@@ -54,11 +52,6 @@ def kept(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher() -> dict[str, torch.Tensor]:
     """What open_clip's model of the teacher holds."""
     return load_weights(TINY_TEACHER, "fp32")[0].state_dict()
-
-
-def build_with_final(config: BuildConfig) -> BuildSummary:
-    """Build a cache whose image array is every token in the joint space."""
-    return build_cache(config, replace(pictures_of_words(config), arrays=("final",)))
 
 
 def test_they_are_the_teachers_and_make_it_again(
@@ -185,9 +178,9 @@ def test_a_cache_without_them_says_how_to_add_them(cache: FeatureCache) -> None:
 def test_a_build_of_final_keeps_them_and_makes_them_again(
     data_root: Path, tmp_path: Path, kept: Path
 ) -> None:
-    config = tiny_build(data_root, tmp_path / "cache", image_taps=())
-    killed_after(40, lambda: build_with_final(config))
-    build_with_final(config)
+    config = tiny_build(data_root, tmp_path / "cache", image_taps=("final",))
+    killed_after(40, lambda: build_cache(config))
+    build_cache(config)
     whole = files_of(config.out)
     assert whole[FILE] == (kept / FILE).read_bytes()
     assert "teacher" in json.loads(whole["sealed.json"])["commits"]
@@ -195,7 +188,7 @@ def test_a_build_of_final_keeps_them_and_makes_them_again(
     (config.out / FILE).write_bytes(whole[FILE][:-1])
     repair = repair_cache(config.out, verify_cache(config.out))
     assert repair.taken_back == ("teacher",)
-    assert build_with_final(config).num_rows_built == 0
+    assert build_cache(config).num_rows_built == 0
     assert files_of(config.out) == whole
 
 

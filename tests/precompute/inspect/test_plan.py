@@ -236,7 +236,7 @@ def test_what_a_build_would_refuse_is_refused(data_root: Path, tmp_path: Path) -
         tiny_plan(data_root, labels=LabelRules(max_label_length=76))
     with pytest.raises(UsageError, match="unit rows 30 is not a multiple of chunk rows 8"):
         tiny_plan(data_root, unit_rows=30)
-    with pytest.raises(UsageError, match=r"image taps \(9,\) are not possible"):
+    with pytest.raises(UsageError, match="image taps 9 are not possible"):
         tiny_plan(data_root, image_taps=(9,))
     with pytest.raises(DataError, match="no LMDB"):
         tiny_plan(tmp_path)

@@ -17,6 +17,7 @@ from clipocr.precompute.inspect.show import color_tokens, patch_grid, show_cache
 from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.errors import CacheMissingError
+from clipocr.shared.geometry import ViewSize
 
 
 def read_sheet(path: Path) -> np.ndarray:
@@ -89,10 +90,15 @@ def test_one_basis_and_one_scale_for_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_patches", "grid"), [(16, (2, 8)), (4, (1, 4)), (36, (3, 12)), (17, (1, 17)), (1, (1, 1))]
+    ("num_patches", "grid", "size"),
+    [
+        *[(16, (2, 8), "32x128"), (4, (1, 4), "32x128"), (36, (3, 12), "32x128")],
+        *[(17, (1, 17), "32x128"), (1, (1, 1), "32x128")],
+        *[(196, (14, 14), "224x224"), (8, (2, 4), "32x64"), (8, (4, 2), "64x32")],
+    ],
 )
-def test_patches_lie_as_in_the_view(num_patches: int, grid: tuple[int, int]) -> None:
-    assert patch_grid(num_patches) == grid
+def test_patches_lie_as_in_the_view(num_patches: int, grid: tuple[int, int], size: str) -> None:
+    assert patch_grid(num_patches, ViewSize.parse(size)) == grid
 
 
 def test_a_sheet_holds_every_view_and_its_colors(cache_path: Path, tmp_path: Path) -> None:

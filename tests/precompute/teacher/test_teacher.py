@@ -122,7 +122,7 @@ def test_crop_is_class_row_and_top_left_block() -> None:
     rows = torch.arange(1 + 14 * 14).unsqueeze(1)
     expected = [*range(9), *range(15, 23)]
     assert crop_positions(rows, (16, 16)).flatten().tolist() == expected
-    with pytest.raises(TeacherError, match="2x8 view does not fit this teacher's 7x7 grid"):
+    with pytest.raises(UsageError, match=r"32x128 do not fit this teacher, .* covers 112x112"):
         crop_positions(torch.zeros(50, 1), (16, 16))
 
 

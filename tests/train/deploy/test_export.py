@@ -165,14 +165,14 @@ def test_safetensors_is_a_checkpoint(run_path: Path, student: Student, tmp_path:
     assert all(torch.equal(weights[name], value) for name, value in again.state_dict().items())
 
 
-def test_pictures_of_one_s_own(run_path: Path, tmp_path: Path) -> None:
+def test_pictures_of_one_s_own(run_path: Path, student: Student, tmp_path: Path) -> None:
     write_words(tmp_path / "lmdb", ["alpha", "bravo", "x"], {2: b"broken"})
     folder = tmp_path / "folder"
     folder.mkdir()
     for word in ("alpha", "x"):
         (folder / f"{word}.png").write_bytes(draw_word(word))
     np.testing.assert_array_equal(
-        given_views(tmp_path / "lmdb", "stretch"), given_views(folder, "stretch")
+        given_views(tmp_path / "lmdb", student), given_views(folder, student)
     )
     out = tmp_path / "model.safetensors"
     result = export_command(run_path, "--format", "safetensors", "--out", out,
@@ -180,7 +180,7 @@ def test_pictures_of_one_s_own(run_path: Path, tmp_path: Path) -> None:
     assert "agrees with PyTorch on 2 given pictures" in result.stdout
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no picture"):
-        given_views(tmp_path / "empty", "stretch")
+        given_views(tmp_path / "empty", student)
 
 
 @pytest.mark.parametrize(

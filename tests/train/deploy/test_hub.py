@@ -179,6 +179,7 @@ def test_names_from_elsewhere_cannot_format_the_card() -> None:
         "settings": {evil: evil},
         "charset": {"name": evil, "characters": "ab"},
         "max_label_length": 25,
+        "preprocessing": {"height_px": 32, "width_px": 128},
         "clipocr_version": "0",
         "checkpoint_sha256": "0",
     }

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner, Result
+from methods import install_methods
 from samples import write_words
 from torch import Tensor, nn
 
@@ -153,18 +154,13 @@ def _installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Install this file as another package would be: by the entry points of its distribution."""
     site = tmp_path_factory.mktemp("site")
     (site / "toy_methods.py").write_text("raise ImportError('this one is broken')\n")
-    info = site / "toy_methods-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-methods\nVersion: 1.0\n")
     points = {
         "toy": f"{__name__}:Toy",
         "toy-labels": f"{__name__}:ToyLabels",
         "broken": "toy_methods:Broken",
         "misnamed": f"{__name__}:Toy",
     }
-    lines = (f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[clipocr.methods]\n{''.join(lines)}")
-    monkeypatch.syspath_prepend(str(site))
+    install_methods(site, points, monkeypatch)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Toy.__module__])
 
 
@@ -206,7 +202,7 @@ def test_it_is_found_and_the_command_shows_its_options() -> None:
         (
             ("--method", "toi"),
             2,
-            "method is 'toi', expected one of clip-ocr, broken, dptr, misnamed",
+            "method is 'toi', expected one of clip-ocr, broken, clip4str, dptr, misnamed",
         ),
         (("--method=toy", "--image-taps", "1,2,3"), 2, "--image-taps"),
         (("--method", "toy", "--toy-width", 0), 2, "0 is not in the range x>=1"),
@@ -371,6 +367,9 @@ def test_a_method_that_is_not_there_any_more_is_named(
     monkeypatch.setattr("clipocr.train.methods.ENTRY_POINTS", "clipocr.nothing")
     result = invoke("eval", run, "--data", run)
     assert result.exit_code == 1
-    assert "method is 'toy', expected one of clip-ocr, dptr. Install the package" in result.output
+    assert (
+        "method is 'toy', expected one of clip-ocr, clip4str, dptr. Install the package"
+        in result.output
+    )
     with pytest.raises(UsageError, match="expected one of clip-ocr"):
         find_method("toy")

@@ -18,10 +18,9 @@ from ...models.autoregressive import num_positions, write_once, written_tokens
 from ...models.decoder import Decoder
 from ...models.recogniser import ImageAttention, Recogniser
 from ...models.tokenizer import LabelTokenizer
-from .adapters import Ladder, LinearAdapter
+from .adapters import ClipWeights, Ladder, LinearAdapter
 from .clip import (
     ClipEncoder,
-    ClipWeights,
     ImageEncoder,
     TextEncoder,
     TokenEmbeddings,

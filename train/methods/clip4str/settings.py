@@ -149,8 +149,7 @@ class Clip4Str(Method):
 
     def fitted(self, spec: CacheSpec) -> Clip4Str:
         """Return the settings for the CLIP of a cache."""
-        view_px = spec.view.height_px, spec.view.width_px
-        return replace(self, clip=ClipSource(teacher=spec.teacher, view_px=view_px))
+        return replace(self, clip=ClipSource(teacher=spec.teacher, view_px=spec.view.view_px))
 
     def decoder(self, width: int) -> DecoderConfig:
         """Return a decoder as wide as CLIP's joint space."""

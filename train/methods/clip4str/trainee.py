@@ -29,6 +29,7 @@ class Clip4StrTrainee(Trainee):
         super().__init__()
         self.method = method
         self.recogniser = method.recogniser(tokenizer)
+        assert shapes.teacher_weights is not None, "a cache says where its teacher's weights are"
         self.recogniser.begin_with(shapes.teacher_weights)
         self.term_names = ("visual", "cross") if method.cross else ("visual",)
 
@@ -48,7 +49,7 @@ class Clip4StrTrainee(Trainee):
         terms = {"visual": recognition_loss(logits, targets)}
         if model.cross is not None:
             tokens = model.text_tokens(logits.detach())
-            of_orders_BKME = tokens.unflatten(0, (-1, len(orders_KP)))
+            of_orders_BKME = tokens.view(-1, len(orders_KP), *tokens.shape[1:])
             _, logits, targets = model.cross(
                 memory_BTE.detach(), batch.token_ids, orders_KP, of_orders_BKME
             )

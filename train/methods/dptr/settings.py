@@ -56,6 +56,7 @@ class Dptr(Method):
         """Return the prompts' features, and the pool unless nothing is to be added."""
         return Needs(
             pixels=False,
+            view_px=None,
             text=TextNeeds(tokenizer=PROMPT, template=self.template, arrays=(EOT, LN_FINAL)),
             pool=self.noise_ratio > 0,
             epoch="labels",

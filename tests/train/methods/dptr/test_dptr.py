@@ -31,9 +31,9 @@ def trainee(
     sizes = {"decoder_layers": 2, "decoder_width": 16, "decoder_heads": 2, "decoder_dropout": 0.0}
     torch.manual_seed(0)
     method = Dptr.from_values(sizes | settings)
-    return method.trainee(
-        TOKENIZER, Shapes(images={}, text={"eot": (joint,), "ln_final": (77, width)}, pool=pool)
-    )
+    text = {"eot": (joint,), "ln_final": (77, width)}
+    shapes = Shapes(images={}, text=text, pool=pool)
+    return method.trainee(TOKENIZER, shapes)
 
 
 def batch(pool: bool = True) -> Batch:

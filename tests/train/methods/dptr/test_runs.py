@@ -129,8 +129,8 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
     num_steps = train(config, places[0]).num_steps
     assert num_steps >= 50
     teacher = load_teacher(
-        *(EQUAL_TEACHER,), image_taps=(), text_taps=(1, 2, 3), precision="fp32", device=CPU,
-        final=True, view_px=(224, 224),
+        *(EQUAL_TEACHER,), image_taps=("final",), text_taps=(1, 2, 3), precision="fp32", device=CPU,
+        view_px=(224, 224),
     )  # fmt: skip
     cached = Preflight.loader
 
