@@ -87,7 +87,11 @@ def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batc
     from ..reading.readers import load_reader
 
     reader = load_reader(
-        run, device=options.device, batch_size=batch_size, precision=options.precision
+        run,
+        device=options.device,
+        batch_size=batch_size,
+        precision=options.precision,
+        clip=options.clip,
     )
     teacher = str(reader.teacher)
     warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")

@@ -48,6 +48,7 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
         device=options.device,
         batch_size=options.batch_size,
         precision=options.precision,
+        clip=options.clip,
     )
     has_problem = False
 
@@ -117,8 +118,25 @@ def _formatted(output_format: str, name: str, word: ReadWord) -> str:
     show_default="words drawn for it",
     help="LMDB, folder or file with cropped words on which the file has to agree with the student.",
 )
+@click.option(
+    "--clip",
+    metavar="MODEL/WEIGHTS|CACHE",
+    show_default="as the run names them",
+    help="Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold "
+    "them.",
+)
+@click.option(
+    "--self-contained",
+    is_flag=True,
+    help="Put those weights into the safetensors file; an onnx file holds them anyway.",
+)
 def export(
-    run_or_checkpoint: Path, file_format: str, out: Path | None, check_images: Path | None
+    run_or_checkpoint: Path,
+    file_format: str,
+    out: Path | None,
+    check_images: Path | None,
+    clip: str | None,
+    self_contained: bool,
 ) -> None:
     """Write a student to one file that says itself how to use it, and check it.
 
@@ -135,7 +153,12 @@ def export(
     if out is None:
         out = find_checkpoint(run_or_checkpoint).parent / f"model.{file_format}"
     num_pictures, num_texts, difference = export_student(
-        run_or_checkpoint, file_format, out, pictures=check_images
+        run_or_checkpoint,
+        file_format,
+        out,
+        pictures=check_images,
+        clip=clip,
+        self_contained=self_contained,
     )
     of = "given" if check_images else "drawn"
     click.echo(

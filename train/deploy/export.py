@@ -55,11 +55,23 @@ class Agreement(NamedTuple):
 
 
 def export(
-    run_or_checkpoint: Path, file_format: str, out: Path, *, pictures: Path | None = None
+    run_or_checkpoint: Path,
+    file_format: str,
+    out: Path,
+    *,
+    pictures: Path | None = None,
+    clip: str | None = None,
+    self_contained: bool = False,
 ) -> Agreement:
     """Write a recogniser as ``onnx`` or ``safetensors``, if it agrees with the one in PyTorch.
 
-    They are compared on `pictures`, an LMDB, a folder or a file; None: on words drawn here.
+    Args:
+        run_or_checkpoint: What holds it.
+        file_format: ``onnx``, which holds all that it takes to read; or ``safetensors``.
+        out: The file to write.
+        pictures: What they are compared on: an LMDB, a folder or a file; None: words drawn here.
+        clip: Where CLIP's weights are; see `Recogniser.bring_clip`.
+        self_contained: Whether a safetensors file holds those that the recogniser goes on with too.
 
     Raises:
         CheckpointError: there is no recogniser.
@@ -77,6 +89,9 @@ def export(
     if file_format == "onnx":
         require_onnx()
     recogniser, description = load_described(run_or_checkpoint)
+    recogniser.bring_clip(clip)
+    if self_contained or file_format == "onnx":
+        description["settings"] |= recogniser.hold_clip()
     views = drawn_views(recogniser) if pictures is None else given_views(pictures, recogniser)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
@@ -86,6 +101,8 @@ def export(
         else:
             write_safetensors(partial, recogniser, description)
             again = build_recogniser(read_safetensors(partial), partial)
+            if not self_contained:
+                again.bring_clip(clip)
 
             def run(views: Any) -> Any:
                 return read_in_pytorch(again, views).numpy()

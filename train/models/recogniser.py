@@ -81,6 +81,30 @@ class Recogniser(RecogniserPart):
         """
         raise NotImplementedError
 
+    def decode_stages(self, images: Tensor, max_length: int | None = None) -> dict[str, Tensor]:
+        """Read images, and return the logits of every stage by its name; `decode` is the last.
+
+        Args and shapes as of `decode`. A recogniser that reads once has one stage.
+        """
+        return {"text": self.decode(images, max_length)}
+
+    def bring_clip(self, place: str | None) -> None:
+        """Load CLIP's weights, if it goes on with CLIP and does not hold them.
+
+        Args:
+            place: ``MODEL/WEIGHTS``, or a cache that keeps them; None: as its settings name them.
+
+        Raises:
+            UsageError: it reads without CLIP, and a place was given; or it needs one.
+            TeacherError: they cannot be had, or are others.
+        """
+        if place is not None:
+            raise UsageError(f"--clip {place}: this recogniser reads without CLIP; leave it out")
+
+    def hold_clip(self) -> dict[str, Any]:
+        """Make CLIP's weights its own; return what of its settings that changes."""
+        return {}
+
     def load_pretrained(self) -> None:
         """Load published weights that its config names, if any: once, when a training begins.
 

@@ -15,6 +15,13 @@ class ArithmeticOptions(Options):
         "fp32", help="Arithmetic; published numbers are fp32.", choices=("fp32", "bf16", "fp16")
     )
     device: str = device_option()
+    clip: str | None = option(
+        None,
+        metavar="MODEL/WEIGHTS|CACHE",
+        default_text="as the run names them",
+        help="Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold "
+        "them.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

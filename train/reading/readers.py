@@ -220,6 +220,7 @@ def load_reader(
     device: str = ReadingOptions.device,
     batch_size: int = ReadingOptions.batch_size,
     precision: str = ReadingOptions.precision,
+    clip: str | None = None,
 ) -> Reader:
     """Return a reader of cropped words: what a run folder or checkpoint holds.
 
@@ -232,6 +233,8 @@ def load_reader(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA if there is one.
         batch_size: Pictures at once.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        clip: Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold
+            them: ``MODEL/WEIGHTS``, or a cache; None: as the run names them.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -241,8 +244,10 @@ def load_reader(
     ReadingOptions(device=device, batch_size=batch_size, precision=precision)
     checkpoint = find_checkpoint(Path(run))
     saved = load_checkpoint(checkpoint)
+    recogniser = build_recogniser(saved, checkpoint)
+    recogniser.bring_clip(clip)
     return Reader(
-        build_recogniser(saved, checkpoint).to(choose_device(device)),
+        recogniser.to(choose_device(device)),
         batch_size=batch_size,
         precision=precision,
         checkpoint=checkpoint,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
@@ -14,6 +15,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from ....shared.cache.reader import FeatureCache
+from ....shared.cache.spec import TeacherSpec
 from ....shared.clip.encoders import (
     crop_positions,
     embed_images,
@@ -29,28 +32,43 @@ CONTEXT_LENGTH = 16
 """M: tokens that the cross branch reads of a text (official ``context_length``)."""
 
 
-def by_name(source: ClipSource, name: str | None = None) -> ClipWeights:
-    """Return the weights that ``MODEL/WEIGHTS`` means, None: as the source names them.
+def weights_at(source: ClipSource, place: str | None = None) -> ClipWeights:
+    """Return the weights of a CLIP.
+
+    Args:
+        source: What it is.
+        place: ``MODEL/WEIGHTS``, or a cache that keeps them; None: as the source names them.
 
     Raises:
+        CacheError: there is no such cache, or it keeps none.
         TeacherError: they cannot be had, or are others than those of the source.
         UsageError: the source was a file, which has to be passed.
     """
     have = source.teacher
-    if name is None and have.weights.startswith("file:"):
+    if place is not None and ("://" in place or Path(place).is_dir()):
+        cache = FeatureCache.open(place)
+        _require_same(
+            have, cache.spec.teacher, f"the cache {place} is of {cache.spec.teacher.name}"
+        )
+        return cache.teacher_weights
+    if place is None and have.weights.startswith("file:"):
         raise UsageError(
             f"this recogniser goes on with the CLIP of the weights file {have.weights[5:]}; pass "
             f"it by --clip {have.model}/PATH, or the cache that keeps it by --clip CACHE"
         )
-    model, spec = load_weights(name or have.name, have.precision, have.activation)
-    if spec.weights_sha256 != have.weights_sha256:
-        raise TeacherError(
-            f"{spec.name} has other weights (sha256 {spec.weights_sha256[:16]}...) than the CLIP "
-            f"that this recogniser was trained with, {have.name} (sha256 "
-            f"{have.weights_sha256[:16]}...); pass that one by --clip {have.model}/PATH"
-        )
+    model, spec = load_weights(place or have.name, have.precision, have.activation)
+    _require_same(have, spec, spec.name)
     tensors = model.state_dict()
     return lambda names: {name: tensors[name] for name in names}
+
+
+def _require_same(have: TeacherSpec, found: TeacherSpec, what: str) -> None:
+    if found.weights_sha256 != have.weights_sha256:
+        raise TeacherError(
+            f"{what}, whose weights (sha256 {found.weights_sha256[:16]}...) are not those that "
+            f"this recogniser was trained with, {have.name} (sha256 {have.weights_sha256[:16]}"
+            f"...); pass these by --clip {have.model}/PATH"
+        )
 
 
 class ClipEncoder(nn.Module):

@@ -25,8 +25,8 @@ from .clip import (
     TextEncoder,
     TokenEmbeddings,
     WordTokens,
-    by_name,
     sizes_of,
+    weights_at,
 )
 from .settings import Clip4Str
 
@@ -97,6 +97,23 @@ class Clip4StrRecogniser(Recogniser):
         if isinstance(self.adapter, Ladder):
             self.adapter.take(weights)
 
+    def bring_clip(self, place: str | None) -> None:
+        """Load CLIP's weights; see `Recogniser`."""
+        if self.method.holds_clip:
+            super().bring_clip(place)
+            return
+        self.lend(weights_at(self.source, place))
+        self._encoder("image_encoder")
+        if self.method.cross:
+            self._encoder("text_encoder")
+
+    def hold_clip(self) -> dict[str, Any]:
+        """Make the lent encoders its own."""
+        for name, encoder in self._lent.items():
+            setattr(self, name, encoder)
+        self._lent = {}
+        return {"self_contained": self.method.tune != "all"}
+
     def let_train(self) -> None:
         """Let those parameters be trained that the settings say."""
         for encoder in self.children():
@@ -110,7 +127,7 @@ class Clip4StrRecogniser(Recogniser):
             return self._modules[name]
         if name not in self._lent:
             if self._weights is None:
-                self._weights = by_name(self.source)
+                self._weights = weights_at(self.source)
             is_image = name == "image_encoder"
             encoder = ImageEncoder(self.source) if is_image else self._new_text_encoder()
             encoder.take(self._weights)
@@ -132,7 +149,7 @@ class Clip4StrRecogniser(Recogniser):
         Returns:
             Shape: (B, T, E).
         """
-        *rungs, final_BTE = (features[name] for name in self.method.image_arrays)
+        *rungs, final_BTE = (features[name].float() for name in self.method.image_arrays)
         if isinstance(self.adapter, Ladder):
             climbed_BTE: Tensor = self.adapter(rungs, final_BTE)
             return climbed_BTE

@@ -96,8 +96,7 @@ class Clip4Str(Method):
         "released test code has it.",
     )
     self_contained: bool = option(
-        False,
-        help="Whether checkpoints hold CLIP's frozen weights; with tune all they do.",
+        False, help="Whether CLIP's frozen weights are the recogniser's own.", is_fitted=True
     )
     clip: ClipSource | None = option(
         None, help="Which CLIP, as the cache says.", parse=_parse_source, unparse=_unparse_source,
