@@ -24,7 +24,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -253,7 +253,7 @@ class Options:
         return values
 
 
-def require_known(values: Mapping[str, Any], names: Sequence[str]) -> None:
+def require_known(values: Mapping[str, Any], names: Collection[str]) -> None:
     """Check that values have no other names than these."""
     unknown = sorted(set(values) - set(names))
     if unknown:

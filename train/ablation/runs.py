@@ -22,6 +22,7 @@ from ...shared.cache.storage import hash_file
 from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import TrainingError
+from ...shared.options import require_known
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.options import EvalOptions
 from ..evaluation.results import write_json
@@ -116,8 +117,14 @@ def ablate(
 
 
 def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
-    """Return every run by name, those that others begin with first, and check their caches."""
+    """Return every run by name, those that others begin with first, and check their caches.
+
+    A run takes those settings of the table that its method knows.
+    """
     device = choose_device(place.device)
+    entries = [*table.pretrainings.values(), *table.variants]
+    methods = {str(table.settings_of(entry).get("method", DEFAULT_METHOD)) for entry in entries}
+    require_known(table.settings, {n for m in methods for n in TrainConfig.known_names(m)})
     caches: dict[str, FeatureCache] = {}
     runs: dict[str, _Run] = {}
 
@@ -131,17 +138,15 @@ def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
         runs[name] = _Run(config, own, cache, **more)
 
     for name, pretraining in table.pretrainings.items():
-        known = TrainConfig.known_names(pretraining.settings.get("method", DEFAULT_METHOD))
-        settings = {key: value for key, value in table.settings.items() if key in known}
         own = replace(place, cache=pretraining.cache or place.cache, val_data=())
         for seed in table.seeds:
-            of_seed = {**settings, **pretraining.settings, "seed": seed}
+            of_seed = {**table.settings_of(pretraining), "seed": seed}
             add(run_name(name, seed), of_seed, own, is_evaluated=False)
     for variant in table.variants:
+        own = replace(place, cache=variant.cache or place.cache)
         for seed in table.seeds:
-            of_seed = {**table.settings, **variant.settings, "seed": seed}
+            of_seed = {**table.settings_of(variant), "seed": seed}
             init = run_name(variant.init, seed) if variant.init else ""
-            own = replace(place, cache=variant.cache or place.cache)
             add(run_name(variant.name, seed), of_seed, own, init=init)
     return runs
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ...shared.errors import UsageError
+from ..loop.config import TrainConfig
+from ..methods import DEFAULT_METHOD
 
 _NAME = re.compile(r"[\w.+-]*\w")
 
@@ -60,6 +62,34 @@ class AblationTable:
         all_settings += [p.settings for p in self.pretrainings.values()]
         if any("seed" in settings for settings in all_settings):
             raise UsageError("seed is no setting of a table; its runs take each of its seeds")
+
+    def settings_of(self, entry: Variant | Pretraining) -> dict[str, Any]:
+        """Return an entry's settings, with those of the table that its method knows."""
+        method = entry.settings.get("method", self.settings.get("method", DEFAULT_METHOD))
+        known = TrainConfig.known_names(method)
+        return {k: v for k, v in self.settings.items() if k in known} | dict(entry.settings)
+
+    def with_rows(self, names: Sequence[str]) -> AblationTable:
+        """Return the table with some of its variants.
+
+        Raises:
+            UsageError: there is none of a name, or one begins with one that is left out.
+        """
+        rows = {variant.name: variant for variant in self.variants}
+        if unknown := [name for name in names if name not in rows]:
+            raise UsageError(
+                f"rows {', '.join(unknown)} are not in the table; expected some of "
+                f"{', '.join(rows)}"
+            )
+        kept = tuple(variant for variant in self.variants if variant.name in names)
+        for variant in kept:
+            if variant.init in rows and variant.init not in names:
+                raise UsageError(
+                    f"row {variant.name} begins with {variant.init}; name that one too"
+                )
+        begun = {variant.init for variant in kept}
+        pretrainings = {k: v for k, v in self.pretrainings.items() if k in begun}
+        return replace(self, variants=kept, pretrainings=pretrainings)
 
 
 def run_name(name: str, seed: int) -> str:

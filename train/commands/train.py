@@ -187,6 +187,9 @@ class _Runs(Options):
         help="Folder with test LMDBs, at any depth.", metavar="ROOT", type=FOLDER
     )
     seeds: tuple[int, ...] | None = option(None, help="Such as 0,1,2.", default_text="the table's")
+    rows: tuple[str, ...] | None = option(
+        None, help="Names of the rows to train.", default_text="all"
+    )
 
 
 @click.command()
@@ -217,9 +220,9 @@ def ablate(
 ) -> None:
     """Train and evaluate a table of runs over one cache.
 
-    TABLE is a TOML file, or one that comes along: table1 to table7, table12, dptr. Finished runs
-    are left alone, interrupted ones go on, so the same command may be repeated. OUT then holds a
-    run folder per variant and seed, and the table as table.md, table.csv and table.png.
+    TABLE is a TOML file, or one that comes along: table1 to table7, table12, dptr, clip4str.
+    Finished runs are left alone, interrupted ones go on, so the same command may be repeated. OUT
+    then holds a run folder per row and seed, and the table as table.md, table.csv and table.png.
 
     \b
     Example:
@@ -239,6 +242,8 @@ def ablate(
         settings={**table.settings, **overrides},
         seeds=given.get("seeds", table.seeds),
     )
+    if "rows" in given:
+        table = table.with_rows(given["rows"])
     try:
         result = ablate_table(table, place, given["data"], only=only)
     except Interrupted:

@@ -40,9 +40,9 @@ MINIATURE = {
 
 @pytest.fixture(scope="module")
 def ablation_cache(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with word tokens too, for table 7."""
+    """A cache with word tokens and tokens in the joint space too, for table 7."""
     out = tmp_path_factory.mktemp("cache") / "words.cache"
-    build_cache(tiny_build(data_root, out))
+    build_cache(tiny_build(data_root, out, image_taps=(1, 2, 3, "final")))
     add_text_table(
         TextConfig(cache=out, charset=Charset.load("36"), tokenizer="word", device="cpu")
     )
@@ -85,12 +85,13 @@ def first_losses(out: Path, table: AblationTable) -> dict[str, tuple[tuple[str, 
 
 def test_the_tables_of_the_paper_are_there() -> None:
     assert list(shipped_tables()) == [
-        "dptr", "table1", "table12", "table2", "table3", "table4", "table5", "table6", "table7",
+        "clip4str", "dptr", "table1", "table12", "table2", "table3", "table4", "table5", "table6",
+        "table7",
     ]  # fmt: skip
     rows = {name: len(load_table(name).variants) for name in shipped_tables()}
     assert rows == {
         "table1": 4, "table2": 4, "table3": 5, "table4": 4, "table5": 5, "table6": 4,
-        "table7": 2, "table12": 3, "dptr": 8,
+        "table7": 3, "table12": 3, "dptr": 8, "clip4str": 6,
     }  # fmt: skip
 
 
@@ -277,7 +278,7 @@ def test_a_failed_run_does_not_stop_the_others(
     result = ablate(table, place(ablation_cache, tmp_path), [test_root])
     assert list(result.failed) == ["char-seed0"]
     assert result.failed["char-seed0"].startswith("total is not finite. To try it again remove ")
-    assert result.num_finished == 1
+    assert result.num_finished == 2
 
 
 def test_another_setting_for_a_run_that_is_there_is_refused(
@@ -350,6 +351,24 @@ def test_a_table_that_says_too_little_is_refused(text: str, message: str, tmp_pa
         load_table(str(path))
 
 
+def test_rows_can_be_left_out(cache_path: Path, test_root: Path, tmp_path: Path) -> None:
+    """Those that a cache has not what for, here tokens of words and in the joint space."""
+    table = miniature("table7").with_rows(["char"])
+    result = ablate(table, place(cache_path, tmp_path), [test_root])
+    assert (result.num_finished, result.num_runs) == (1, 1)
+    table = load_table("dptr").with_rows(["scratch", "no-orp"])
+    assert ([v.name for v in table.variants], [*table.pretrainings]) == (
+        ["scratch", "no-orp"],
+        ["pretrain-0"],
+    )
+    with pytest.raises(UsageError, match="rows chars are not in the table; expected some of char"):
+        miniature("table7").with_rows(["chars"])
+    first, second, _ = table7 = miniature("table7").variants
+    chained = replace(miniature("table7"), variants=(first, replace(second, init=first.name)))
+    with pytest.raises(UsageError, match="row word begins with char; name that one too"):
+        chained.with_rows([table7[1].name])
+
+
 def test_a_wrong_setting_is_found_before_the_first_run(
     ablation_cache: Path, test_root: Path, tmp_path: Path
 ) -> None:
@@ -409,6 +428,6 @@ def test_results_are_made_anew_when_what_they_are_of_changed(
 
 def test_a_table_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(
-        UsageError, match=r"table99 is neither a file .* one of dptr, table1, table12"
+        UsageError, match=r"table99 is neither a file .* one of clip4str, dptr, table1"
     ):
         load_table("table99")
