@@ -35,7 +35,7 @@ from ..methods import DEFAULT_METHOD
 from ..reading.readers import load_reader
 from ..report.curves import draw_curves
 from .comparison import write_comparison
-from .table import AblationTable, run_name
+from .table import AblationTable, Pretraining, Variant, run_name
 
 _RESULTS_NAME = "ablation.json"
 """In each run's folder. Not eval.json, which people write as they like."""
@@ -122,7 +122,7 @@ def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
     A run takes those settings of the table that its method knows.
     """
     device = choose_device(place.device)
-    entries = [*table.pretrainings.values(), *table.variants]
+    entries: list[Variant | Pretraining] = [*table.pretrainings.values(), *table.variants]
     methods = {str(table.settings_of(entry).get("method", DEFAULT_METHOD)) for entry in entries}
     require_known(table.settings, {n for m in methods for n in TrainConfig.known_names(m)})
     caches: dict[str, FeatureCache] = {}
