@@ -1,4 +1,6 @@
-"""Stage 2: a recogniser, trained from a feature cache. Never imports open_clip or precompute.
+"""Stage 2: a recogniser, trained from a feature cache.
+
+Never imports precompute, and open_clip only where a method goes on with CLIP itself.
 
 The package can be called: ``clipocr.train(cache=..., out=..., student="tiny", epochs=3)`` trains.
 """

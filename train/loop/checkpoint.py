@@ -8,8 +8,8 @@
     teacher                     name of the CLIP behind the cache
     training                    step, the trainee's other weights, optimizer, ...; only in last.pt
 
-They load with ``weights_only=True``, are written under a temporary name and then renamed, and never
-contain CLIP. A ``model.safetensors`` is read as one without training state.
+They load with ``weights_only=True``, are written under a temporary name and then renamed, and hold
+no frozen CLIP. A ``model.safetensors`` is read as one without training state.
 """
 
 from __future__ import annotations
