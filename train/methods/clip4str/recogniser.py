@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ....shared.errors import UsageError
 from ....shared.geometry import CLIP_MEAN, CLIP_STD, STUDENT_MEAN, STUDENT_STD
 from ...models.autoregressive import num_positions, write_once, written_tokens
-from ...models.decoder import Decoder
+from ...models.decoder import Decoder, DecoderPart
 from ...models.recogniser import ImageAttention, Recogniser
 from ...models.tokenizer import LabelTokenizer
 from .adapters import ClipWeights, Ladder, LinearAdapter
@@ -34,12 +34,24 @@ _NUM_PREFIX_TOKENS = 1
 """The class token."""
 
 
+def _of_both(axes: Mapping[str, int]) -> dict[str, int]:
+    """Return axes of a decoder's parameters for those of the two here."""
+    return {
+        name.replace("decoder.", f"{branch}."): axis
+        for branch in ("visual", "cross")
+        for name, axis in axes.items()
+    }
+
+
 class Clip4StrRecogniser(Recogniser):
     """Reads with the visual branch, corrects with the cross branch, and does both once more.
 
     Unless CLIP is trained, its weights are lent: they come when something first needs them, are
     named by their hash, and are in no checkpoint.
     """
+
+    token_axes = _of_both(DecoderPart.token_axes)
+    position_axes = _of_both(DecoderPart.position_axes)
 
     def __init__(self, method: Clip4Str, tokenizer: LabelTokenizer) -> None:
         """Build decoders with random weights; CLIP's come by `lend`.

@@ -16,6 +16,7 @@ from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TeacherError, UsageError
 from clipocr.shared.geometry import ViewSize
 from clipocr.train.ablation.runs import ablate
@@ -207,6 +208,17 @@ def test_weights_of_a_file_have_to_be_passed(
     assert "pass it by --clip ViT-equal-test/PATH, or the cache" in result.output
     for place in (config.out, f"ViT-equal-test/{file}"):
         assert invoke("eval", run, "--data", test_root, "--clip", place).exit_code == 0
+
+
+def test_it_goes_on_from_a_run_of_another_charset(place: TrainPlace, tmp_path: Path) -> None:
+    train(replace(CONFIG, charset=Charset.load("94")), place)
+    other = replace(place, out=tmp_path / "fine")
+    train(replace(CONFIG, epochs=1, learning_rate=1e-9), other, init=place.out)
+    before, after = (load_recogniser(p.out, CPU) for p in (place, other))
+    for branch in ("visual", "cross"):
+        heads = [getattr(model, branch).head.weight for model in (before, after)]
+        # EOS, and the 36 characters, with which the 94 begin.
+        assert torch.allclose(heads[0][:37], heads[1], atol=1e-6)
 
 
 def test_fine_tuning_holds_clip(place: TrainPlace) -> None:
