@@ -342,8 +342,8 @@ def test_what_stages_changed_is_shown(
             "Spoiled: right by first, wrong by third",
         )
     )
-    assert "label aa first ✗ a – x – third ✓ a 100 a 100 end" in page.text[corrected:spoiled]
-    assert "label cc first ✓ c – c – third ✗ c 100 y 100 end" in page.text[spoiled:]
+    assert "label aa first ✗ a x third ✓ a 100 a 100 end" in page.text[corrected:spoiled]
+    assert "label cc first ✓ c c third ✗ c 100 y 100 end" in page.text[spoiled:]
     assert "label dd first" not in page.text
     links = [link for link in page.attributes("href") if link.endswith("-stages")]
     assert links == (["#reader-a-stages"] if num_readers == 1 else [])
