@@ -315,9 +315,7 @@ def test_a_function_has_no_confidence_and_no_attention(
 
 
 @pytest.mark.parametrize("num_readers", [1, 2])
-def test_what_stages_changed_is_shown(
-    evaluations: list[Evaluation], tmp_path: Path, num_readers: int
-) -> None:
+def test_what_stages_changed_is_shown(tmp_path: Path, num_readers: int) -> None:
     stages = {
         "first": ["ax", "bb", "cc", "xx", "any"],
         "second": ["xx", "bb", "cx", "xx", "any"],
