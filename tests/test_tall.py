@@ -122,9 +122,9 @@ def test_what_reads_follows_the_students_cache(
         reader = load_reader(run, device="cpu")
         assert reader.recogniser.tall == tall
         views = torch.tensor(make_view(decode_image(lying), tall, (32, 128))[None])
-        ((text, confidence),) = reader.read_views(views)
+        (read,) = reader.read_views(views)
         word = reader.read(lying)
-        assert (word.text, word.character_confidence) == (text, confidence)
+        assert (word.text, word.character_confidence) == (read.text, read.character_confidence)
         by_hand, as_it_is = (
             [word.character_confidence for word in evaluate(reader, roots[name]).words]
             for name in ("upright", "lying")

@@ -34,11 +34,28 @@ class Oracle(Student):
 
     def decode(self, images: torch.Tensor, max_length: int | None = None) -> torch.Tensor:
         del max_length
+        return self.written(images, self.answers)
+
+    def written(self, images: torch.Tensor, answers: list[str]) -> torch.Tensor:
         levels = ((images[:, 0, 16, 64] * 0.5 + 0.5) * 255).round().long().tolist()
-        ids = self.tokenizer.encode([self.answers[level] for level in levels])[:, 1:]
+        ids = self.tokenizer.encode([answers[level] for level in levels])[:, 1:]
         ids = ids.clamp(max=self.tokenizer.num_classes - 1)
         logits = torch.nn.functional.one_hot(ids, self.tokenizer.num_classes).float()
         return logits * 50  # Certain.
+
+
+class StagedOracle(Oracle):
+    """An oracle that has its answers of each stage."""
+
+    def __init__(self, stages: dict[str, list[str]], charset: str = "94") -> None:
+        super().__init__(list(stages.values())[-1], charset)
+        self.stages = stages
+
+    def decode_stages(
+        self, images: torch.Tensor, max_length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        del max_length
+        return {name: self.written(images, answers) for name, answers in self.stages.items()}
 
 
 def painted(level: int) -> bytes:

@@ -36,6 +36,7 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     from ..evaluation.evaluate import evaluate_sets
     from ..evaluation.paired import reader_letters
     from ..evaluation.results import write_json
+    from ..evaluation.stages import stage_table
     from ..evaluation.test_sets import open_test_sets
 
     options = EvalOptions.from_values(given)
@@ -66,11 +67,15 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
         write_json(path, evaluation.to_json())
         evaluation.write_predictions(path)
         evaluations.append(evaluation)
+    letters = reader_letters(len(readers)) if len(readers) > 1 else [""]
     if len(readers) > 1:
-        for letter, reader in zip(reader_letters(len(readers)), readers, strict=True):
+        for letter, reader in zip(letters, readers, strict=True):
             click.echo(f"{letter}: {reader.name}")
         click.echo()
     click.echo(evaluations[0].table(*evaluations[1:]))
+    for letter, evaluation in zip(letters, evaluations, strict=True):
+        if evaluation.stages:
+            click.echo(f"\nStages{letter and f' of {letter}'}:\n{stage_table(evaluation.stages)}")
     for remark in dict.fromkeys(remark for some in evaluations for remark in some.remarks):
         click.echo(remark, err=True)
     if options.report is not None:

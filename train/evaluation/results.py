@@ -18,6 +18,7 @@ from ..reading.words import ReadWord
 from .metrics import Figures, WordCounts, plain_mean
 from .paired import compare
 from .protocol import PLAIN, WEIGHTED, benchmark_of, find_groups
+from .stages import Stage, find_stages
 from .tables import ShownTable
 from .test_sets import TestSet
 
@@ -83,6 +84,11 @@ class Evaluation:
     def counts(self) -> WordCounts:
         """Sums over all words."""
         return sum((result.counts for result in self.sets), WordCounts())
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """What each stage of the recogniser made of all words; empty if it reads once."""
+        return find_stages(self.words)
 
     @property
     def figures(self) -> dict[str, Figures]:
@@ -187,7 +193,7 @@ class Evaluation:
         """Return all figures, not rounded, as ``eval.json`` has them."""
         checkpoint = self.reader.checkpoint
         of = {"checkpoint": str(checkpoint)} if checkpoint else {"reader": self.reader.name}
-        return {
+        record: dict[str, Any] = {
             **of,
             "charset": self.charset.name,
             "sets": {
@@ -210,6 +216,9 @@ class Evaluation:
             },
             "remarks": self.remarks,
         }
+        if self.stages:
+            record["stages"] = {stage.name: stage.to_json() for stage in self.stages}
+        return record
 
     def write_predictions(self, figures_path: Path) -> None:
         """Write every word, one JSON object a line: ``eval.predictions.jsonl`` at ``eval.json``."""

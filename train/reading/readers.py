@@ -9,12 +9,12 @@ Shapes: B batch, H and W height and width of the recogniser's views.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from .options import ReadingOptions
 from .pictures import ImageSource, load_picture
 from .words import ReadWord, WordPicture
 
-Text = tuple[str, tuple[float, ...] | None]
-"""What was read in one picture: the text, and `ReadWord.character_confidence`."""
-
 PictureReader = Callable[[list[Image.Image]], Sequence[str]]
 """Anybody's recogniser: RGB pictures as they were decoded, to one text each."""
 
@@ -44,6 +41,15 @@ _Decoded = tuple[WordPicture, Any, tuple[int, int] | None, str | None]
 
 _DECODE_THREADS = 2
 _BATCHES_AHEAD = 2
+
+
+class Text(NamedTuple):
+    """What was read in one picture, as `ReadWord` has it; nothing passed through a test charset."""
+
+    text: str
+    character_confidence: tuple[float, ...] | None
+    stage: str = ""
+    drafts: Mapping[str, str] = {}
 
 
 class PictureBatchReader:
@@ -98,14 +104,16 @@ class PictureBatchReader:
                 sound = [prepared for _, prepared, _, problem in batch if problem is None]
                 texts = iter(self.read_batch(sound) if sound else ())
                 for picture, _, size_px, problem in batch:
-                    text, confidence = ("", ()) if problem is not None else next(texts)
+                    read = Text("", ()) if problem is not None else next(texts)
                     yield ReadWord(
                         **{field.name: getattr(picture, field.name) for field in fields(picture)},
-                        text=text,
-                        adapted_text=adapt(text),
-                        character_confidence=confidence,
+                        text=read.text,
+                        adapted_text=adapt(read.text),
+                        character_confidence=read.character_confidence,
                         size_px=size_px,
                         problem=problem,
+                        stage=read.stage,
+                        drafts={name: adapt(draft) for name, draft in read.drafts.items()},
                     )
 
 
@@ -177,11 +185,19 @@ class Reader(PictureBatchReader):
         allow_fast_products(self.precision)
         views = views.to(self.device)
         with autocast(views.device, self.precision):
-            logits = self.recogniser.decode(normalize(views, STUDENT_MEAN, STUDENT_STD))
-        texts, confidences = self.recogniser.tokenizer.decode(logits.float().softmax(dim=-1))
+            stages = self.recogniser.decode_stages(normalize(views, STUDENT_MEAN, STUDENT_STD))
+        tokenizer = self.recogniser.tokenizer
+        *earlier, last = stages
+        texts, confidences = tokenizer.decode(stages[last].float().softmax(dim=-1))
+        drafts = {name: tokenizer.decode_ids(stages[name].argmax(dim=-1)) for name in earlier}
         return [
-            (text, tuple(confidence.tolist()))
-            for text, confidence in zip(texts, confidences, strict=True)
+            Text(
+                text,
+                tuple(confidence.tolist()),
+                last,
+                {name: of_all[i] for name, of_all in drafts.items()},
+            )
+            for i, (text, confidence) in enumerate(zip(texts, confidences, strict=True))
         ]
 
 
@@ -211,7 +227,7 @@ class FunctionReader(PictureBatchReader):
                 f"{self.name} returned {shown:.100} for "
                 f"{counted(len(prepared), 'picture')}; expected a list with one str for each"
             )
-        return [(text, None) for text in texts]
+        return [Text(text, None) for text in texts]
 
 
 def load_reader(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ class ReadWord(WordPicture):
     """Width and height of the picture, None if it cannot be decoded."""
     problem: str | None = None
     """Why the picture cannot be decoded; such a word counts as wrong, at confidence 0."""
+    stage: str = ""
+    """Which of the recogniser's stages wrote the text: its last. Empty of a reader that is none."""
+    drafts: Mapping[str, str] = field(default_factory=dict)
+    """What earlier stages wrote, by name in their order, as the test charset has it.
+
+    Empty if there are none, or the picture cannot be decoded.
+    """
 
     @property
     def is_correct(self) -> bool:
@@ -68,6 +76,8 @@ class ReadWord(WordPicture):
         }
         if self.problem is not None:
             record["problem"] = self.problem
+        if self.drafts:
+            record["drafts"] = dict(self.drafts)
         if self.set_name:
             record |= {
                 "set": self.set_name,

@@ -1,12 +1,14 @@
-"""What the page shows of one reader: its figures, confusions, errors, attention and curves."""
+"""What the page shows of one reader: figures, confusions, errors, stages, attention, curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...shared.cache.spec import TeacherSpec
 from ..evaluation.results import Evaluation
+from ..evaluation.stages import stage_table
 from ..evaluation.tables import ShownTable
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
@@ -86,6 +88,7 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "confusions": confusions,
         "confusion_table": _confusion_table(confusions, by_character),
         "galleries": _galleries(evaluation, letter),
+        "stages": _stages(evaluation),
         "attention": attention,
         "curves": png_uri(curves) if curves and curves.exists() else None,
     }
@@ -108,6 +111,38 @@ def _galleries(evaluation: Evaluation, letter: str) -> list[dict[str, Any]]:
         gallery(title, len(errors), [{letter: word} for word in shown], evaluation)
         for title, shown in chosen.items()
     ]
+
+
+def _stages(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return the table of stages, and words that the last reads otherwise than the first."""
+    if not evaluation.stages:
+        return None
+    first, *_, last = (stage.name for stage in evaluation.stages)
+    corrected, spoiled = [], []
+    for word in evaluation.words:
+        if word.problem is None:
+            pair = {first: _draft(word, first), last: word}
+            if word.is_correct and not pair[first].is_correct:
+                corrected.append(pair)
+            elif pair[first].is_correct and not word.is_correct:
+                spoiled.append(pair)
+    titles = {
+        f"Corrected: wrong by {first}, right by {last}": corrected,
+        f"Spoiled: right by {first}, wrong by {last}": spoiled,
+    }
+    return {
+        "table": stage_table(evaluation.stages),
+        "galleries": [
+            gallery(title, len(found), pick_at_random(found, NUM_CARDS), evaluation)
+            for title, found in titles.items()
+        ],
+    }
+
+
+def _draft(word: ReadWord, stage: str) -> ReadWord:
+    """Return a word as an earlier stage read it, whose probabilities were not kept."""
+    text = word.drafts[stage]
+    return replace(word, text=text, adapted_text=text, character_confidence=None)
 
 
 def _attention(

@@ -319,6 +319,27 @@ def test_it_is_evaluated_and_exported(run: Path, data_root: Path) -> None:
     assert (run / "model.onnx").exists()
 
 
+def test_what_its_stages_change_is_said(
+    run: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode_stages(self: Columns, images: Tensor) -> dict[str, Tensor]:
+        logits = self.decode(images)
+        return {"blank": torch.zeros_like(logits), "seen": logits}  # 0 is EOS.
+
+    args = ("--data", data_root, "--device", "cpu")
+    assert "| stage" not in invoke("eval", run, *args).stdout
+    monkeypatch.setattr(Columns, "decode_stages", decode_stages)
+    result = invoke("eval", run, *args)
+    assert result.exit_code == 0, result.output
+    assert "\n\nStages:\n| stage" in result.stdout
+    record = json.loads((run / "eval.json").read_text())
+    seen = record["stages"]["seen"]
+    num_correct = sum(of_set["num_correct"] for of_set in record["sets"].values())
+    assert (seen["num_corrected"], seen["num_spoiled"]) == (num_correct, 0)
+    both = invoke("eval", run, run / "last.pt", *args)
+    assert "\n\nStages of B:\n| stage" in both.stdout
+
+
 def test_a_table_of_runs_takes_it(cache_path: Path, tmp_path: Path) -> None:
     table = tmp_path / "toys.toml"
     table.write_text(

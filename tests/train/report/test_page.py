@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from checkpoints import save_untrained
 from click.testing import CliRunner
+from oracle import StagedOracle, write_painted
 from samples import draw_word, write_words
 
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
+from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.results import Evaluation, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
-from clipocr.train.reading.readers import FunctionReader, load_reader
+from clipocr.train.reading.readers import FunctionReader, Reader, load_reader
 from clipocr.train.reading.words import ReadWord
 from clipocr.train.report.curves import draw_curves
 
@@ -310,6 +312,39 @@ def test_a_function_has_no_confidence_and_no_attention(
         "confidence, %", "A words", "right, %", "0 to 100 %", "95 % interval"
     ]  # fmt: skip
     assert both.text.count("calibration error") == 3  # Tile, explanation and figure of A.
+
+
+@pytest.mark.parametrize("num_readers", [1, 2])
+def test_what_stages_changed_is_shown(tmp_path: Path, num_readers: int) -> None:
+    stages = {
+        "first": ["ax", "bb", "cc", "xx", "any"],
+        "second": ["xx", "bb", "cx", "xx", "any"],
+        "third": ["aa", "bb", "cy", "yy", "any"],
+    }
+    write_painted(tmp_path / "data" / "set", ["aa", "bb", "cc", "dd", "ee"], broken=5)
+    reader = Reader(StagedOracle(stages))
+    staged = evaluate_sets(reader, open_test_sets([tmp_path / "data"], CHARSET, 25))
+    page = page_of([staged] * num_readers, tmp_path / "report")
+    assert page.attributes("id").count("reader-a-stages") == 1
+    assert page.tables["Stages of StagedOracle"] == num_readers * [
+        ["stage", "accuracy", "1-NED", "corrected", "spoiled"],
+        ["first", "40.00", "50.00", "", ""],
+        ["second", "20.00", "30.00", "0", "1"],
+        ["third", "40.00", "50.00", "1", "0"],
+    ]
+    # aa, whatever the second made of it; cc. What was and stays wrong is on neither sheet.
+    corrected, spoiled = (
+        page.text.index(f"{title} 1 of 1 words, picked at random.")
+        for title in (
+            "Corrected: wrong by first, right by third",
+            "Spoiled: right by first, wrong by third",
+        )
+    )
+    assert "label aa first ✗ a x third ✓ a 100 a 100 end" in page.text[corrected:spoiled]
+    assert "label cc first ✓ c c third ✗ c 100 y 100 end" in page.text[spoiled:]
+    assert "label dd first" not in page.text
+    links = [link for link in page.attributes("href") if link.endswith("-stages")]
+    assert links == (["#reader-a-stages"] if num_readers == 1 else [])
 
 
 def test_by_the_command_with_the_curves_of_the_run(tmp_path: Path) -> None:
