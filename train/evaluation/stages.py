@@ -1,4 +1,4 @@
-"""What each stage of a recogniser reads, and what it makes of the words of the stage before."""
+"""What each stage of a recogniser reads, and what it makes of what the first one read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Stage:
     name: str
     counts: WordCounts
     num_corrected: int | None
-    """Words read rightly that the stage before reads wrongly; None of the first stage."""
+    """Words read rightly that the first stage reads wrongly; None of that one."""
     num_spoiled: int | None
-    """Words read wrongly that the stage before reads rightly; None of the first stage."""
+    """Words read wrongly that the first stage reads rightly; None of that one."""
 
     def to_json(self) -> dict[str, float | None]:
         """Return the figures by the names people know them by."""
@@ -38,7 +38,7 @@ def find_stages(words: Sequence[ReadWord]) -> list[Stage]:
     """Return the stages that wrote some words, in their order; none if there are no drafts."""
     names = next(([*word.drafts, word.stage] for word in words if word.drafts), [])
     stages: list[Stage] = []
-    before: list[bool] = []
+    first: list[bool] = []
     for name in names:
         counts, right = WordCounts(), []
         for word in words:
@@ -46,7 +46,7 @@ def find_stages(words: Sequence[ReadWord]) -> list[Stage]:
             text = word.drafts.get(name, word.adapted_text)
             counts.add(text, word.adapted_label, None)
             right.append(text == word.adapted_label)
-        changes = Counter(zip(before, right, strict=True)) if stages else None
+        changes = Counter(zip(first, right, strict=True)) if stages else None
         stages.append(
             Stage(
                 name=name,
@@ -55,7 +55,7 @@ def find_stages(words: Sequence[ReadWord]) -> list[Stage]:
                 num_spoiled=None if changes is None else changes[True, False],
             )
         )
-        before = right
+        first = first or right
     return stages
 
 
@@ -72,6 +72,6 @@ def stage_table(stages: Sequence[Stage]) -> ShownTable:
             ]
             for stage in stages
         ],
-        notes="All samples of all sets. corrected and spoiled: words that the stage before reads "
+        notes="All samples of all sets. corrected and spoiled: words that the first stage reads "
         "wrongly and this one rightly, and the other way round.",
     )

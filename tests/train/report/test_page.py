@@ -330,7 +330,7 @@ def test_what_stages_changed_is_shown(tmp_path: Path, num_readers: int) -> None:
         ["stage", "accuracy", "1-NED", "corrected", "spoiled"],
         ["first", "40.00", "50.00", "", ""],
         ["second", "20.00", "30.00", "0", "1"],
-        ["third", "40.00", "50.00", "1", "0"],
+        ["third", "40.00", "50.00", "1", "1"],
     ]
     # aa, whatever the second made of it; cc. What was and stays wrong is on neither sheet.
     corrected, spoiled = (

@@ -124,7 +124,7 @@ class Clip4StrRecogniser(Recogniser):
         for name, encoder in self._lent.items():
             setattr(self, name, encoder)
         self._lent = {}
-        return {"self_contained": self.method.tune != "all"}
+        return {"clip_is_held": self.method.tune != "all"}
 
     def let_train(self) -> None:
         """Let those parameters be trained that the settings say."""
@@ -264,5 +264,5 @@ class Clip4StrRecogniser(Recogniser):
     def architecture(self) -> dict[str, Any]:
         """Return what decides the shapes of its weights."""
         method = self.method
-        names = ("tune", "cross", "decoder_layers", "decoder_heads", "self_contained")
+        names = ("tune", "cross", "decoder_layers", "decoder_heads", "clip_is_held")
         return {name: getattr(method, name) for name in names} | {"clip": self.source.teacher.model}

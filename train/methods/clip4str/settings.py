@@ -95,7 +95,7 @@ class Clip4Str(Method):
         help="Mean and std of pictures that are read: CLIP's, as in training, or 0.5, as the "
         "released test code has it.",
     )
-    self_contained: bool = option(
+    clip_is_held: bool = option(
         False, help="Whether CLIP's frozen weights are the recogniser's own.", is_fitted=True
     )
     clip: ClipSource | None = option(
@@ -132,7 +132,7 @@ class Clip4Str(Method):
     @property
     def holds_clip(self) -> bool:
         """Whether CLIP's weights are the recogniser's own."""
-        return self.self_contained or self.tune == "all"
+        return self.clip_is_held or self.tune == "all"
 
     @property
     def image_arrays(self) -> tuple[str, ...]:
