@@ -12,7 +12,7 @@ Shapes: B batch, R rows still decoded, L label positions, H heads, S tokens, D w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch import Tensor
 from .attention import KeysValues
 from .recogniser import Recogniser
 from .tokenizer import LabelTokenizer
+
+if TYPE_CHECKING:
+    from .assembly import Assembler, V
 
 _FEW_ROWS = 3 / 4
 """Share of a batch's rows up to which it pays to go on with those alone: to single them out costs
@@ -137,7 +140,8 @@ def write_once(
         writer: What writes.
         state: The first one.
         max_length: See `write`.
-        limits_B: Positions after which a row ends in any case. Shape: (B,).
+        limits_B: Positions after which a row ends in any case: all that follows is a certain EOS.
+            Shape: (B,).
 
     Returns:
         Logits. Shape: (B, L, C + 1), L at most max_length + 1.
@@ -162,15 +166,49 @@ def write_once(
         if len(going_on) <= _FEW_ROWS * len(rows_R):
             state = state.of_rows(going_on)
             rows_R, tokens_R, has_ended_R = (x[going_on] for x in (rows_R, tokens_R, has_ended_R))
-    return torch.stack(logits, dim=1)
+    logits_BLC = torch.stack(logits, dim=1)
+    if limits_B is not None:
+        # A row that did not end before its limit may have gone on beside others, or not.
+        places_L = torch.arange(len(logits), device=state.device)
+        logits_BLC = only_eos(tokenizer, logits_BLC, places_L >= limits_B[:, None])
+    return logits_BLC
 
 
-def written_tokens(tokenizer: LabelTokenizer, logits_BLC: Tensor, length: int) -> Tensor:
-    """Return the likeliest tokens, filled up with EOS. Shape: (B, L, C + 1) -> (B, length)."""
-    shape = logits_BLC.shape[0], length
-    tokens_BL = logits_BLC.new_full(shape, tokenizer.eos_id, dtype=torch.long)
-    tokens_BL[:, : logits_BLC.shape[1]] = logits_BLC.argmax(dim=-1)
+def only_eos(tokenizer: LabelTokenizer, logits: Tensor, has_ended: Tensor) -> Tensor:
+    """Leave EOS alone to what has ended. Shape: (..., C + 1), (...) -> (..., C + 1)."""
+    is_character = torch.arange(logits.shape[-1], device=logits.device) != tokenizer.eos_id
+    return logits.masked_fill(has_ended[..., None] & is_character, float("-inf"))
+
+
+def written_tokens(
+    tokenizer: LabelTokenizer, logits_BLC: Tensor, length: int, limits_B: Tensor | None = None
+) -> Tensor:
+    """Return the likeliest tokens, filled up with EOS.
+
+    Args:
+        tokenizer: What knows EOS.
+        logits_BLC: What was written. Shape: (B, L, C + 1).
+        length: How many to return; L at least.
+        limits_B: Positions of each row of which the last one is taken for EOS. Shape: (B,).
+
+    Returns:
+        Shape: (B, length).
+    """
+    likeliest_BL = logits_BLC.argmax(dim=-1)
+    all_ended = likeliest_BL.new_full((likeliest_BL.shape[0], length), tokenizer.eos_id)
+    tokens_BL = torch.cat([likeliest_BL, all_ended], dim=1)[:, :length]
+    if limits_B is not None:
+        places_L = torch.arange(length, device=tokens_BL.device)
+        is_past_BL = places_L >= limits_B[:, None] - 1
+        tokens_BL = tokens_BL.masked_fill(is_past_BL, tokenizer.eos_id)
     return tokens_BL
+
+
+def text_lengths(tokenizer: LabelTokenizer, tokens_BL: Tensor) -> Tensor:
+    """Return the positions of each text, EOS counted; all without one. Shape: (B, L) -> (B,)."""
+    before_BL = (tokens_BL == tokenizer.eos_id).cumsum(dim=1) == 0
+    lengths_B: Tensor = 1 + before_BL.sum(dim=1)
+    return lengths_B.clamp(max=tokens_BL.shape[1])
 
 
 class AutoregressiveRecogniser(Recogniser):
@@ -189,6 +227,12 @@ class AutoregressiveRecogniser(Recogniser):
     def refine(self, tokens_BL: Tensor, state: DecoderState) -> Tensor:
         """Predict every position anew; see `Writer`."""
         raise NotImplementedError
+
+    def assemble(self, graph: Assembler[V], images: V) -> V:
+        """Put together what `decode` does; see `Recogniser`."""
+        from .assembly import Begin, assemble_writing
+
+        return assemble_writing(graph, self, graph.call(Begin(self), images))
 
     @torch.no_grad()
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:

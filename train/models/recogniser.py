@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ...shared.errors import UsageError
 from ...shared.geometry import TALL, VIEW_PX
 from .tokenizer import LabelTokenizer
+
+if TYPE_CHECKING:
+    from .assembly import Assembler, V
 
 _MOST_LISTED = 40
 """Characters that are new to a recogniser, as a message lists them."""
@@ -80,6 +83,24 @@ class Recogniser(RecogniserPart):
             Logits; what follows a row's first EOS is noise. Shape: (B, L, C + 1).
         """
         raise NotImplementedError
+
+    def assemble(self, graph: Assembler[V], images: V) -> V:
+        """Put together what `decode` does, of modules, for an export.
+
+        Args:
+            graph: What puts them together.
+            images: Stands for views. Shape: (B, height, width, 3) uint8.
+
+        Returns:
+            Stands for logits. Shape: (B, L, C + 1).
+
+        Raises:
+            UsageError: it cannot be put together.
+        """
+        from .assembly import Decode
+
+        (logits,) = graph.call(Decode(self), images)
+        return logits
 
     def decode_stages(self, images: Tensor, max_length: int | None = None) -> dict[str, Tensor]:
         """Read images, and return the logits of every stage by its name; `decode` is the last.
