@@ -30,7 +30,8 @@ def embed_images(visual: Any, positions_TD: torch.Tensor, images: torch.Tensor) 
     """
     x = visual.conv1(images)
     x = x.flatten(2).transpose(1, 2)
-    class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    # By its shape: PyTorch exports `len` as the number that it happens to be.
+    class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = torch.cat([class_token, x], dim=1) + positions_TD.to(x.dtype)
     embedded: torch.Tensor = visual.ln_pre(x)
     return embedded

@@ -191,11 +191,17 @@ def mark_decayed(module: nn.Module) -> None:
             part.decayed = tuple(own)  # type: ignore[assignment]
 
 
+@functools.cache
+def byte_pairs() -> Any:
+    """Return CLIP's tokenizer, which takes a while to read its merges."""
+    return SimpleTokenizer()
+
+
 class WordTokens:
     """Texts to the ids that the text encoder reads: the whole word's, cut to the context."""
 
     def __init__(self) -> None:
-        self._bpe = SimpleTokenizer()
+        self._bpe = byte_pairs()
         self._ids_of = functools.lru_cache(maxsize=200_000)(self._tokenize)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

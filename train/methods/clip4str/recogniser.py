@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ....shared.errors import UsageError
 from ....shared.geometry import CLIP_MEAN, CLIP_STD, STUDENT_MEAN, STUDENT_STD
-from ...models.autoregressive import num_positions, write_once, written_tokens
+from ...models.assembly import Assembler, V
+from ...models.autoregressive import num_positions, text_lengths, write_once, written_tokens
 from ...models.decoder import Decoder, DecoderPart
 from ...models.recogniser import ImageAttention, Recogniser
 from ...models.tokenizer import LabelTokenizer
 from .adapters import ClipWeights, Ladder, LinearAdapter
+from .assembly import assemble
 from .clip import (
     ClipEncoder,
     ImageEncoder,
@@ -180,10 +182,22 @@ class Clip4StrRecogniser(Recogniser):
         place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         ids_UM = self._words(list(place_of)).to(logits_NLC.device)
         places_N = torch.tensor([place_of[text] for text in texts], device=logits_NLC.device)
+        return self.encode_text(ids_UM)[places_N]
+
+    def encode_text(self, ids_UM: Tensor) -> Tensor:
+        """Return what the cross branch reads of tokenised texts. Shape: (U, M) -> (U, M, E)."""
         tokens_UME: Tensor = self._encoder("text_encoder")(ids_UM)
-        return tokens_UME[places_N]
+        return tokens_UME
 
     # -- reading ---------------------------------------------------------------------------------
+
+    def assemble(self, graph: Assembler[V], images: V) -> V:
+        """Put together what `decode` does; see `Recogniser`.
+
+        Raises:
+            UsageError: there is a cross branch, and the charset has letters or digits beyond ASCII.
+        """
+        return assemble(self, graph, images)
 
     @torch.no_grad()
     def decode(self, images: Tensor, max_length: int | None = None) -> Tensor:
@@ -209,26 +223,17 @@ class Clip4StrRecogniser(Recogniser):
         if self.cross is not None:
             of_image = self.cross.begin(memory_BTE)
             of_both = of_image.joined(self.cross.begin(self.text_tokens(first)))
-            limits_B = self._lengths(first)
+            limits_B = text_lengths(self.tokenizer, first.argmax(dim=-1))
             stages["cross"] = crossed = write_once(self.cross, of_both, max_length, limits_B)
         if self.method.refine:
             tokens_BL = written_tokens(self.tokenizer, first, length)
             stages["refined visual"] = refined = self.visual.refine(tokens_BL, state)
             if self.cross is not None:
                 of_both = of_image.joined(self.cross.begin(self.text_tokens(refined)))
-                tokens_BL = written_tokens(self.tokenizer, crossed, length)
                 # What stands at a row's last place is no context, even if it is no EOS.
-                places_L = torch.arange(length, device=tokens_BL.device)
-                ended_BL = places_L >= limits_B[:, None] - 1
-                tokens_BL = tokens_BL.masked_fill(ended_BL, self.tokenizer.eos_id)
+                tokens_BL = written_tokens(self.tokenizer, crossed, length, limits_B)
                 stages["refined cross"] = self.cross.refine(tokens_BL, of_both)
         return stages
-
-    def _lengths(self, logits_BLC: Tensor) -> Tensor:
-        """Return the positions of each text, EOS counted; all without one. Shape: (B,)."""
-        before_BL = (logits_BLC.argmax(dim=-1) == self.tokenizer.eos_id).cumsum(dim=1) == 0
-        lengths_B: Tensor = 1 + before_BL.sum(dim=1)
-        return lengths_B.clamp(max=logits_BLC.shape[1])
 
     def normalized(self, images: Tensor) -> Tensor:
         """Give pictures with mean and std 0.5 CLIP's; unless they shall be read without."""
@@ -248,8 +253,7 @@ class Clip4StrRecogniser(Recogniser):
         if self.cross is not None:
             texts = self.tokenizer.decode_ids(token_ids_BL[:, 1:])
             ids_BM = self._words(texts).to(memory_BTE.device)
-            text_BME = self._encoder("text_encoder")(ids_BM)
-            memory_BTE = torch.cat([memory_BTE, text_BME], dim=1)
+            memory_BTE = torch.cat([memory_BTE, self.encode_text(ids_BM)], dim=1)
         weights_BLS = decoder.image_attention(memory_BTE, token_ids_BL)
         places = slice(_NUM_PREFIX_TOKENS, num_tokens)
         patch_px = sizes_of(self.source).patch_px
