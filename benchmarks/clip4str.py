@@ -1,6 +1,6 @@
 """What a cache saves a training of CLIP4STR: its steps beside the same ones with CLIP in them.
 
-    python benchmarks/clip4str.py [--sizes 224x224,32x128] [--rows 256] [--batch-size 16]
+    python benchmarks/clip4str.py [--sizes 224x224,32x128] [--rows 192] [--batch-size 8]
         [--steps 2] [--codec fp16]
 
 It renders words, builds a cache of them for each size of views, and prints a table of
@@ -13,7 +13,8 @@ by what is tuned. Both take the trainer's own step: forward, backward, clipping,
 round is a whole epoch of `--steps` batches, from asking for the first to the end of the last step;
 so it holds reading all of its data, and the wait for the first batch, which in an epoch of 50,000
 steps is nothing. Sides take turns, each in a process of its own that idles meanwhile: a machine
-whose speed drifts does so for all. Figures are medians over rounds, ratios those of the rounds.
+whose speed drifts does so for all. There are at least three rounds, and a minute of them. Figures
+are medians over rounds, ratios those of the rounds.
 
 CLIP's share of the time is what its image encoder takes of an online step; its share of the GMACs
 (multiply-accumulates of a sample, those of the backward pass included) is what it would take if all
@@ -79,7 +80,8 @@ TUNES: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by what the tables call them."""
 CODECS = ("fp16", "int8", "klt:64")
-NUM_ROUNDS = 3
+MIN_ROUNDS, MIN_SECONDS = 3, 60
+"""Of each size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,8 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", default="224x224,32x128", help="of views, height first")
-    parser.add_argument("--rows", type=int, default=256, help="of each cache")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=192, help="of each cache")
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="of a round")
     parser.add_argument("--codec", default="fp16", help="of image tokens")
     parser.add_argument("--device", default="auto")
@@ -121,15 +123,17 @@ def main() -> None:
     precision, _ = choose_precision("auto", device)
     print(
         f"{device}{threads}, {precision}, torch {torch.__version__}, {TEACHER}, {args.codec}; "
-        f"{NUM_ROUNDS} rounds of {args.steps} steps of {args.batch_size}\n"
+        f"rounds of {args.steps} steps of {args.batch_size}\n"
     )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         words = render(Path(folder), args.rows)
         for size in sizes:
             cache = build(words, Path(folder) / f"{size}.cache", size, args)
-            rows += rows_of(size, cache, measure(sides_of(cache, device, args)))
-    print(tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True))
+            found = measure(sides_of(cache, device, args))
+            by_tune = itertools.groupby(found, key=lambda figures: figures.side.tune)
+            rows += [table_row(FeatureCache.open(cache), [*group]) for _, group in by_tune]
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     print(f"\n{codec_table(sizes)}")
 
 
@@ -195,7 +199,10 @@ class Figures:
 def measure(sides: Sequence[Side]) -> list[Figures]:
     """Have sides train in turns."""
     turns = [(Figures(side=side), start(side)) for side in sides]
-    for round_idx in range(NUM_ROUNDS):
+    started = time.perf_counter()
+    for round_idx in itertools.count():
+        if round_idx >= MIN_ROUNDS and time.perf_counter() > started + MIN_SECONDS:
+            break
         # There and back: what drifts one way favours nobody.
         for figures, process in reversed(turns) if round_idx % 2 else turns:
             figures.rounds.append(ask(process, f"round {figures.side.num_steps}"))
@@ -230,30 +237,30 @@ def ask(process: subprocess.Popen[str], what: str) -> dict[str, float]:
     return found
 
 
-HEADERS = (
-    *("views", "tune", "cached, samples/s", "online", "ratio"),
-    *("CLIP, % of time", "% of GMACs", "GMACs, online"),
-    *("cached, MB", "online", "cached, bytes a row", "online", "waiting, %"),
-)
-
-
-def rows_of(size: ViewSize, cache: Path, found: Sequence[Figures]) -> Iterator[list[str]]:
-    """Yield the table's rows for a size."""
-    reader = FeatureCache.open(cache)
-    pixels = bytes_per_row(reader, [PIXELS])
-    for tune, settings in TUNES.items():
-        *of_cache, online = (figures for figures in found if figures.side.tune == tune)
-        row = [str(size), tune, "", f"{online.rate:.1f}", *[""] * 3, f"{online.gmacs['all']:.1f}"]
-        row += ["", f"{online.peak_mb:,.0f}", "", f"{pixels:,.0f}", ""]
-        for cached in of_cache:
-            ratio = statistics.median(map(float.__truediv__, online.seconds, cached.seconds))
-            names = Clip4Str.from_values(settings).image_arrays
-            row[2], row[4] = f"{cached.rate:.1f}", f"{ratio:.2f}"
-            row[5] = f"{100 * online.share('clip_s'):.0f}"
-            row[6] = f"{100 * online.gmacs['clip'] / online.gmacs['all']:.0f}"
-            row[8], row[10] = f"{cached.peak_mb:,.0f}", f"{bytes_per_row(reader, names):,.0f}"
-            row[12] = f"{100 * cached.share('wait_s'):.1f}"
-        yield row
+def table_row(cache: FeatureCache, of_tune: Sequence[Figures]) -> dict[str, str]:
+    """Return what was found of one tuning, by the table's headers; `all` has no cached side."""
+    *of_cache, online = of_tune
+    row = {
+        "views": str(cache.spec.view.view_px),
+        "tune": online.side.tune,
+        "online, samples/s": f"{online.rate:.1f}",
+        "GMACs": f"{online.gmacs['all']:.1f}",
+        "MB": f"{online.peak_mb:,.0f}",
+        "bytes a row": f"{bytes_per_row(cache, [PIXELS]):,.0f}",
+    }
+    for cached in of_cache:
+        seconds = zip(online.seconds, cached.seconds, strict=True)
+        arrays = Clip4Str.from_values(TUNES[cached.side.tune]).image_arrays
+        row |= {
+            "CLIP, % of time": f"{100 * online.share('clip_s'):.0f}",
+            "% of GMACs": f"{100 * online.gmacs['clip'] / online.gmacs['all']:.0f}",
+            "cached, samples/s": f"{cached.rate:.1f}",
+            "of online": f"{statistics.median(a / b for a, b in seconds):.2f}",
+            "cached, MB": f"{cached.peak_mb:,.0f}",
+            "cached, bytes a row": f"{bytes_per_row(cache, arrays):,.0f}",
+            "waiting, %": f"{100 * cached.share('wait_s'):.1f}",
+        }
+    return row
 
 
 def bytes_per_row(cache: FeatureCache, arrays: Sequence[str]) -> float:
