@@ -16,11 +16,11 @@ steps is nothing. Sides take turns, each in a process of its own that idles mean
 whose speed drifts does so for all. There are at least three rounds, and a minute of them. Figures
 are medians over rounds, ratios those of the rounds.
 
-CLIP's share of the time is what its image encoder takes of an online step; its share of the GMACs
-(multiply-accumulates of a sample, those of the backward pass included) is what it would take if all
-were equally fast. Memory is the peak of the rounds over what the process holds when all is
-imported; on a GPU it is that of PyTorch's allocator. Bytes a row are those that the loader reads.
 Waiting is the share of a cached round in which the step waits for the loader, decoding included.
+Memory is the peak of the rounds over what the process holds when all is imported; on a GPU it is
+that of PyTorch's allocator. Bytes are those that the loader reads. GMACs are multiply-accumulates
+of a sample online, backward pass included; the frozen image encoder's share of them is what it
+would take of the time if all were equally fast.
 
 A second table has the bytes of a row by codec, as the format has them.
 """
@@ -238,28 +238,28 @@ def ask(process: subprocess.Popen[str], what: str) -> dict[str, float]:
 
 
 def table_row(cache: FeatureCache, of_tune: Sequence[Figures]) -> dict[str, str]:
-    """Return what was found of one tuning, by the table's headers; `all` has no cached side."""
+    """Return by header what was found of one tuning; `all` has no cached side."""
     *of_cache, online = of_tune
-    row = {
-        "views": str(cache.spec.view.view_px),
-        "tune": online.side.tune,
-        "online, samples/s": f"{online.rate:.1f}",
-        "GMACs": f"{online.gmacs['all']:.1f}",
-        "MB": f"{online.peak_mb:,.0f}",
-        "bytes a row": f"{bytes_per_row(cache, [PIXELS]):,.0f}",
-    }
+    row = {"views": str(cache.spec.view.view_px), "tune": online.side.tune}
     for cached in of_cache:
         seconds = zip(online.seconds, cached.seconds, strict=True)
         arrays = Clip4Str.from_values(TUNES[cached.side.tune]).image_arrays
         row |= {
-            "CLIP, % of time": f"{100 * online.share('clip_s'):.0f}",
-            "% of GMACs": f"{100 * online.gmacs['clip'] / online.gmacs['all']:.0f}",
             "cached, samples/s": f"{cached.rate:.1f}",
             "of online": f"{statistics.median(a / b for a, b in seconds):.2f}",
-            "cached, MB": f"{cached.peak_mb:,.0f}",
-            "cached, bytes a row": f"{bytes_per_row(cache, arrays):,.0f}",
             "waiting, %": f"{100 * cached.share('wait_s'):.1f}",
+            "cached, MB": f"{cached.peak_mb:,.0f}",
+            "bytes a row": f"{bytes_per_row(cache, arrays):,.0f}",
         }
+    row |= {
+        "online, samples/s": f"{online.rate:.1f}",
+        "online, MB": f"{online.peak_mb:,.0f}",
+        "views, bytes a row": f"{bytes_per_row(cache, [PIXELS]):,.0f}",
+        "GMACs": f"{online.gmacs['all']:.1f}",
+    }
+    if "clip" in online.gmacs:
+        row["CLIP, % of them"] = f"{100 * online.gmacs['clip'] / online.gmacs['all']:.0f}"
+        row["CLIP, % of time"] = f"{100 * online.share('clip_s'):.0f}"
     return row
 
 
