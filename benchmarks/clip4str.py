@@ -343,8 +343,9 @@ class Trainer:
             "method": Clip4Str.name,
             "batch_size": side.batch_size,
             "fraction": side.num_rows / cache.spec.num_rows,
+            **TUNES[side.tune],
         }
-        config, _ = settled(TrainConfig.from_values(values | TUNES[side.tune]), cache, self.device)
+        config, _ = settled(TrainConfig.from_values(values), cache, self.device)
         place = TrainPlace(cache=side.cache, out=side.cache.parent / "run", device=side.device)
         preflight = check_cache(config, cache)
         self.run = run = _Run(
