@@ -50,6 +50,7 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
         # Longer rounds: the wait for an epoch's first batch then weighs as little as in training.
         "step.py {data} --students tiny:16:64,tiny:64:16 --variants random,cached --rounds 5",
     ),
+    "clip4str": ("clip4str.py",),
     "build": ("build.py {data} --rounds 4",),
     "lcl": ("lcl.py",),
     "codecs": (
