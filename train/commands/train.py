@@ -104,7 +104,7 @@ def _train_command(method: type[Method]) -> click.Command:
     return click.command("train", cls=_TrainCommand, method=method, help=_HELP)(command)
 
 
-_HELP = """Train a recogniser from a cache. CLIP is not loaded, not even imported.
+_HELP = """Train a recogniser from a cache. CLIP is loaded only by a method that goes on with it.
 
 Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint first; --resume goes on as if nothing had
 happened. Several GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...

@@ -72,7 +72,7 @@ class TrainConfig(Options):
     )
     learning_rate: float = option(
         1.2374e-3,
-        help="Peak of the OneCycle schedule; the default is the paper's for batches of 320.",
+        help="Peak of the OneCycle schedule; the default is the paper's, for its batch size.",
         above=0,
     )
     """The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""

@@ -82,6 +82,7 @@ class Clip4Str(Method):
     encoder_rate_ratio: float = option(
         1 / 19,
         above=0,
+        default_text="1/19",
         help="Learning rate of CLIP's own weights, and the ladder's, to that of the rest.",
     )
     decoder_layers: int = option(1, minimum=1, help="Layers of each decoder.")
