@@ -6,7 +6,7 @@ characters of the charset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,10 @@ class Recogniser(RecogniserPart):
         """
         if place is not None:
             raise UsageError(f"--clip {place}: this recogniser reads without CLIP; leave it out")
+
+    def reading_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all parameters that it reads with, CLIP's among them."""
+        return self.parameters()
 
     def hold_clip(self) -> dict[str, Any]:
         """Make CLIP's weights its own; return what of its settings that changes."""

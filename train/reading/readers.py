@@ -150,8 +150,8 @@ class Reader(PictureBatchReader):
 
     @property
     def num_parameters(self) -> int:
-        """Of the recogniser."""
-        return sum(parameter.numel() for parameter in self.recogniser.parameters())
+        """Of the recogniser, and of the CLIP that it goes on with."""
+        return sum(parameter.numel() for parameter in self.recogniser.reading_parameters())
 
     def read(self, image: ImageSource) -> ReadWord:
         """Read one picture.

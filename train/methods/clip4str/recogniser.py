@@ -6,7 +6,7 @@ characters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -120,6 +120,12 @@ class Clip4StrRecogniser(Recogniser):
         self._encoder("image_encoder")
         if self.method.cross:
             self._encoder("text_encoder")
+
+    def reading_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all parameters that it reads with, lent ones among them."""
+        yield from self.parameters()
+        for encoder in self._lent.values():
+            yield from encoder.parameters()
 
     def hold_clip(self) -> dict[str, Any]:
         """Make the lent encoders its own."""

@@ -167,8 +167,15 @@ def test_frozen_clip_is_in_no_checkpoint_and_is_found_again(
     assert {name.partition(".")[0] for name in weights} == {"visual", "cross"}
     picture = torch.zeros(1, 3, 32, 128)
     by_name = load_recogniser(place.out, CPU).decode(picture)
-    by_cache = load_reader(place.out, device="cpu", clip=str(cache_folder)).recogniser
-    assert torch.equal(by_name, by_cache.decode(picture))
+    by_cache = load_reader(place.out, device="cpu", clip=str(cache_folder))
+    assert torch.equal(by_name, by_cache.recogniser.decode(picture))
+    # The image encoder and 49,408 token embeddings of 32.
+    of_clip = by_cache.num_parameters - sum(p.numel() for p in by_cache.recogniser.parameters())
+    assert of_clip == sum(
+        value.numel()
+        for name, value in FeatureCache.open(cache_folder).teacher_weights().items()
+        if name.startswith("visual.") or name == "token_embedding.weight"
+    )
     with pytest.raises(TeacherError, match=r"ViT-equal-test/random:1, whose weights .* are not"):
         load_reader(place.out, device="cpu", clip="ViT-equal-test/random:1")
 
