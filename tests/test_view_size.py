@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -470,6 +470,18 @@ def test_a_cache_of_another_size_is_refused(
     for size in ((64, 64), None):
         shapes = check(Needs(pixels=False, images=("final",), view_px=size)).shapes
         assert shapes.images == {"final": (17, 24)}
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"),
+    [((32, 128), 256), ((64, 64), 256), ((224, 224), 16), ((32, 32), 256), ((4096, 4096), 1)],
+)
+def test_chunks_of_large_views_have_fewer_rows(
+    size: tuple[int, int], rows: int, tmp_path: Path
+) -> None:
+    config = BuildConfig(data=(tmp_path,), out=tmp_path / "c", view_size=ViewSize(*size))
+    assert config.rows_per_chunk == rows
+    assert replace(config, chunk_rows=8).rows_per_chunk == 8
 
 
 def test_a_size_is_written_as_height_by_width() -> None:

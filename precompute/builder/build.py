@@ -253,7 +253,7 @@ def _spec(
         num_rows=num_rows,
         pixels=config.pixels,
         unit_rows=config.unit_rows,
-        chunk_rows=config.chunk_rows,
+        chunk_rows=config.rows_per_chunk,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ...shared.options import (
     option_of,
 )
 from ...shared.processes import Process
+
+_CHUNK_VIEWS = 256
 
 AUGMENTATIONS = ("clean", "randaugment")
 
@@ -86,7 +89,12 @@ class SourceOptions(Options):
     unit_rows: int = option(
         16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."
     )
-    chunk_rows: int = option(256, minimum=1, help="Rows per teacher batch.")
+    chunk_rows: int | None = option(
+        None,
+        minimum=1,
+        default_text="256 of 32x128, fewer of larger views",
+        help="Rows per teacher batch, and what training reads at once.",
+    )
     device: str = device_option()
     workers: int | None = option(
         None,
@@ -97,10 +105,21 @@ class SourceOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unit_rows % self.chunk_rows:
+        if self.unit_rows % self.rows_per_chunk:
             raise UsageError(
-                f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.chunk_rows}"
+                f"unit rows {self.unit_rows} is not a multiple of chunk rows {self.rows_per_chunk}"
             )
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Rows of a chunk, as asked for, or of about as many pixels as 256 views of 32x128.
+
+        A training holds 64 chunks, so those of large views have to be short.
+        """
+        if self.chunk_rows is not None:
+            return self.chunk_rows
+        pixels = math.prod(self.view_size) / math.prod(VIEW_PX)
+        return 1 << int(math.log2(max(1, _CHUNK_VIEWS / max(1, pixels))))
 
     def require_image_taps(self) -> None:
         """Refuse a cache of pictures of which the teacher would be asked nothing."""
@@ -243,7 +262,7 @@ class LabelsConfig(TextOptions):
     precision: str | None = option_of(BuildConfig, "precision")
     text_taps: tuple[int, ...] = option_of(BuildConfig, "text_taps")
     unit_rows: int = option_of(BuildConfig, "unit_rows")
-    chunk_rows: int = option_of(BuildConfig, "chunk_rows")
+    chunk_rows: int | None = option_of(BuildConfig, "chunk_rows")
     seed: int = option_of(BuildConfig, "seed")
     device: str = device_option()
 

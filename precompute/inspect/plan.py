@@ -263,7 +263,7 @@ def _spec(config: PlanConfig, teacher: Teacher, scan: Scan) -> CacheSpec:
         num_rows=scan.num_rows,
         pixels=config.pixels,
         unit_rows=config.unit_rows,
-        chunk_rows=config.chunk_rows,
+        chunk_rows=config.rows_per_chunk,
     )
 
 
@@ -307,7 +307,7 @@ def _assumptions(
     lines = [
         "features, text and index are exact to the byte; pixels are scaled up from "
         f"{num_sampled:,} real views; zarr.json files and commit records are not counted",
-        f"the teacher ran in batches of up to {config.chunk_rows}; {shared}",
+        f"the teacher ran in batches of up to {config.rows_per_chunk}; {shared}",
         f"the disk is that of {config.disk or 'temporary files; --out names another'}",
         "one process; N of them, each with a device of its own, take about an N-th of the time",
     ]
