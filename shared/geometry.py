@@ -76,12 +76,15 @@ def normalize(
     Shape: (B, H, W, 3) uint8 -> (B, 3, H, W) float32.
     """
     pixels = views.permute(0, 3, 1, 2).float() / 255
-    return (pixels - _per_channel(mean, views.device)) / _per_channel(std, views.device)
+    return (pixels - per_channel(mean, views.device)) / per_channel(std, views.device)
 
 
 @lru_cache(maxsize=8)
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    """Return one value per channel, made once: a copy to a GPU would wait for all its work."""
+def per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """Return one value per channel, made once: a copy to a GPU would wait for all its work.
+
+    Shape: (3, 1, 1).
+    """
     import torch
 
     return torch.tensor(values, device=device).view(3, 1, 1)
