@@ -26,6 +26,7 @@ from .records import (
     Manifest,
     Record,
     UnitRecord,
+    WeightsRecord,
     parse_record,
 )
 from .remote import open_storage
@@ -353,15 +354,23 @@ class FeatureCache:
         Raises:
             CacheMismatchError: the cache keeps no weights, or the teacher has none of that name.
         """
-        record = self.committed.weights
-        if record is None:
-            raise CacheMismatchError(
-                f"{self.storage} keeps no weights of its teacher, this run needs them; add them "
-                f"with: clipocr cache weights {self.storage}"
-            )
+        record = self.require_weights()
         file = names.WEIGHTS_FILE
         stored = TensorFile(self.storage, file, record.files[file], record.header_bytes)
         return stored.read(wanted)
+
+    def require_weights(self) -> WeightsRecord:
+        """Return the record of the teacher's weights.
+
+        Raises:
+            CacheMismatchError: the cache keeps none.
+        """
+        if self.committed.weights is None:
+            raise CacheMismatchError(
+                f"{self.storage} keeps no weights of its teacher, and they are needed here; add "
+                f"them with: clipocr cache weights {self.storage}"
+            )
+        return self.committed.weights
 
     def _strings(
         self, layouts: Mapping[str, ArrayLayout], files: Mapping[str, FileRecord]

@@ -8,6 +8,7 @@ it was, any other file has to be told.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import socket
@@ -32,9 +33,15 @@ _HUB_TIMEOUT_S = 5.0
 
 
 def load_weights(
-    name: str, precision: str, activation: str | None = None
+    name: str, precision: str, activation: str | None = None, *, instead: str | None = None
 ) -> tuple[Any, TeacherSpec]:
-    """Load ``MODEL/WEIGHTS``; the activation is needed only for a file that does not say.
+    """Load ``MODEL/WEIGHTS``.
+
+    Args:
+        name: Of model and weights.
+        precision: Of matrix products, for the description.
+        activation: Needed only for a file that does not say.
+        instead: What a user may do if the weights cannot be downloaded; None: what a build may.
 
     Returns:
         An open_clip model, frozen, in eval mode, on the CPU; and what it is, in that precision.
@@ -49,14 +56,19 @@ def load_weights(
             f"teacher {name!r} is not MODEL/WEIGHTS; expected e.g. ViT-B-16/openai, "
             "ViT-B-16/path/to/weights.pt or ViT-B-16/random:0"
         )
-    trained_with = "quickgelu" if _config_of(model_name).get("quick_gelu") else "gelu"
+    trained_with = "quickgelu" if config_of(model_name).get("quick_gelu") else "gelu"
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     path = Path(weights)
     load: Callable[[str, str, str], torch.nn.Module]
     if weights.startswith("random:"):
         load, trained_with = _random_model, activation or trained_with
     elif weights in tags:
-        load = _pretrained_model
+        load = functools.partial(
+            _pretrained_model,
+            instead=instead
+            or f"Pass a file you have: --teacher {model_name}/PATH, or try the pipeline with "
+            f"untrained weights: --teacher {model_name}/random:0",
+        )
         if open_clip.get_pretrained_cfg(model_name, weights).get("quick_gelu"):
             trained_with = "quickgelu"
     elif path.is_file():
@@ -68,7 +80,8 @@ def load_weights(
         )
     if activation not in (None, trained_with):
         raise UsageError(
-            f"{name} was trained with {trained_with}, not {activation}; drop --activation"
+            f"{name} was trained with {trained_with}, not {activation}; drop --activation, or "
+            "name other weights"
         )
     model = load(model_name, weights, trained_with)
     is_quick = any(isinstance(module, QuickGELU) for module in model.modules())
@@ -114,7 +127,7 @@ def hash_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _config_of(model_name: str) -> dict[str, Any]:
+def config_of(model_name: str) -> dict[str, Any]:
     """Return what open_clip says of a model.
 
     Raises:
@@ -175,7 +188,9 @@ def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Mo
         return _create(model_name, activation)
 
 
-def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Module:
+def _pretrained_model(
+    model_name: str, tag: str, activation: str, *, instead: str
+) -> torch.nn.Module:
     try:
         with _offline_hub_if_unreachable():
             return _create(model_name, activation, pretrained=tag)
@@ -183,9 +198,7 @@ def _pretrained_model(model_name: str, tag: str, activation: str) -> torch.nn.Mo
         # open_clip and the hub raise many types here, and all mean that there are no weights.
         raise TeacherError(
             f"the {tag!r} weights of {model_name} are neither cached here nor can they be "
-            f"downloaded ({e.__class__.__name__}). Pass a file you have: "
-            f"--teacher {model_name}/PATH, or try the pipeline with untrained weights: "
-            f"--teacher {model_name}/random:0"
+            f"downloaded ({e.__class__.__name__}). {instead}"
         ) from e
 
 

@@ -106,7 +106,7 @@ def ablate(
                 failed[name] = f"{e}. To try it again remove {run.place.out}"
                 continue
             if run.is_evaluated:
-                _evaluate_if_needed(run.place.out, test_sets[run.reads], place.device)
+                _evaluate_if_needed(run, test_sets[run.reads])
     finally:
         results = {
             name: _read_results(run.place.out) for name, run in runs.items() if run.is_evaluated
@@ -176,18 +176,25 @@ def _train_if_unfinished(run: _Run, init: Path | None) -> None:
     draw_curves(out)
 
 
-def _evaluate_if_needed(run: Path, test_sets: Sequence[TestSet], device: str) -> None:
-    checkpoint = find_checkpoint(run)
+def _evaluate_if_needed(run: _Run, test_sets: Sequence[TestSet]) -> None:
+    out = run.place.out
+    checkpoint = find_checkpoint(out)
     # What the results are of: another checkpoint, label, picture size or charset changes it.
     of = {
         "checkpoint": hash_file(checkpoint),
         "charset": test_sets[0].charset.characters,
         "sets": {test_set.name: test_set.digest() for test_set in test_sets},
     }
-    path = run / _RESULTS_NAME
+    path = out / _RESULTS_NAME
     if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
         return
-    reader = load_reader(checkpoint, device=device, batch_size=EvalOptions.batch_size)
+    reader = load_reader(
+        checkpoint,
+        device=run.place.device,
+        batch_size=EvalOptions.batch_size,
+        clip=str(run.place.cache),
+        clip_is_shared=True,
+    )
     write_json(path, evaluate_sets(reader, test_sets).to_json() | {"of": of})
 
 

@@ -55,7 +55,9 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
         options.report.mkdir(parents=True, exist_ok=True)
     charset = Charset.load(options.charset)
     # Everything first: what is wrong with the last run must not wait for the others' reading.
-    readers = [_load(run, options, options.batch_size) for run in runs]
+    readers = [_load(run, options, options.batch_size, len(runs) > 1) for run in runs]
+    if options.clip is not None and not any(reader.recogniser.needs_clip for reader in readers):
+        raise click.UsageError(f"--clip {options.clip}: these RUNs read without CLIP; leave it out")
     of_length = {
         longest: open_test_sets(options.data, charset, longest)
         for longest in {reader.max_label_length for reader in readers}
@@ -87,7 +89,12 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
     )
 
 
-def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batch_size) -> Reader:
+def _load(
+    run: Path,
+    options: TestSetOptions,
+    batch_size: int = EvalOptions.batch_size,
+    clip_is_shared: bool = False,
+) -> Reader:
     from ...shared.cache.spec import TeacherSpec
     from ..reading.readers import load_reader
 
@@ -97,6 +104,7 @@ def _load(run: Path, options: TestSetOptions, batch_size: int = EvalOptions.batc
         batch_size=batch_size,
         precision=options.precision,
         clip=options.clip,
+        clip_is_shared=clip_is_shared,
     )
     teacher = str(reader.teacher)
     warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")

@@ -73,6 +73,8 @@ class Preflight:
             )
         if needs.pool:
             cache.require_pool(batch_size)
+        if needs.teacher_weights:
+            cache.require_weights()
         units = cache.first_rows(fraction)
         held = cache.num_views_of(units)
         if views is not None and views > held:

@@ -55,6 +55,8 @@ class Needs:
     """What an epoch goes through once: the pictures, or the unique labels of those pictures."""
     pool: bool = False
     """Whether each sample comes with the tokens of a natural image, drawn from the cache's pool."""
+    teacher_weights: bool = False
+    """Whether the cache must keep its teacher's weights."""
     held_out: float = 0.0
     """Share of the labels that are left out of training, for `Trainee.read` to be measured on."""
 

@@ -109,8 +109,13 @@ class Recogniser(RecogniserPart):
         """
         return {"text": self.decode(images, max_length)}
 
+    @property
+    def needs_clip(self) -> bool:
+        """Whether it goes on with CLIP and does not hold CLIP's weights."""
+        return False
+
     def bring_clip(self, place: str | None) -> None:
-        """Load CLIP's weights, if it goes on with CLIP and does not hold them.
+        """Load CLIP's weights, if it needs them.
 
         Args:
             place: ``MODEL/WEIGHTS``, or a cache that keeps them; None: as its settings name them.

@@ -237,6 +237,7 @@ def load_reader(
     batch_size: int = ReadingOptions.batch_size,
     precision: str = ReadingOptions.precision,
     clip: str | None = None,
+    clip_is_shared: bool = False,
 ) -> Reader:
     """Return a reader of cropped words: what a run folder or checkpoint holds.
 
@@ -251,6 +252,8 @@ def load_reader(
         precision: ``fp32``, ``bf16`` or ``fp16``.
         clip: Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold
             them: ``MODEL/WEIGHTS``, or a cache; None: as the run names them.
+        clip_is_shared: Whether that is said for others too, so that a recogniser that reads without
+            CLIP is none the worse for it.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -261,7 +264,8 @@ def load_reader(
     checkpoint = find_checkpoint(Path(run))
     saved = load_checkpoint(checkpoint)
     recogniser = build_recogniser(saved, checkpoint)
-    recogniser.bring_clip(clip)
+    if recogniser.needs_clip or not clip_is_shared:
+        recogniser.bring_clip(clip)
     return Reader(
         recogniser.to(choose_device(device)),
         batch_size=batch_size,

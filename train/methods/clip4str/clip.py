@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from ....shared.clip.encoders import (
     project_image_tokens,
     run_blocks,
 )
-from ....shared.clip.weights import blank_model, load_weights
+from ....shared.clip.weights import blank_model, config_of, load_weights
 from ....shared.errors import TeacherError, UsageError
 from .adapters import ClipWeights
 from .settings import ClipSource
@@ -56,7 +55,10 @@ def weights_at(source: ClipSource, place: str | None = None) -> ClipWeights:
             f"this recogniser goes on with the CLIP of the weights file {have.weights[5:]}; pass "
             f"it by --clip {have.model}/PATH, or the cache that keeps it by --clip CACHE"
         )
-    model, spec = load_weights(place or have.name, have.precision, have.activation)
+    instead = f"Pass a file you have: --clip {have.model}/PATH, or a cache that keeps them"
+    model, spec = load_weights(
+        place or have.name, have.precision, have.activation, instead=f"{instead}: --clip CACHE"
+    )
     _require_same(have, spec, spec.name)
     tensors = model.state_dict()
     return lambda names: {name: tensors[name] for name in names}
@@ -226,18 +228,25 @@ class ClipSizes(NamedTuple):
     """D of the image encoder."""
     heads: int
     """Of each of its blocks."""
+    blocks: int
+    """Of the image encoder."""
     patch_px: int
     text_width: int
 
 
 def sizes_of(source: ClipSource) -> ClipSizes:
-    """Return the sizes of a CLIP."""
-    config = open_clip.get_model_config(source.teacher.model)
+    """Return the sizes of a CLIP.
+
+    Raises:
+        UsageError: open_clip does not know it.
+    """
+    config = config_of(source.teacher.model)
     vision = config["vision_cfg"]
     return ClipSizes(
         joint_width=config["embed_dim"],
         width=vision["width"],
         heads=vision["width"] // vision.get("head_width", 64),
+        blocks=vision["layers"],
         patch_px=vision["patch_size"],
         text_width=config["text_cfg"]["width"],
     )

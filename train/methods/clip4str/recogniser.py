@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ....shared.errors import UsageError
-from ....shared.geometry import CLIP_MEAN, CLIP_STD, STUDENT_MEAN, STUDENT_STD
+from ....shared.geometry import CLIP_MEAN, CLIP_STD, STUDENT_MEAN, STUDENT_STD, per_channel
 from ...models.assembly import Assembler, V
 from ...models.autoregressive import num_positions, text_lengths, write_once, written_tokens
 from ...models.decoder import Decoder, DecoderPart
-from ...models.recogniser import ImageAttention, Recogniser
+from ...models.recogniser import ImageAttention, Recogniser, RecogniserPart
 from ...models.tokenizer import LabelTokenizer
 from .adapters import ClipWeights, Ladder, LinearAdapter
 from .assembly import assemble
@@ -81,11 +81,6 @@ class Clip4StrRecogniser(Recogniser):
                 method.clip.teacher.activation,
                 method.ladder_pruning,
             )
-        if method.cross and method.reads == "embedding" and sizes.text_width != sizes.joint_width:
-            raise UsageError(
-                f"{self.source.teacher.model}'s token embeddings have {sizes.text_width} values, "
-                f"its joint space {sizes.joint_width}; pass --text encoder"
-            )
         self._words = WordTokens()
         self._weights: ClipWeights | None = None
         self._lent: dict[str, ClipEncoder] = {}
@@ -133,6 +128,19 @@ class Clip4StrRecogniser(Recogniser):
             setattr(self, name, encoder)
         self._lent = {}
         return {"clip_is_held": self.method.tune != "all"}
+
+    def take_from(self, other: RecogniserPart) -> str:
+        """Copy weights; see `Recogniser`. Those of a frozen CLIP that the other holds are not."""
+        if isinstance(other, Clip4StrRecogniser) and other.method.clip_is_held:
+            del other.image_encoder
+            if other.method.cross:
+                del other.text_encoder
+        return super().take_from(other)
+
+    @property
+    def needs_clip(self) -> bool:
+        """Whether CLIP's weights are lent."""
+        return not self.method.holds_clip
 
     def let_train(self) -> None:
         """Let those parameters be trained that the settings say."""
@@ -246,7 +254,7 @@ class Clip4StrRecogniser(Recogniser):
         if self.method.normalization == "half" and not self.training:
             return images
         mean, std, own_mean, own_std = (
-            images.new_tensor(values).view(3, 1, 1)
+            per_channel(values, images.device)
             for values in (CLIP_MEAN, CLIP_STD, STUDENT_MEAN, STUDENT_STD)
         )
         return (images * own_std + own_mean - mean) / std
@@ -274,5 +282,5 @@ class Clip4StrRecogniser(Recogniser):
     def architecture(self) -> dict[str, Any]:
         """Return what decides the shapes of its weights."""
         method = self.method
-        names = ("tune", "cross", "decoder_layers", "decoder_heads", "clip_is_held")
+        names = ("tune", "cross", "decoder_layers", "decoder_heads")
         return {name: getattr(method, name) for name in names} | {"clip": self.source.teacher.model}

@@ -19,6 +19,7 @@ from ..base import Method, Needs, Shapes
 if TYPE_CHECKING:
     from ....shared.cache.spec import CacheSpec, TeacherSpec
     from ...models.tokenizer import LabelTokenizer
+    from .clip import ClipSizes
     from .recogniser import Clip4StrRecogniser
     from .trainee import Clip4StrTrainee
 
@@ -35,6 +36,8 @@ class ClipSource:
 
 
 def _parse_source(value: Any) -> ClipSource:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"clip is {value!r}, but the cache of a run decides it; leave it out")
     from ....shared.cache.json_record import from_json
     from ....shared.cache.spec import TeacherSpec
 
@@ -142,22 +145,50 @@ class Clip4Str(Method):
         return (*blocks, FINAL)
 
     def needs(self) -> Needs:
-        """Return image tokens, or the views where CLIP itself is trained."""
+        """Return image tokens, or the views where CLIP itself is trained; and CLIP's weights."""
         if self.tune == "all":
-            return Needs(view_px=None)
-        return Needs(images=self.image_arrays, pixels=False, view_px=None)
+            return Needs(view_px=None, teacher_weights=True)
+        # Even if no step asks CLIP: validation does, and whoever reads with the run afterwards.
+        return Needs(images=self.image_arrays, pixels=False, view_px=None, teacher_weights=True)
 
     def fitted(self, spec: CacheSpec) -> Clip4Str:
         """Return the settings for the CLIP of a cache."""
-        return replace(self, clip=ClipSource(teacher=spec.teacher, view_px=spec.view.view_px))
+        from .clip import sizes_of
+
+        clip = ClipSource(teacher=spec.teacher, view_px=spec.view.view_px)
+        self._require_fit(clip, sizes_of(clip))
+        return replace(self, clip=clip)
+
+    def _require_fit(self, clip: ClipSource, sizes: ClipSizes) -> None:
+        """Refuse settings that this CLIP's sizes rule out."""
+        if sizes.joint_width % self.decoder_heads:
+            raise UsageError(
+                f"decoder_heads {self.decoder_heads} does not divide the {sizes.joint_width} "
+                "values of CLIP's joint space"
+            )
+        is_embedding = self.cross and self.reads == "embedding"
+        if is_embedding and sizes.text_width != sizes.joint_width:
+            raise UsageError(
+                f"{clip.teacher.model}'s token embeddings have {sizes.text_width} values, "
+                f"its joint space {sizes.joint_width}; pass --text encoder"
+            )
+        if self.tune != "ladder":
+            return
+        if self.rungs[-1] >= sizes.blocks:
+            raise UsageError(
+                f"rungs is {self.rungs}, expected blocks before the last of {sizes.blocks}: a side "
+                "block begins as the one after its rung"
+            )
+        of_head = sizes.width // sizes.heads
+        if of_head % self.ladder_pruning:
+            possible = [str(r) for r in range(1, of_head + 1) if not of_head % r]
+            raise UsageError(
+                f"ladder_pruning {self.ladder_pruning} does not divide the {of_head} values of a "
+                f"head, expected one of {', '.join(possible)}"
+            )
 
     def decoder(self, width: int) -> DecoderConfig:
         """Return a decoder as wide as CLIP's joint space."""
-        if width % self.decoder_heads:
-            raise UsageError(
-                f"decoder_heads {self.decoder_heads} does not divide the {width} values of CLIP's "
-                "joint space"
-            )
         return DecoderConfig(
             width=width,
             layers=self.decoder_layers,

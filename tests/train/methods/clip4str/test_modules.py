@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.shared.charset import Charset
 from clipocr.shared.clip.weights import blank_model
@@ -328,8 +330,8 @@ def test_a_cropped_view_reads_the_same_positions_as_the_teacher() -> None:
     assert [tuple(x.shape) for x in (*streams, final)] == [(6, 17, 64), (6, 17, 64), (6, 17, 32)]
 
 
-def test_embeddings_of_another_width_are_refused() -> None:
-    source = ClipSource(teacher=replace(TEACHER, model="ViT-tiny-test"), view_px=(32, 128))
+def test_embeddings_of_another_width_are_refused(cache_path: Path) -> None:
+    spec = FeatureCache.open(cache_path).spec
     message = "token embeddings have 32 values, its joint space 24; pass --text encoder"
     with pytest.raises(UsageError, match=message):
-        Clip4StrRecogniser(replace(METHOD, clip=source), TOKENIZER)
+        METHOD.fitted(spec)

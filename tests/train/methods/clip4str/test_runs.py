@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from commands import invoke
@@ -16,11 +17,12 @@ from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TeacherError, UsageError
 from clipocr.shared.geometry import ViewSize
 from clipocr.train.ablation.runs import ablate
-from clipocr.train.ablation.table import load_table
+from clipocr.train.ablation.table import AblationTable, Variant, load_table
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.data.preflight import Preflight
@@ -29,7 +31,8 @@ from clipocr.train.loop.checkpoint import load_checkpoint, load_recogniser
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.run import train
-from clipocr.train.methods.clip4str.settings import Clip4Str
+from clipocr.train.methods.clip4str.clip import weights_at
+from clipocr.train.methods.clip4str.settings import Clip4Str, ClipSource
 from clipocr.train.reading.readers import load_reader
 
 CPU = torch.device("cpu")
@@ -215,6 +218,17 @@ def test_weights_of_a_file_have_to_be_passed(
     assert "pass it by --clip ViT-equal-test/PATH, or the cache" in result.output
     for place in (config.out, f"ViT-equal-test/{file}"):
         assert invoke("eval", run, "--data", test_root, "--clip", place).exit_code == 0
+    # A table has the cache of each run, and so needs no file.
+    settings = {**CONFIG.to_values(), "epochs": 1}
+    del settings["seed"]
+    table = AblationTable(
+        title="", columns=(), settings=settings, seeds=(0,),
+        variants=(Variant(name="one", cells=(), settings={}),),
+    )  # fmt: skip
+    result = ablate(
+        table, TrainPlace(cache=config.out, out=tmp_path / "out", device="cpu"), [test_root]
+    )
+    assert (result.num_finished, result.failed) == (1, {})
 
 
 def test_it_goes_on_from_a_run_of_another_charset(place: TrainPlace, tmp_path: Path) -> None:
@@ -317,6 +331,11 @@ def test_its_table_trains_every_row(
     [
         ({"decoder_heads": 5}, "decoder_heads 5 does not divide the 32 values"),
         ({"tune": "ladder", "rungs": (1, 2)}, r"block2.*--image-taps"),
+        ({"tune": "ladder", "rungs": (1, 4)}, "rungs is .* expected blocks before the last of 4"),
+        (
+            {"tune": "ladder", "ladder_pruning": 5},
+            "does not divide the 32 values of a head, expected one of 1, 2, 4, 8, 16, 32",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -333,3 +352,65 @@ def test_a_cache_without_clips_weights_says_how_to_add_them(
     here = TrainPlace(cache=cache_path, out=tmp_path / "run", device="cpu")
     with pytest.raises(CacheMismatchError, match="clipocr cache weights"):
         train(replace(CONFIG, method=method), here)
+    assert not here.out.exists()
+
+
+def test_a_run_that_asks_clip_for_nothing_needs_its_weights_all_the_same(
+    cache_folder: Path, tmp_path: Path
+) -> None:
+    """Validation and evaluation read with them, which must not be found out an epoch later."""
+    cache = shutil.copytree(cache_folder, tmp_path / "words.cache")
+    for part in ("sealed.json", "commits/teacher.json"):
+        (cache / part).unlink()
+    here = TrainPlace(cache=cache, out=tmp_path / "run", device="cpu")
+    with pytest.raises(CacheMismatchError, match="clipocr cache weights"):
+        train(replace(CONFIG, method=replace(METHOD, cross=False)), here)
+
+
+def test_where_clip_is_can_be_said_for_several_runs(
+    place: TrainPlace, cache_folder: Path, test_root: Path, tmp_path: Path
+) -> None:
+    """One that reads without CLIP stands beside one that reads with it."""
+    train(replace(CONFIG, epochs=1), place)
+    held = tmp_path / "held.safetensors"
+    assert invoke("export", place.out, "--format", "safetensors", "--self-contained", "--out",
+                  held).exit_code == 0  # fmt: skip
+    both = invoke("eval", place.out, held, "--data", test_root, "--clip", cache_folder)
+    assert both.exit_code == 0, both.output
+    refused = invoke("eval", held, held, "--data", test_root, "--clip", cache_folder)
+    assert "these RUNs read without CLIP; leave it out" in refused.output
+
+
+def test_a_run_begins_with_an_export_that_holds_clip(place: TrainPlace, tmp_path: Path) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    held = tmp_path / "held.safetensors"
+    assert invoke("export", place.out, "--format", "safetensors", "--self-contained", "--out",
+                  held).exit_code == 0  # fmt: skip
+    weights = []
+    for init in (place.out, held):
+        other = replace(place, out=tmp_path / f"from-{init.name}")
+        train(replace(CONFIG, epochs=1), other, init=init)
+        weights.append(load_checkpoint(other.out / "last.pt")["recogniser"])
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_clip_that_cannot_be_had_is_to_be_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the option that reading has, which is not that of a build."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    teacher = TeacherSpec(
+        model="ViT-B-16",
+        weights="openai",
+        weights_sha256="0" * 64,
+        activation="quickgelu",
+        precision="fp32",
+    )
+    with pytest.raises(TeacherError) as raised:
+        weights_at(ClipSource(teacher=teacher, view_px=(224, 224)))
+    assert "--clip ViT-B-16/PATH, or a cache that keeps them: --clip CACHE" in str(raised.value)
+    assert "--teacher" not in str(raised.value)
+
+
+def test_nobody_says_which_clip_a_run_trains_on() -> None:
+    with pytest.raises(UsageError, match="clip is 'ViT-B-16', but the cache of a run decides it"):
+        Clip4Str.from_values({"clip": "ViT-B-16"})
