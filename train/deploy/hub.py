@@ -65,7 +65,12 @@ def push(
     record = _shareable_record(checkpoint.parent)
     figures = _shareable_figures(figures_path, checkpoint)
     card = model_card(
-        repo=repo, description=description, record=record, figures=figures, license_id=license_id
+        repo=repo,
+        description=description,
+        record=record,
+        figures=figures,
+        license_id=license_id,
+        needs_clip=student.needs_clip,
     )
     operations = [CommitOperationAdd(CARD_NAME, card.encode())]
     for name, content in ((RUN_NAME, record), (FIGURES_NAME, figures)):

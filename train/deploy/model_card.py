@@ -27,6 +27,7 @@ def model_card(
     record: Mapping[str, Any] | None,
     figures: Mapping[str, Any] | None,
     license_id: str | None,
+    needs_clip: bool = False,
 ) -> str:
     """Return a model card as Markdown with the hub's YAML header.
 
@@ -36,6 +37,7 @@ def model_card(
         record: ``run.json``, if there is one.
         figures: ``eval.json``, if there is one.
         license_id: Of the hub, such as ``apache-2.0``; None states none.
+        needs_clip: Whether it reads with its teacher, whose weights are not in the model file.
     """
     method = description["method"]
     results = {} if figures is None else results_of(figures)
@@ -85,6 +87,12 @@ def model_card(
             f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it.",
         ]
     parts += ["## Use", _USE.format(repo=repo)]
+    if needs_clip:
+        parts.append(
+            f"It reads with its teacher, {plain(description['teacher'])}, whose weights are not in "
+            "this repository. They are downloaded, or passed by `clipocr read model word.png "
+            '--clip MODEL/PATH` and `clipocr.load("model", clip="MODEL/PATH")`; others are refused.'
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -194,6 +194,33 @@ def test_names_from_elsewhere_cannot_format_the_card() -> None:
     assert text.count("\n# ") == 1
 
 
+def test_a_card_says_that_clip_is_needed() -> None:
+    description = {
+        "teacher": "ViT-B-16/openai",
+        "teacher_is_random": False,
+        "method": "clip4str",
+        "settings": {},
+        "charset": {"name": "36", "characters": "ab"},
+        "max_label_length": 25,
+        "preprocessing": {"height_px": 224, "width_px": 224},
+        "clipocr_version": "0",
+        "checkpoint_sha256": "0",
+    }
+    cards = [
+        model_card(
+            repo=REPO,
+            description=description,
+            record=None,
+            figures=None,
+            license_id=None,
+            needs_clip=needs_clip,
+        )
+        for needs_clip in (True, False)
+    ]
+    said = ["reads with its teacher, ViT-B-16/openai" in card for card in cards]
+    assert said == [True, False]
+
+
 def test_what_is_refused(hub: Hub, run_path: Path, tmp_path: Path) -> None:
     hub.repos["someone/other"] = {"README.md": b"something else", "model.bin": b"a pickle"}
     hub.repos["someone/broken"] = {"model.safetensors": b"nonsense"}

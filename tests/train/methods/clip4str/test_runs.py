@@ -191,6 +191,8 @@ def test_frozen_clip_is_in_no_checkpoint_and_is_found_again(
     result = invoke("export", place.out, "--format", "safetensors", "--self-contained", "--out",
                     held)  # fmt: skip
     assert result.exit_code == 0, result.output
+    needs_clip = [load_recogniser(path, CPU).needs_clip for path in (place.out, held)]
+    assert needs_clip == [True, False]
     assert torch.equal(load_reader(held, device="cpu").recogniser.decode(picture), by_name)
     refused = invoke("eval", held, "--data", test_root, "--clip", cache_folder)
     assert "reads without CLIP; leave it out" in refused.output
