@@ -50,6 +50,8 @@ def weights_at(source: ClipSource, place: str | None = None) -> ClipWeights:
             have, cache.spec.teacher, f"the cache {place} is of {cache.spec.teacher.name}"
         )
         return cache.teacher_weights
+    if place is not None and "/" not in place:
+        raise UsageError(f"--clip {place} is neither a cache that is there nor MODEL/WEIGHTS")
     if place is None and have.weights.startswith("file:"):
         raise UsageError(
             f"this recogniser goes on with the CLIP of the weights file {have.weights[5:]}; pass "

@@ -115,6 +115,7 @@ class Clip4StrRecogniser(Recogniser):
         self._encoder("image_encoder")
         if self.method.cross:
             self._encoder("text_encoder")
+        self._weights = None  # All that is needed was copied.
 
     def reading_parameters(self) -> Iterator[nn.Parameter]:
         """Return all parameters that it reads with, lent ones among them."""
@@ -130,11 +131,20 @@ class Clip4StrRecogniser(Recogniser):
         return {"clip_is_held": self.method.tune != "all"}
 
     def take_from(self, other: RecogniserPart) -> str:
-        """Copy weights; see `Recogniser`. Those of a frozen CLIP that the other holds are not."""
-        if isinstance(other, Clip4StrRecogniser) and other.method.clip_is_held:
-            del other.image_encoder
-            if other.method.cross:
-                del other.text_encoder
+        """Copy weights; see `Recogniser`.
+
+        Of a run on a frozen CLIP that is what it trained: decoders, which may go on with another
+        `tune`, and an adapter to go on with the same.
+        """
+        if isinstance(other, Clip4StrRecogniser) and other.method.tune != "all":
+            trained = RecogniserPart()
+            trained.tokenizer = other.tokenizer
+            trained.visual = other.visual
+            if other.cross is not None:
+                trained.cross = other.cross
+            if other.adapter is not None and other.method.tune == self.method.tune:
+                trained.adapter = other.adapter
+            other = trained
         return super().take_from(other)
 
     @property

@@ -179,6 +179,8 @@ def test_frozen_clip_is_in_no_checkpoint_and_is_found_again(
         for name, value in FeatureCache.open(cache_folder).teacher_weights().items()
         if name.startswith("visual.") or name == "token_embedding.weight"
     )
+    with pytest.raises(UsageError, match="--clip wordscache is neither a cache that is there nor"):
+        load_reader(place.out, device="cpu", clip="wordscache")
     with pytest.raises(TeacherError, match=r"ViT-equal-test/random:1, whose weights .* are not"):
         load_reader(place.out, device="cpu", clip="ViT-equal-test/random:1")
 
@@ -242,6 +244,22 @@ def test_it_goes_on_from_a_run_of_another_charset(place: TrainPlace, tmp_path: P
         heads = [getattr(model, branch).head.weight for model in (before, after)]
         # EOS, and the 36 characters, with which the 94 begin.
         assert torch.allclose(heads[0][:37], heads[1], atol=1e-6)
+
+
+def test_what_was_trained_on_a_frozen_clip_goes_on_with_all_of_it(
+    place: TrainPlace, tmp_path: Path
+) -> None:
+    ladder = replace(CONFIG, method=replace(METHOD, tune="ladder"))
+    train(ladder, place)
+    before = load_checkpoint(place.out / "last.pt")["recogniser"]
+    for tune in ("ladder", "none", "all"):
+        here = replace(place, out=tmp_path / tune)
+        config = replace(ladder, method=replace(METHOD, tune=tune), epochs=1, learning_rate=1e-9)
+        train(config, here, init=place.out)
+        after = load_checkpoint(here.out / "last.pt")["recogniser"]
+        taken = {name for name in before if tune == "ladder" or "adapter" not in name}
+        assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in taken)
+    assert any(name.startswith("image_encoder.") for name in after)
 
 
 def test_fine_tuning_holds_clip(place: TrainPlace) -> None:
