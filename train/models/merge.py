@@ -1,7 +1,7 @@
 """Feature Merge Unit of DPTR: few queries gather from the image what a decoder will read.
 
 Official ``FMU`` of ``dptr_parseq_clip_b_decoder.py``. There the queries are memory that nobody
-initialises; here they begin as all other learned positions do.
+initialises; here they begin with standard deviation 1.
 
 Shapes: B batch, S image tokens, D width, Q queries.
 """
@@ -25,7 +25,8 @@ class FeatureMergeUnit(nn.Module):
         self.mlp = feed_forward(config.width, config.mlp_ratio, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(initialize)
-        nn.init.trunc_normal_(self.queries, std=0.02)
+        # Nothing normalises them before attention: smaller ones would all gather the same.
+        nn.init.trunc_normal_(self.queries)
 
     def forward(self, memory_BSD: Tensor) -> Tensor:
         """Return the memory that the decoder reads. Shape: (B, S, D) -> (B, Q, D)."""
