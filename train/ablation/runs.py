@@ -31,11 +31,10 @@ from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
 from ..loop.record import RUN_NAME, has_saved, read_record, require_same_run
 from ..loop.run import check_cache, open_cache, settled, train
-from ..methods import DEFAULT_METHOD
 from ..reading.readers import load_reader
 from ..report.curves import draw_curves
 from .comparison import write_comparison
-from .table import AblationTable, Pretraining, Variant, run_name
+from .table import AblationTable, run_name
 
 _RESULTS_NAME = "ablation.json"
 """In each run's folder. Not eval.json, which people write as they like."""
@@ -122,9 +121,7 @@ def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
     A run takes those settings of the table that its method knows.
     """
     device = choose_device(place.device)
-    entries: list[Variant | Pretraining] = [*table.pretrainings.values(), *table.variants]
-    methods = {str(table.settings_of(entry).get("method", DEFAULT_METHOD)) for entry in entries}
-    require_known(table.settings, {n for m in methods for n in TrainConfig.known_names(m)})
+    require_known(table.settings, table.known_names())
     caches: dict[str, FeatureCache] = {}
     runs: dict[str, _Run] = {}
 

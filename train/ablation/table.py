@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import UsageError
+from ...shared.options import require_known
 from ..loop.config import TrainConfig
 from ..methods import DEFAULT_METHOD
 
@@ -69,6 +70,13 @@ class AblationTable:
         known = TrainConfig.known_names(method)
         return {k: v for k, v in self.settings.items() if k in known} | dict(entry.settings)
 
+    def known_names(self) -> set[str]:
+        """Return the names of settings that the methods of its entries know."""
+        entries: list[Variant | Pretraining] = [*self.pretrainings.values(), *self.variants]
+        methods = {e.settings.get("method", self.settings.get("method", DEFAULT_METHOD))
+                   for e in entries}  # fmt: skip
+        return {name for method in methods for name in TrainConfig.known_names(method)}
+
     def with_rows(self, names: Sequence[str]) -> AblationTable:
         """Return the table with some of its variants.
 
@@ -89,7 +97,10 @@ class AblationTable:
                 )
         begun = {variant.init for variant in kept}
         pretrainings = {k: v for k, v in self.pretrainings.items() if k in begun}
-        return replace(self, variants=kept, pretrainings=pretrainings)
+        require_known(self.settings, self.known_names())
+        some = replace(self, variants=kept, pretrainings=pretrainings)
+        known = some.known_names()
+        return replace(some, settings={k: v for k, v in self.settings.items() if k in known})
 
 
 def run_name(name: str, seed: int) -> str:

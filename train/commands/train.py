@@ -237,13 +237,13 @@ def ablate(
         raise click.UsageError("ablate is one process per GPU, each with its share: --only I/N")
     place = TrainPlace.from_values(TrainPlace.own(given), command=tuple(sys.argv))
     table = load_table(table_name)
+    if "rows" in given:
+        table = table.with_rows(given["rows"])
     table = replace(
         table,
         settings={**table.settings, **overrides},
         seeds=given.get("seeds", table.seeds),
     )
-    if "rows" in given:
-        table = table.with_rows(given["rows"])
     try:
         result = ablate_table(table, place, given["data"], only=only)
     except Interrupted:

@@ -361,6 +361,8 @@ def test_rows_can_be_left_out(cache_path: Path, test_root: Path, tmp_path: Path)
         ["scratch", "no-orp"],
         ["pretrain-0"],
     )
+    # Settings that only others know go with them.
+    assert "student" not in miniature("table7").with_rows(["clip"]).settings
     with pytest.raises(UsageError, match="rows chars are not in the table; expected some of char"):
         miniature("table7").with_rows(["chars"])
     first, second, _ = table7 = miniature("table7").variants
