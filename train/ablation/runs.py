@@ -82,7 +82,8 @@ def ablate(
         Interrupted: a signal ended it; the same call goes on.
     """
     # Everything first: what is wrong in the last row must not wait for the first run's end.
-    runs = _plan_runs(table, place)
+    cache = open_cache(place)
+    runs = _plan_runs(table, place, cache)
     test_sets = {
         reads: open_test_sets(test_roots, *reads)
         for reads in {run.reads: None for run in runs.values() if run.is_evaluated}
@@ -110,19 +111,19 @@ def ablate(
         results = {
             name: _read_results(run.place.out) for name, run in runs.items() if run.is_evaluated
         }
-        write_comparison(table, results, place.out, open_cache(place).spec.teacher)
+        write_comparison(table, results, place.out, cache.spec.teacher)
     num_finished = sum(result is not None for result in results.values())
     return AblationResult(len(results), num_finished, failed)
 
 
-def _plan_runs(table: AblationTable, place: TrainPlace) -> dict[str, _Run]:
+def _plan_runs(table: AblationTable, place: TrainPlace, cache: FeatureCache) -> dict[str, _Run]:
     """Return every run by name, those that others begin with first, and check their caches.
 
-    A run takes those settings of the table that its method knows.
+    A run takes those settings of the table that its method knows. `cache` is that of `place`.
     """
     device = choose_device(place.device)
     require_known(table.settings, table.known_names())
-    caches: dict[str, FeatureCache] = {}
+    caches = {str(place.cache): cache}
     runs: dict[str, _Run] = {}
 
     def add(name: str, settings: Mapping[str, Any], own: TrainPlace, **more: Any) -> None:

@@ -66,16 +66,18 @@ class AblationTable:
 
     def settings_of(self, entry: Variant | Pretraining) -> dict[str, Any]:
         """Return an entry's settings, with those of the table that its method knows."""
-        method = entry.settings.get("method", self.settings.get("method", DEFAULT_METHOD))
-        known = TrainConfig.known_names(method)
+        known = self._names_of(entry)
         return {k: v for k, v in self.settings.items() if k in known} | dict(entry.settings)
 
     def known_names(self) -> set[str]:
         """Return the names of settings that the methods of its entries know."""
         entries: list[Variant | Pretraining] = [*self.pretrainings.values(), *self.variants]
-        methods = {e.settings.get("method", self.settings.get("method", DEFAULT_METHOD))
-                   for e in entries}  # fmt: skip
-        return {name for method in methods for name in TrainConfig.known_names(method)}
+        return {name for entry in entries for name in self._names_of(entry)}
+
+    def _names_of(self, entry: Variant | Pretraining) -> tuple[str, ...]:
+        """Return the names of settings that an entry's method knows."""
+        method = entry.settings.get("method", self.settings.get("method", DEFAULT_METHOD))
+        return TrainConfig.known_names(method)
 
     def with_rows(self, names: Sequence[str]) -> AblationTable:
         """Return the table with some of its variants.

@@ -112,11 +112,7 @@ class PermutedDecoder(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.permutations % 2:
-            raise UsageError(
-                f"permutations is {self.permutations}, expected an even number: each order comes "
-                "with its mirror image"
-            )
+        require_pairs(self.permutations)
         if self.decoder_width % self.decoder_heads:
             raise UsageError(
                 f"decoder_heads {self.decoder_heads} does not divide decoder_width "
@@ -134,6 +130,15 @@ class PermutedDecoder(Options):
             dropout=self.decoder_dropout,
             updates_content=True,
             refines=self.refine,
+        )
+
+
+def require_pairs(permutations: int) -> None:
+    """Refuse an odd number of orders."""
+    if permutations % 2:
+        raise UsageError(
+            f"permutations is {permutations}, expected an even number: each order comes with its "
+            "mirror image"
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ....shared.cache.names import FINAL, block_name
 from ....shared.errors import UsageError
 from ....shared.options import option, option_of
-from ...models.config import DecoderConfig, PermutedDecoder
+from ...models.config import DecoderConfig, PermutedDecoder, require_pairs
 from ..base import Method, Needs, Shapes
 
 if TYPE_CHECKING:
@@ -109,11 +109,7 @@ class Clip4Str(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.permutations % 2:
-            raise UsageError(
-                f"permutations is {self.permutations}, expected an even number: each order comes "
-                "with its mirror image"
-            )
+        require_pairs(self.permutations)
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise UsageError(f"rungs is {self.rungs}, expected block numbers, each above the last")
 
@@ -189,15 +185,14 @@ class Clip4Str(Method):
 
     def decoder(self, width: int) -> DecoderConfig:
         """Return a decoder as wide as CLIP's joint space."""
-        return DecoderConfig(
-            width=width,
-            layers=self.decoder_layers,
-            heads=self.decoder_heads,
-            mlp_ratio=4,
-            dropout=self.decoder_dropout,
-            updates_content=True,
-            refines=self.refine,
-        )
+        return PermutedDecoder(
+            decoder_layers=self.decoder_layers,
+            decoder_width=width,
+            decoder_heads=self.decoder_heads,
+            decoder_dropout=self.decoder_dropout,
+            permutations=self.permutations,
+            refine=self.refine,
+        ).config
 
     def recogniser(self, tokenizer: LabelTokenizer) -> Clip4StrRecogniser:
         """Return decoders on the CLIP that the settings name."""
