@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from online import OnlineLoader, online_loader
+from runs import note_steps
 from samples import TINY_TEACHER, tiny_build
 from small_student import SMALL_METHOD
 
@@ -77,14 +78,7 @@ def test_a_cached_run_is_an_online_run_bit_for_bit(
 
     Of lossy codecs a few steps: both runs see what the codec leaves.
     """
-    steps: list[torch.Tensor] = []
-    add = Meter.add
-
-    def note(meter: Meter, values: torch.Tensor) -> None:
-        steps.append(values)
-        add(meter, values)
-
-    monkeypatch.setattr(Meter, "add", note)
+    steps = note_steps(monkeypatch)
     place = TrainPlace(
         cache=cache_of_codec,
         out=tmp_path / "cached",

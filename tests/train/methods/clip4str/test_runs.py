@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from commands import invoke
+from runs import note_steps, train_in_two_parts
 from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
@@ -26,10 +27,8 @@ from clipocr.train.ablation.table import AblationTable, Variant, load_table
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.data.preflight import Preflight
-from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint, load_recogniser
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.log import Meter
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip4str.clip import weights_at
 from clipocr.train.methods.clip4str.settings import Clip4Str, ClipSource
@@ -97,14 +96,7 @@ class OnlineLoader:
 def test_a_cached_run_is_an_online_run_bit_for_bit(
     tune: str, place: TrainPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[torch.Tensor] = []
-    add = Meter.add
-
-    def note(meter: Meter, values: torch.Tensor) -> None:
-        steps.append(values)
-        add(meter, values)
-
-    monkeypatch.setattr(Meter, "add", note)
+    steps = note_steps(monkeypatch)
     config = replace(CONFIG, method=replace(METHOD, tune=tune), epochs=13)
     num_steps = train(config, place).num_steps
     assert num_steps >= 50
@@ -134,21 +126,7 @@ def test_it_resumes_to_the_bit(
     config = replace(CONFIG, method=replace(METHOD, tune=tune))
     train(config, place)
     other = replace(place, out=tmp_path / "resumed")
-    take_step, taken = run_module._Run._take_step, 0
-
-    def stops(*args: object) -> None:
-        nonlocal taken
-        if taken == 5:
-            raise KeyboardInterrupt
-        taken += 1
-        take_step(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(run_module._Run, "_take_step", stops)
-    monkeypatch.setattr(run_module._Run, "_after_step", lambda run, *_args, **_kw: run.save())
-    with pytest.raises(KeyboardInterrupt):
-        train(config, other)
-    monkeypatch.undo()
-    train(config, other, resume=True)
+    train_in_two_parts(config, other, monkeypatch, num_steps=5)
     a, b = (load_checkpoint(p.out / "last.pt") for p in (place, other))
     assert all(torch.equal(a["recogniser"][k], b["recogniser"][k]) for k in a["recogniser"])
     assert a["training"]["history"] == b["training"]["history"]

@@ -13,6 +13,7 @@ import torch
 from commands import invoke
 from natural_images import write_images
 from PIL import Image
+from runs import note_steps, train_in_two_parts
 from samples import EQUAL_TEACHER, WORDS, tiny_build, write_words
 from storage_contract import FolderServer
 
@@ -30,7 +31,6 @@ from clipocr.train.data.preflight import Preflight
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint, load_recogniser
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.log import Meter
 from clipocr.train.loop.run import train
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.methods.dptr.settings import Dptr
@@ -116,14 +116,7 @@ class OnlineLoader:
 def test_a_cached_run_is_an_online_run_bit_for_bit(
     words_cache: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[torch.Tensor] = []
-    add = Meter.add
-
-    def note(meter: Meter, values: torch.Tensor) -> None:
-        steps.append(values)
-        add(meter, values)
-
-    monkeypatch.setattr(Meter, "add", note)
+    steps = note_steps(monkeypatch)
     config = replace(CONFIG, method=replace(METHOD, held_out_share=0.0), epochs=4)
     places = [TrainPlace(cache=words_cache, out=tmp_path / n, device="cpu") for n in ("a", "b")]
     num_steps = train(config, places[0]).num_steps
@@ -216,21 +209,7 @@ def test_it_resumes_to_the_bit(
 ) -> None:
     train(CONFIG, place)
     other = replace(place, out=tmp_path / "resumed")
-    take_step, taken = run_module._Run._take_step, 0
-
-    def stops(*args: object) -> None:
-        nonlocal taken
-        if taken == 5:
-            raise KeyboardInterrupt
-        taken += 1
-        take_step(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(run_module._Run, "_take_step", stops)
-    monkeypatch.setattr(run_module._Run, "_after_step", lambda run, *_args, **_kw: run.save())
-    with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, other)
-    monkeypatch.undo()
-    train(CONFIG, other, resume=True)
+    train_in_two_parts(CONFIG, other, monkeypatch, num_steps=5)
     a, b = (load_checkpoint(p.out / "last.pt") for p in (place, other))
     assert all(torch.equal(a["recogniser"][k], b["recogniser"][k]) for k in a["recogniser"])
     assert a["training"]["history"] == b["training"]["history"]
