@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from known_numbers import noise
+from torch import nn
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import UsageError
@@ -34,12 +35,6 @@ def fill(module: nn.Module) -> None:
         for i, (name, weight) in enumerate(sorted(module.named_parameters())):
             strength = 0.1 if weight.dim() == 1 else 0.35
             weight.copy_(strength * noise(*weight.shape, seed=i) + ("norm.weight" in name))
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Return numbers from -1 to 1 that look random and are the same everywhere."""
-    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float64) + 1000 * seed
-    return (2 * (torch.sin(12.9898 * count) * 43758.5453).frac()).clamp(-1, 1).float().view(shape)
 
 
 def filled_modules() -> tuple[Decoder, FeatureMergeUnit]:

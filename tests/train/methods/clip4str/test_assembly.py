@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from eager import Eager
+from known_numbers import BLANK_TEACHER
 from torch import Tensor, nn
 
-from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.shared.charset import Charset
 from clipocr.shared.clip.weights import blank_model
 from clipocr.shared.errors import UsageError
@@ -28,15 +28,8 @@ from clipocr.train.methods.clip4str.settings import Clip4Str, ClipSource
 from clipocr.train.models.tokenizer import LabelTokenizer
 
 TOKENIZER = LabelTokenizer(Charset.load("94"), 25)
-TEACHER = TeacherSpec(
-    model="ViT-equal-test",
-    weights="random:0",
-    weights_sha256="",
-    activation="quickgelu",
-    precision="fp32",
-)
 METHOD = Clip4Str(
-    clip=ClipSource(teacher=TEACHER, view_px=(32, 128)), decoder_heads=4, rungs=(1, 3)
+    clip=ClipSource(teacher=BLANK_TEACHER, view_px=(32, 128)), decoder_heads=4, rungs=(1, 3)
 )
 
 TEXTS = [
@@ -98,7 +91,7 @@ def recogniser(tokenizer: LabelTokenizer = TOKENIZER, **changes: Any) -> Clip4St
         name: weight.normal_(std=0.3 if weight.ndim > 1 else 0.1).add_(
             1.0 if ".ln_" in name and "weight" in name else 0.0
         )
-        for name, weight in blank_model(TEACHER).to_empty(device="cpu").state_dict().items()
+        for name, weight in blank_model(BLANK_TEACHER).to_empty(device="cpu").state_dict().items()
     }
     made.begin_with(lambda names: {name: clip[name] for name in names})
     for decoder in (made.visual, made.cross):

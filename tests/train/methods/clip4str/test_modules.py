@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from known_numbers import BLANK_TEACHER, noise
 from torch import Tensor, nn
 
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.cache.spec import TeacherSpec
 from clipocr.shared.charset import Charset
 from clipocr.shared.clip.weights import blank_model
 from clipocr.shared.errors import UsageError
@@ -28,14 +28,7 @@ from clipocr.train.models.tokenizer import LabelTokenizer
 
 TOKENIZER = LabelTokenizer(Charset.load("94"), 25)
 WORDS = ["Street", "table", "revenge", "ab", "x9", "Hello!"]
-TEACHER = TeacherSpec(
-    model="ViT-equal-test",
-    weights="random:0",
-    weights_sha256="",
-    activation="quickgelu",
-    precision="fp32",
-)
-SOURCE = ClipSource(teacher=TEACHER, view_px=(32, 128))
+SOURCE = ClipSource(teacher=BLANK_TEACHER, view_px=(32, 128))
 METHOD = Clip4Str(
     clip=SOURCE, decoder_heads=4, decoder_dropout=0.0, rungs=(1, 3), text_frozen_blocks=2
 )
@@ -49,16 +42,10 @@ ORDERS = torch.tensor(
 )
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Return numbers from -1 to 1 that look random and are the same everywhere."""
-    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float64) + 1000 * seed
-    return (2 * (torch.sin(12.9898 * count) * 43758.5453).frac()).clamp(-1, 1).float().view(shape)
-
-
 def clip_weights() -> dict[str, Tensor]:
     """Return a CLIP whose every number its name and place decide."""
     found = {}
-    for i, (name, weight) in enumerate(sorted(blank_model(TEACHER).state_dict().items())):
+    for i, (name, weight) in enumerate(sorted(blank_model(BLANK_TEACHER).state_dict().items())):
         strength = 0.1 if weight.ndim < 2 else 0.3
         found[name] = strength * noise(*weight.shape, seed=i) + (
             ".ln_" in name and "weight" in name
@@ -299,7 +286,7 @@ def test_gradients_stop_where_they_should() -> None:
 
 def test_published_sizes() -> None:
     """4.3 M a decoder; with B/16 158 M in all, of which 114 M are trained."""
-    teacher = replace(TEACHER, model="ViT-B-16")
+    teacher = replace(BLANK_TEACHER, model="ViT-B-16")
     source = ClipSource(teacher=teacher, view_px=(224, 224))
     with torch.device("meta"):
         model = Clip4StrRecogniser(Clip4Str(clip=source, tune="all"), TOKENIZER)
