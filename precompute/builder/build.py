@@ -5,7 +5,8 @@
                 └────► weights of the teacher, if the cache is to keep them ─────┘
 
 Each step ends in a published record and is skipped when its record is there, so running the same
-command again finishes what is missing. Shapes: N rows, B rows of a chunk.
+command again finishes what is missing. The text table comes last; until then parts of it are kept.
+Shapes: N rows, B rows of a chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .calibrate import CodecSample
 from .config import BuildConfig, LabelsConfig, PoolConfig, default_precision
 from .contents import Contents, natural_images, pictures_of_words, words_alone
 from .index import ensure_index, is_index_whole
-from .text import build_text_table, find_text, require_same_weights, same_teacher_name
+from .text import build_text_table, draft_table, find_text, require_same_weights, same_teacher_name
 from .units import UnitBuilder
 from .weights import write_weights
 
@@ -211,10 +212,10 @@ def _make_missing(
     storage.sweep()
     manifest = ensure_index(storage, manifest, spec, scan, CodecSample(spec, scan, teacher))
     cache, missing = _look(config, contents, storage, manifest)
+    draft = None
     if missing.lacks_text and config.process.rank == 0:
-        cache.publish(
-            build_text_table(cache, config.charset, teacher, contents.tokenizer, contents.template)
-        )
+        # Before the units, because a charset may leave nothing of the labels.
+        draft = draft_table(cache, config.charset, teacher, contents.tokenizer, contents.template)
     if missing.lacks_weights and config.process.rank == 0:
         cache.publish(write_weights(cache, config.teacher))
     started = time.perf_counter()
@@ -227,7 +228,11 @@ def _make_missing(
         if config.process.takes(view_idx * spec.num_units + unit_idx)
     ]
     num_rows_built = builder.build(share) if spec.image_layouts(0) else builder.commit(share)
-    return manifest, num_rows_built, time.perf_counter() - started
+    image_seconds = time.perf_counter() - started
+    # `clipocr cache text` may have made it meanwhile.
+    if draft is not None and _look(config, contents, storage, manifest)[1].lacks_text:
+        build_text_table(cache, draft, teacher)
+    return manifest, num_rows_built, image_seconds
 
 
 def _spec(

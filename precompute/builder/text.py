@@ -7,7 +7,10 @@ Shapes: U unique strings, C context tokens, M prefixes, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from tqdm import tqdm
 from ...shared.cache import names
 from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.codecs.codecs import feature_codec
+from ...shared.cache.json_record import as_json, canonical_json
 from ...shared.cache.reader import FeatureCache, publish_seal, read_committed
 from ...shared.cache.records import Committed, TextRecord
 from ...shared.cache.shards import (
@@ -41,6 +45,8 @@ from ..teacher.tokens import TeacherTokenizer, TokenTrie, build_trie
 from .config import TextConfig
 
 _EXACT = feature_codec(Codec.parse("fp16"))
+_PART_BATCHES = 4
+"""Batches that a killed build loses at most: of 256 labels each, 15 s of ViT-B/16 on a CPU."""
 
 
 def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
@@ -58,9 +64,8 @@ def add_text_table(config: TextConfig) -> tuple[FeatureCache, TextRecord, bool]:
     if record is None:
         device = choose_device(config.device)
         teacher = load_same_teacher(config.cache, cache.spec, config.teacher, device)
-        cache.folder.sweep()
-        record = build_text_table(cache, config.charset, teacher, config.tokenizer, config.prompt)
-        cache.publish(record)
+        draft = draft_table(cache, config.charset, teacher, config.tokenizer, config.prompt)
+        record = build_text_table(cache, draft, teacher)
     if cache.is_sealed:
         # Even if the table was there: a killed run may have published it and not the seal.
         publish_seal(cache.folder, cache.manifest)
@@ -112,24 +117,35 @@ def require_same_weights(place: str | Path, have: TeacherSpec, found: TeacherSpe
         )
 
 
-def build_text_table(
+def draft_table(
     cache: FeatureCache,
     charset: Charset,
     teacher: Teacher,
     tokenizer: str = "char",
     template: str = "",
-) -> TextRecord:
-    """Encode every label under `charset` and publish the files; return the record, unpublished."""
+) -> TextDraft:
+    """Return the draft of a table of a cache's labels; see `draft_text`."""
+    max_label_length = cache.spec.labels.max_label_length
+    return draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer, template)
+
+
+def build_text_table(cache: FeatureCache, draft: TextDraft, teacher: Teacher) -> TextRecord:
+    """Encode the strings of a draft and publish the table, part by part of it.
+
+    Parts that an interrupted build of the same table has left are not computed again.
+    """
     storage, manifest = cache.folder, cache.manifest
-    max_label_length = manifest.spec.labels.max_label_length
-    draft = draft_text(cache.labels(), charset, max_label_length, teacher, tokenizer, template)
+    storage.sweep()
     layouts = draft.spec.layouts(manifest.num_labels)
     group = names.metadata_file(names.text_group(draft.spec.name))
     files = {group: storage.write(group, GROUP_METADATA)}
     for key, values in draft.arrays.items():
         files |= write_array(storage, layouts[key], values)
     files |= _write_features(storage, draft, layouts, teacher, manifest.spec.chunk_rows)
-    return TextRecord(spec=draft.spec, cache_id=manifest.cache_id, files=files)
+    record = TextRecord(spec=draft.spec, cache_id=manifest.cache_id, files=files)
+    cache.publish(record)
+    storage.sweep()
+    return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,36 +249,25 @@ def _write_features(
     batch_rows: int,
 ) -> dict[str, FileRecord]:
     """Run the text encoder and publish the arrays of features."""
-    spec, trie = draft.spec, draft.trie
-    num_strings, context = trie.tokens.shape
+    spec, order = draft.spec, draft.trie.order
     by_prefix = {
         array.name: ArrayWriter(storage, layouts[array.name])
         for array in spec.arrays
         if array.rows == "prefix"
     }
     by_string = {
-        array.name: np.empty((num_strings, array.width), np.float16)
+        array.name: np.empty((spec.num_strings, array.width), np.float16)
         for array in spec.arrays
         if array.rows == "string"
     }
     try:
-        with tqdm(total=num_strings, desc="text table", unit="label") as progress:
-            for start in range(0, num_strings, batch_rows):
-                stop = min(start + batch_rows, num_strings)
-                # Every batch has the same shape, so a feature cannot depend on how many follow.
-                tokens = np.zeros((batch_rows, context), np.int32)
-                position = np.zeros(batch_rows, np.int64)
-                tokens[: stop - start] = trie.tokens[start:stop]
-                position[: stop - start] = trie.eot_position[start:stop]
-                features = teacher.text_features(
-                    torch.from_numpy(tokens), torch.from_numpy(position), spec.array_names
-                )
-                is_new = torch.from_numpy(trie.is_new[start:stop])
+        with tqdm(total=spec.num_strings, desc="text table", unit="label") as progress:
+            for at, features in _parts(storage, draft, teacher, batch_rows):
                 for name, writer in by_prefix.items():
-                    writer.append(_to_fp16(features[name][: stop - start].cpu()[is_new]))
+                    writer.append(features[name])
                 for name, rows in by_string.items():
-                    rows[trie.order[start:stop]] = _to_fp16(features[name][: stop - start].cpu())
-                progress.update(stop - start)
+                    rows[order[at]] = features[name]
+                progress.update(at.stop - at.start)
         files: dict[str, FileRecord] = {}
         for name, rows in by_string.items():
             files |= write_array(storage, layouts[name], rows)
@@ -272,6 +277,62 @@ def _write_features(
     finally:
         for writer in by_prefix.values():
             writer.discard()
+
+
+_Features = Mapping[str, npt.NDArray[np.float16]]
+"""Arrays by name, their rows in the order of the trie. Shape: (new prefixes or strings, D) each."""
+
+
+def _parts(
+    storage: LocalStorage, draft: TextDraft, teacher: Teacher, batch_rows: int
+) -> Iterator[tuple[slice, _Features]]:
+    """Yield the features of the strings part by part, each kept until the table is published."""
+    spec = draft.spec
+    made_of = canonical_json(as_json(spec, complete=True)) + draft.arrays["utf8"].tobytes()
+    digest = hashlib.sha256(made_of).hexdigest()[:16]
+    step = _PART_BATCHES * batch_rows
+    for start in range(0, spec.num_strings, step):
+        at = slice(start, min(start + step, spec.num_strings))
+        name = names.text_part(spec.name, digest, start)
+        features = _read_part(storage, name)
+        if features is None:
+            features = _encode_part(draft, teacher, batch_rows, at)
+            packed = io.BytesIO()
+            np.savez(packed, **features)
+            storage.write(name, packed.getvalue())
+        yield at, features
+
+
+def _read_part(storage: LocalStorage, name: str) -> _Features | None:
+    """Return a part that was kept, if it is there and sound."""
+    if not storage.exists(name):
+        return None
+    try:
+        with np.load(io.BytesIO(storage.read(name))) as arrays:
+            return dict(arrays)  # Each member's CRC-32 is checked.
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _encode_part(draft: TextDraft, teacher: Teacher, batch_rows: int, part: slice) -> _Features:
+    """Run the text encoder on a part of the strings."""
+    trie, spec = draft.trie, draft.spec
+    found: dict[str, list[npt.NDArray[np.float16]]] = {name: [] for name in spec.array_names}
+    for start in range(part.start, part.stop, batch_rows):
+        stop = min(start + batch_rows, part.stop)
+        # Every batch has the same shape, so a feature cannot depend on how many follow.
+        tokens = np.zeros((batch_rows, trie.tokens.shape[1]), np.int32)
+        position = np.zeros(batch_rows, np.int64)
+        tokens[: stop - start] = trie.tokens[start:stop]
+        position[: stop - start] = trie.eot_position[start:stop]
+        features = teacher.text_features(
+            torch.from_numpy(tokens), torch.from_numpy(position), spec.array_names
+        )
+        is_new = torch.from_numpy(trie.is_new[start:stop])
+        for array in spec.arrays:
+            rows = features[array.name][: stop - start].cpu()
+            found[array.name].append(_to_fp16(rows[is_new] if array.rows == "prefix" else rows))
+    return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
 def _to_fp16(features: torch.Tensor) -> npt.NDArray[np.float16]:

@@ -136,6 +136,16 @@ def text_group(table: str) -> str:
     return f"text/{table}"
 
 
+def text_parts(table: str) -> str:
+    """Return the folder where parts of a text table wait until it is published."""
+    return f"{TMP_FOLDER}/{text_group(table)}"
+
+
+def text_part(table: str, digest: str, first_string: int) -> str:
+    """Return the file of such a part; `digest` is of all that the table is made of."""
+    return f"{text_parts(table)}/{digest}-{first_string:08d}.npz"
+
+
 def unit_name(view_idx: int, unit_idx: int) -> str:
     """Return the name of a unit of a view."""
     return f"view{view_idx}/unit-{unit_idx:05d}"

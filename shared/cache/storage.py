@@ -29,7 +29,7 @@ from crc32c import crc32c
 from ..atomic import make_folder, rename, sync
 from ..errors import MEND, CacheCorruptError, CacheMissingError
 from .memory import Bytes
-from .names import TMP_FOLDER
+from .names import TMP_FOLDER, record_file, text_group, text_parts
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _BLOCK_BYTES = 1 << 20
@@ -235,7 +235,13 @@ class LocalStorage(ReadStorage):
             sync(path.parent)
 
     def sweep(self) -> None:
-        """Remove what killed writers of this machine left behind; living writers keep theirs."""
+        """Remove what killed writers of this machine left behind; living writers keep theirs.
+
+        Parts of a text table are kept until its record is there.
+        """
+        for parts in (self.root / text_parts("*")).parent.glob("*"):
+            if self.exists(record_file(text_group(parts.name))):
+                shutil.rmtree(parts, ignore_errors=True)
         for leftover in (self.root / TMP_FOLDER).glob(f"{socket.gethostname()}@*@*"):
             if _is_alive(int(leftover.name.split("@")[1])):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,42 @@ def test_a_half_built_cache_takes_a_table_and_stays_half_built(own_cache: Path) 
     cache = FeatureCache.open(own_cache)
     assert not cache.is_sealed
     assert [spec.name for spec in cache.text_specs()] == ["char-36", "char-94"]
+
+
+def test_a_table_that_is_stopped_goes_on_with_its_parts(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a part of it was damaged meanwhile."""
+    whole = own_cache.with_name("whole.cache")
+    shutil.copytree(own_cache, whole)
+    config = TextConfig(cache=own_cache, charset=Charset.load("94"))
+    add_text_table(replace(config, cache=whole))
+    monkeypatch.setattr(text, "_PART_BATCHES", 1)
+    encode, encoded = text._encode_part, []
+
+    def stopping(*args: object) -> object:
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        encoded.append(args[-1])
+        return encode(*args)
+
+    monkeypatch.setattr(text, "_encode_part", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        add_text_table(config)
+    parts = sorted((own_cache / ".tmp/text/char-94").iterdir())
+    assert len(parts) == 3
+    damaged = bytearray(parts[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    parts[1].write_bytes(damaged)
+    cut, damaged_one = encoded[2], encoded[1]
+    encoded.clear()
+    monkeypatch.setattr(
+        text, "_encode_part", lambda *args: encoded.append(args[-1]) or encode(*args)
+    )
+    add_text_table(config)
+    assert encoded[0] == damaged_one
+    assert encoded[1].start == cut.stop
+    assert files_of(own_cache) == files_of(whole)
 
 
 def test_other_weights_are_refused_by_name(own_cache: Path) -> None:
