@@ -16,12 +16,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from ...shared.cache.codecs.klt import KltBasis, fit_basis
 from ...shared.cache.codecs.quantize import standardise
 from ...shared.cache.shards import Array
 from ...shared.cache.spec import CacheSpec
+from ...shared.progress import progress_bar
 from ..teacher.clip import Teacher
 from .scan import Scan
 from .views import ChunkRows, ViewMaker
@@ -71,7 +71,7 @@ class CodecSample:
         """Yield the features of rows, chunk by chunk, by array; those of bad images left out."""
         spec = self._spec
         maker = ViewMaker(self._scan.pictures, spec.view, spec.seed)
-        with tqdm(total=len(rows), desc=what, unit="image") as progress:
+        with progress_bar(total=len(rows), desc=what, unit="image") as progress:
             for chunk in sample_chunks(self._scan, rows, spec.chunk_rows):
                 made = maker(chunk)
                 good = [idx for idx in range(len(made.views)) if idx not in made.bad]

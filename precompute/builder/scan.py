@@ -17,7 +17,6 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ...shared.cache.records import REJECTION_REASONS
 from ...shared.cache.shards import Array
@@ -27,6 +26,7 @@ from ...shared.data.folders import as_text
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
 from ...shared.hashing import mix
+from ...shared.progress import progress_bar
 from .pictures import ImageFolder, PictureSource
 
 _ABSENT = 0xFFFFFFFF
@@ -165,8 +165,8 @@ def _scan_source(
                 image_bytes[sample_idx - 1] = len(value)
             digest.update(image_bytes.tobytes())
             labels = _items(txn, b"label-", num_samples)
-            for sample_idx, value in tqdm(
-                labels, total=num_samples, desc=f"scanning {name}", unit="label", mininterval=0.5
+            for sample_idx, value in progress_bar(
+                labels, total=num_samples, desc=f"scanning {name}", unit="label"
             ):
                 raw = bytes(value)
                 digest.update(b"%d:%d:" % (sample_idx, len(raw)))

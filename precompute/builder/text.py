@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from ...shared.cache import names
 from ...shared.cache.codecs.codec import Codec
@@ -40,6 +39,7 @@ from ...shared.cache.text_spec import TextArraySpec, TextSpec
 from ...shared.charset import Charset
 from ...shared.device import choose_device
 from ...shared.errors import CacheMismatchError, DataError, UsageError
+from ...shared.progress import progress_bar
 from ..teacher.clip import Teacher, load_teacher
 from ..teacher.tokens import TeacherTokenizer, TokenTrie, build_trie
 from .config import TextConfig
@@ -261,7 +261,7 @@ def _write_features(
         if array.rows == "string"
     }
     try:
-        with tqdm(total=spec.num_strings, desc="text table", unit="label") as progress:
+        with progress_bar(total=spec.num_strings, desc="text table", unit="label") as progress:
             for at, features in _parts(storage, draft, teacher, batch_rows):
                 for name, writer in by_prefix.items():
                     writer.append(features[name])
@@ -298,7 +298,7 @@ def _parts(
         if features is None:
             features = _encode_part(draft, teacher, batch_rows, at)
             packed = io.BytesIO()
-            np.savez(packed, **features)
+            np.savez(packed, **features)  # type: ignore[arg-type]  # It takes arrays by name.
             storage.write(name, packed.getvalue())
         yield at, features
 

@@ -24,6 +24,7 @@ from ...shared.cache.memory import Bytes
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.records import UnitRecord
 from ...shared.cache.shards import GROUP_METADATA, ArrayWriter, encode_chunk, write_metadata
+from ...shared.progress import progress_bar
 from ..teacher.clip import Teacher
 from .pictures import PictureSource
 from .scan import hash_keys
@@ -71,8 +72,8 @@ class UnitBuilder:
         num_arrays = len(self._spec.image_layouts(0))
         published: Future[None] | None = None
         with (
-            tqdm(
-                total=num_rows, desc="image features", unit="image", disable=not units
+            progress_bar(
+                total=num_rows, desc="image features", unit="image", is_shown=bool(units)
             ) as progress,
             process_pool(num_workers) if num_workers else threads(1) as decoders,
             ExitStack() as at_end,

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...shared.ahead import map_on_processes
 from ...shared.charset import Charset, LabelProblem
 from ...shared.data.images import ImageProblemError, decode_image
 from ...shared.data.word_lmdb import WordLmdb, find_lmdbs, image_key, label_key
 from ...shared.errors import DataError
+from ...shared.progress import progress_bar
 from .options import CheckOptions
 
 _CHUNK_SAMPLES = 2048
@@ -87,7 +86,7 @@ def check_lmdbs(roots: Sequence[Path], options: CheckOptions) -> list[LmdbReport
     total = sum(len(samples) for _, samples in ranges)
     num_processes = 1 if total <= _INLINE_SAMPLES else options.num_processes
     of_path = {report.path: report for report in reports}
-    with tqdm(total=total, unit="image", desc="check", disable=None) as progress:
+    with progress_bar(total=total, unit="image", desc="check") as progress:
         parts = map_on_processes(partial(_check_range, options=options), ranges, num_processes)
         for (path, samples), part in zip(ranges, parts, strict=True):
             of_path[path].add(part)

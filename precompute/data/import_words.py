@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...shared.data.folders import files_below
 from ...shared.data.images import IMAGE_SUFFIXES, decode_image
 from ...shared.data.word_folders import (
@@ -18,6 +16,7 @@ from ...shared.data.word_folders import (
 )
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError, UsageError
+from ...shared.progress import progress_bar
 from .options import ImportOptions
 
 
@@ -46,9 +45,7 @@ def import_words(
     named: set[str] = set()
     num_rejected = 0
     with WordLmdbWriter(out, overwrite=options.overwrite) as writer:
-        for name, label in tqdm(
-            read_label_file(label_file), unit="image", desc="import", disable=None
-        ):
+        for name, label in progress_bar(read_label_file(label_file), unit="image", desc="import"):
             try:
                 image = _read_entry(root, name, label, named)
             except DataError as e:

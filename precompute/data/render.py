@@ -17,12 +17,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from fontTools.ttLib import TTFont  # a hard dependency of matplotlib
-from tqdm import tqdm
 
 from ...shared.ahead import map_on_processes
 from ...shared.data.folders import files_below
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError
+from ...shared.progress import progress_bar
 from .draw_word import STYLES, draw_word, open_font
 from .options import DrawingOptions
 
@@ -110,7 +110,7 @@ def render_words(
     render = partial(_render_chunk, fonts=fonts, drawing=drawing)
     with (
         WordLmdbWriter(out, overwrite=drawing.overwrite) as writer,
-        tqdm(total=count, unit="image", desc="render", disable=None) as progress,
+        progress_bar(total=count, unit="image", desc="render") as progress,
     ):
         for chunk in map_on_processes(render, chunks, drawing.num_processes):
             writer.add_all(chunk)

@@ -26,6 +26,7 @@ from ...shared.cache.reader import FeatureCache, pool_of, publish_seal, read_man
 from ...shared.cache.records import Manifest, Record, UnitRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
 from ...shared.errors import CacheCorruptError, CacheMismatchError
+from ...shared.progress import progress_bar
 from .config import CopyConfig
 
 _BLOCK_BYTES = 1 << 23
@@ -60,7 +61,7 @@ def copy_cache(config: CopyConfig) -> CopySummary:
     parts: list[Manifest | Record] = [manifest, *records]
     num_bytes = sum(file.num_bytes for part in parts for file in part.files.values())
     copied, kept, done = 0, 0, set[str]()
-    bar = tqdm(total=num_bytes, desc="copy", unit="B", unit_scale=True)
+    bar = progress_bar(total=num_bytes, desc="copy", unit="B", unit_scale=True)
     with bar as progress, ThreadPoolExecutor(_READ_THREADS) as executor:
         for part in parts:
             for name, file in part.files.items():

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ...shared.cache.codecs.codecs import FeatureCodec, Pixels, unfilter_pixels
 from ...shared.cache.names import PIXELS
@@ -26,6 +25,7 @@ from ...shared.data.word_lmdb import WordLmdb, find_named_lmdbs
 from ...shared.device import choose_device, describe_device
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheMismatchError, CacheMissingError
+from ...shared.progress import progress_bar
 from ..builder.text import load_same_teacher
 from ..builder.views import ChunkRows, ViewMaker
 from .config import VerifyConfig
@@ -102,7 +102,7 @@ def recompute_rows(config: VerifyConfig) -> RecomputeReport:
     }
     is_other = any(built != here for built, here in (versions["torch"], versions["device"]))
     allowed = _OTHER_DEVICE[cache.spec.teacher.precision] if is_other else 0.0
-    with tqdm(total=num_rows, desc="recompute", unit="row") as progress:
+    with progress_bar(total=num_rows, desc="recompute", unit="row") as progress:
         for batch in batches:
             views: Pixels = unfilter_pixels(_stored(cache, PIXELS, batch)).numpy()
             for (unit, row), view in zip(batch.values(), views, strict=True):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
 from ...shared.cache import names
@@ -37,6 +36,7 @@ from ...shared.cache.remote import open_storage
 from ...shared.cache.shards import GROUP_METADATA, Array, ArrayReader
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage
 from ...shared.errors import CacheCorruptError, CacheMissingError, CacheUnavailableError
+from ...shared.progress import progress_bar
 from ..builder.scan import hash_keys
 
 _INDEX, _SEAL = "index", "seal"
@@ -220,7 +220,7 @@ def _check_files(storage: ReadStorage, found: VerifyReport, jobs: int) -> None:
         return problem or ("" if digest == expected.sha256 else _WRONG)
 
     with (
-        tqdm(total=found.num_bytes, desc="verify", unit="B", unit_scale=True) as progress,
+        progress_bar(total=found.num_bytes, desc="verify", unit="B", unit_scale=True) as progress,
         ThreadPoolExecutor(jobs) as executor,
     ):
         problems = map_ahead(executor, check, list(found.files), 2 * jobs)

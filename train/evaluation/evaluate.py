@@ -10,10 +10,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...shared.charset import Charset
 from ...shared.errors import UsageError
+from ...shared.progress import progress_bar
 from ..reading.readers import FunctionReader, PictureBatchReader, PictureReader, load_reader
 from .options import EvalOptions
 from .results import Evaluation, SetResult
@@ -72,6 +71,6 @@ def evaluate_sets(reader: PictureBatchReader, test_sets: Sequence[TestSet]) -> E
     results = []
     for test_set in test_sets:
         words = reader.words(test_set.pictures, test_set.load, test_set.charset.adapt)
-        bar = tqdm(words, total=len(test_set.pictures), desc=test_set.name, unit="image")
+        bar = progress_bar(words, total=len(test_set.pictures), desc=test_set.name, unit="image")
         results.append(SetResult(test_set=test_set, words=tuple(bar)))
     return Evaluation(reader=reader, sets=tuple(results))
