@@ -110,8 +110,11 @@ def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Pat
          "'a' is not a valid integer"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--epochs", "0"], 2,
          "0 is not in the range"),
-        (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--resume", *TAPS], 1,
-         "no run to resume"),
+        (["train", "--resume", "{tmp}"], 1, "no run to resume; begin one with: clipocr train"),
+        (["train", "--resume", "{tmp}/r"], 2, "{tmp}/r' does not exist"),
+        (["train", "--resume", "{run}", "--out", "{tmp}/r"], 2, "leave --out out"),
+        (["train", "--config", "{cache}/manifest.json", "--out", "{tmp}/r"], 1,
+         "is not the record of a run"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", "--device", "cuda:9x"], 1, "device"),
         (["eval", "{tmp}", "--data", "{data}"], 1, "neither a checkpoint nor a run folder"),
         (["eval", "{run}", "--data", "{tmp}"], 1, "no LMDB .*no image folder .*data import"),
@@ -148,7 +151,7 @@ def test_mistakes_are_one_line_and_an_exit_code(
     result = invoke(*(arg.format(**places) for arg in args))
     assert result.exit_code == exit_code
     assert result.stdout == ""
-    assert re.search(said, result.stderr)
+    assert re.search(said.replace("{tmp}", str(tmp_path)), result.stderr)
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
 
 
@@ -173,10 +176,10 @@ def test_sigterm_saves_the_run_and_resume_finishes_it(cache_path: Path, tmp_path
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "last.pt holds the run; go on with --resume" in stderr
+    assert f"last.pt holds the run; go on with: clipocr train --resume {out}" in stderr
     assert stderr.splitlines()[-1] == "Stopped by SIGTERM."
     assert "Traceback" not in stderr
-    refused = invoke(*args, "--epochs", 2, "--resume")
+    refused = invoke("train", "--resume", out, "--epochs", 2)
     assert refused.exit_code == 1
     assert "epochs was 60, now 2" in refused.stderr
 

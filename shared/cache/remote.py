@@ -211,7 +211,7 @@ class RemoteStorage(ReadStorage):
         reason = f"no answer within {patience.timeout_s:g} s" if is_late else _reason(failure)
         raise CacheUnavailableError(
             f"{self}/{name} cannot be read: {reason}, {tried}. Check the address, the network and "
-            "the server, and run the command again; clipocr train goes on by --resume"
+            "the server, and run the command again; a run goes on by: clipocr train --resume RUN"
         ) from failure
 
 

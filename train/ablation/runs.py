@@ -29,10 +29,10 @@ from ..evaluation.results import write_json
 from ..evaluation.test_sets import TestSet, open_test_sets
 from ..loop.checkpoint import find_checkpoint
 from ..loop.config import TrainConfig, TrainPlace
+from ..loop.curves import draw_curves
 from ..loop.record import RUN_NAME, has_saved, read_record, require_same_run
 from ..loop.run import check_cache, open_cache, settled, train
 from ..reading.readers import load_reader
-from ..report.curves import draw_curves
 from .comparison import write_comparison
 from .table import AblationTable, run_name
 

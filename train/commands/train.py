@@ -14,7 +14,7 @@ from ...shared.errors import UsageError
 from ...shared.interrupts import Interrupted
 from ...shared.options import FOLDER, PATH, Options, option, takes
 from ...shared.terminal import counted, warn_of_random_teacher
-from ..loop.config import Presets, TrainConfig, TrainPlace, method_of_runs
+from ..loop.config import RECIPES, Presets, TrainConfig, TrainPlace, method_of_runs
 from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
 
@@ -40,12 +40,20 @@ class _TrainCommand(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Read the command line by the options of the method that it names."""
-        name = _named_method(args)
+        """Read the command line by the options of the method that it, or a run it names, names."""
+        named = _first_look(args)
+        like = named["resume"] or named["config"]
+        # Help is given even if there is no such run.
+        saved = _read_saved(Path(like)) if like and not _HELP_FLAGS & {*args} else {}
+        name = named["method"] or saved.get("method", DEFAULT_METHOD)
         try:
             command = _train_command(method_of_runs(name))
         except UsageError as e:
             raise click.BadParameter(str(e), param_hint="--method") from e
+        for param in command.params:
+            if param.name in saved or (named["resume"] and param.name == "out"):
+                param.required = False
+        extra.setdefault("obj", saved)
         return click.Command.make_context(command, info_name, args, parent, **extra)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,16 +76,22 @@ def _summary(name: str) -> str:
         return f"({e})"
 
 
-def _named_method(args: list[str]) -> str:
-    """Return the method that a command line names, whatever else it says."""
+def _first_look(args: list[str]) -> dict[str, str | None]:
+    """Return the options that decide what others there are, whatever else a command line says."""
     finder = click.Command(
         "train",
-        params=[click.Option(["--method"], default=DEFAULT_METHOD)],
+        params=[click.Option([f"--{name}"]) for name in ("method", "resume", "config")],
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         add_help_option=False,
     )
-    context = finder.make_context("train", list(args), resilient_parsing=True)
-    return str(context.params["method"] or DEFAULT_METHOD)
+    return finder.make_context("train", list(args), resilient_parsing=True).params
+
+
+def _read_saved(like: Path) -> dict[str, Any]:
+    """Return the options of a run that a command line goes on with, or begins another one like."""
+    from ..loop.record import read_options
+
+    return read_options(like) if like.exists() else {}  # Click says that it does not.
 
 
 def _train_command(method: type[Method]) -> click.Command:
@@ -92,7 +106,17 @@ def _train_command(method: type[Method]) -> click.Command:
             "may be.",
         ),
         click.option(
-            "--resume", is_flag=True, help="Go on with the run in --out where it stopped."
+            "--resume",
+            metavar="RUN",
+            type=FOLDER,
+            help="Go on with a run where it stopped, with the options it has; it may get more "
+            "--epochs.",
+        ),
+        click.option(
+            "--config",
+            metavar="RUN.JSON",
+            type=PATH,
+            help="Begin a run with the options of another, from its run.json or its folder.",
         ),
         takes(Presets),
         takes(TrainConfig, method.recipe()),
@@ -104,24 +128,52 @@ def _train_command(method: type[Method]) -> click.Command:
     return click.command("train", cls=_TrainCommand, method=method, help=_HELP)(command)
 
 
+_HELP_FLAGS = {"-h", "--help"}
 _HELP = """Train a recogniser from a cache. CLIP is loaded only by a method that goes on with it.
 
-Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint first; --resume goes on as if nothing had
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint first; --resume RUN goes on as if nothing had
 happened. Several GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
 
 \b
 Example:
-  clipocr train --cache mjst.cache --out run --val-data data/val"""
+  clipocr train --cache mjst.cache --out run --val-data data/val
+  clipocr train --resume run"""
 
 
-def _train(given: Mapping[str, Any], init: Path | None, resume: bool) -> None:
+@click.pass_obj
+def _train(
+    saved: Mapping[str, Any],
+    given: Mapping[str, Any],
+    init: Path | None,
+    resume: Path | None,
+    config: Path | None,
+) -> None:
     from ..loop.processes import Processes
     from ..loop.run import train as train_run
 
-    of_place = TrainPlace.own(given)
-    config = TrainConfig.from_values({k: v for k, v in given.items() if k not in of_place})
+    if resume is not None and (config is not None or "out" in given):
+        raise click.UsageError(
+            "--resume says which run it is, and the run what its options are; leave "
+            f"{'--config' if config is not None else '--out'} out"
+        )
+    # What is said now goes before what the other run says, and a recipe is said, too.
+    recipe = RECIPES[given["recipe"]] if "recipe" in given else {}
+    method = given.get("method", saved.get("method", DEFAULT_METHOD))
+    known = {*TrainPlace.names(), *TrainConfig.known_names(method)} - {*recipe}
+    of_run = {name: value for name, value in saved.items() if name in known}
+    values = {"method": method, **of_run, **given}
+    if resume is not None:
+        values["out"] = resume
+    elif init is None and "init" in saved:
+        init = Path(saved["init"])
+    of_place = TrainPlace.own(values)
     place = TrainPlace.from_values(of_place, command=tuple(sys.argv))
-    summary = train_run(config, place, resume=resume, init=init)
+    summary = train_run(
+        TrainConfig.from_values({k: v for k, v in values.items() if k not in of_place}),
+        place,
+        resume=resume is not None,
+        init=init,
+    )
     if Processes.of_torchrun().is_first:
         _report_training(place.out, summary)
 
@@ -130,7 +182,7 @@ train = _train_command(method_of_runs(DEFAULT_METHOD))
 
 
 def _report_training(out: Path, summary: TrainSummary) -> None:
-    from ..report.curves import draw_curves
+    from ..loop.curves import draw_curves
 
     warn_of_random_teacher(summary.teacher_is_random, "of this cache")
     if summary.num_skipped:

@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # What names no folder of the machine that trained: not commands, not where cache and sets lie.
 _SHARED_OF_RECORD = (
     *("versions", "processes", "units", "num_views", "num_parameters", "steps"),
-    *("history", "best_accuracy"),
+    *("history", "best"),
 )
 _SHARED_OF_CACHE = ("id", "teacher", "teacher_is_random", "tall", "sources")
 

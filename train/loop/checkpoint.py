@@ -6,6 +6,8 @@
     recogniser                  its weights, or those of the part of one that the method trains;
                                 None of a method that has neither
     teacher                     name of the CLIP behind the cache
+    reached                     step, epoch, epochs of the run; accuracy and 1-NED of validation, if
+                                this very step was validated; older ones lack it
     training                    step, the trainee's other weights, optimizer, ...; only in last.pt
 
 They load with ``weights_only=True``, are written under a temporary name and then renamed, and hold
@@ -48,12 +50,13 @@ def save_checkpoint(
     recogniser: RecogniserPart | None,
     training: Mapping[str, Any] | None = None,
     *,
+    reached: Mapping[str, float] | None = None,
     teacher: str | None = None,
 ) -> None:
     """Write a checkpoint so that `path` is always a whole one, the old or the new.
 
     Args as above: `training` is all that resuming needs, None for a recogniser to use; `teacher`
-    is ``MODEL/WEIGHTS`` of the cache it was trained from.
+    is ``MODEL/WEIGHTS`` of the cache it was trained from; `reached` is how far the run was.
     """
     checkpoint = {
         "format": _FORMAT,
@@ -64,6 +67,7 @@ def save_checkpoint(
         "tall": recogniser.tall if isinstance(recogniser, Recogniser) else TALL[0],
         "recogniser": None if recogniser is None else recogniser.state_dict(),
         "teacher": teacher,
+        "reached": dict(reached) if reached is not None else None,
         "training": dict(training) if training is not None else None,
     }
     with replacing(path) as partial, partial.open("wb") as file:

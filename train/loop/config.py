@@ -7,6 +7,7 @@ tables set, and what ``run.json`` and checkpoints hold. Nothing here imports tor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -168,6 +169,17 @@ class TrainPlace(Options):
     device: str = device_option()
     command: tuple[str, ...] = ()
     """The command line, for run.json."""
+
+    def to_values(self) -> dict[str, Any]:
+        """Return where a run goes on reading, wherever the command is typed; not ``out``."""
+        values = super().to_values()
+        del values["out"]
+        absolute = str(self.cache) if "://" in str(self.cache) else os.path.abspath(self.cache)
+        return values | {
+            "cache": absolute,
+            "val_data": [os.path.abspath(root) for root in self.val_data],
+            "cache_dir": None if self.cache_dir is None else os.path.abspath(self.cache_dir),
+        }
 
 
 def method_of_runs(name: Any) -> type[Method]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -106,6 +107,33 @@ class Meter:
         self._in_a_row = self._sums.new_tensor(state["skipped_in_a_row"])
 
 
+class ClockReading(NamedTuple):
+    """What a clock has counted, or counted between two readings."""
+
+    num_samples: int
+    waited_s: float
+    """Of the seconds, those spent waiting for the loader."""
+    seconds: float
+
+    def since(self, earlier: ClockReading) -> ClockReading:
+        """Return what was counted since an earlier reading."""
+        return ClockReading(
+            self.num_samples - earlier.num_samples,
+            self.waited_s - earlier.waited_s,
+            self.seconds - earlier.seconds,
+        )
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples per second of training; 0 if there were none."""
+        return self.num_samples / max(self.seconds, 1e-9)
+
+    @property
+    def wait_fraction(self) -> float:
+        """Share of training time spent waiting for a batch."""
+        return self.waited_s / max(self.seconds, 1e-9)
+
+
 class Clock:
     """Counts samples, and the time spent training and waiting for data.
 
@@ -133,12 +161,6 @@ class Clock:
                 self._trained_s += time.perf_counter() - got
                 self._num_samples += len(batch.labels)
 
-    @property
-    def samples_per_second(self) -> float:
-        """Samples per second of training; 0 if there were none."""
-        return self._num_samples / max(self._trained_s + self._waited_s, 1e-9)
-
-    @property
-    def wait_fraction(self) -> float:
-        """Share of training time spent waiting for a batch."""
-        return self._waited_s / max(self._trained_s + self._waited_s, 1e-9)
+    def read(self) -> ClockReading:
+        """Return what was counted until now."""
+        return ClockReading(self._num_samples, self._waited_s, self._waited_s + self._trained_s)

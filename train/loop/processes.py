@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from ...shared.device import choose_device
 from ...shared.errors import UsageError
@@ -31,11 +29,6 @@ class Processes(Process):
     def is_first(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
-
-    def say(self, text: str) -> None:
-        """Print a line to stderr, above a progress bar, once for all processes."""
-        if self.is_first and text:
-            tqdm.write(text, file=sys.stderr)
 
     def choose_device(self, name: str) -> torch.device:
         """Return the device of that name; of a machine's GPUs each process has its own.

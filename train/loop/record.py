@@ -12,7 +12,7 @@ from ...shared.cache.names import MANIFEST_NAME
 from ...shared.data.folders import is_text
 from ...shared.errors import CheckpointError, UsageError
 from ..deploy.safetensors_file import MODEL_NAME
-from .checkpoint import BEST_NAME, LAST_NAME
+from .checkpoint import BEST_NAME, LAST_NAME, load_checkpoint
 
 RUN_NAME = "run.json"
 
@@ -41,10 +41,13 @@ def check_folder(out: Path, *, resume: bool) -> None:
     if (out / MANIFEST_NAME).exists():
         raise UsageError(f"{out} is a feature cache; choose another --out for the run")
     if resume and not any((out / name).exists() for name in (LAST_NAME, RUN_NAME)):
-        raise CheckpointError(f"{out} holds no run to resume; drop --resume to begin one")
+        raise CheckpointError(
+            f"{out} holds no run to resume; begin one with: clipocr train --cache CACHE --out {out}"
+        )
     if not resume and has_saved(out):
         raise UsageError(
-            f"{out} holds a run already; go on with it by --resume, or choose another --out"
+            f"{out} holds a run already; go on with it by: clipocr train --resume {out}; or choose "
+            "another --out"
         )
 
 
@@ -90,19 +93,45 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_record(run: Path) -> dict[str, Any]:
+def read_options(run_or_record: Path) -> dict[str, Any]:
+    """Return the options of a run by name, but ``out``, from its folder or its run.json.
+
+    Without a record they are taken from last.pt.
+
+    Raises:
+        CheckpointError: there is neither; or what is there is damaged.
+    """
+    run = run_or_record if run_or_record.is_dir() else run_or_record.parent
+    if not run_or_record.is_dir() or (run / RUN_NAME).exists():
+        record = read_record(run, run_or_record.name if run_or_record.is_file() else RUN_NAME)
+    elif (run / LAST_NAME).exists():
+        record = load_checkpoint(run / LAST_NAME)["training"]
+    else:
+        check_folder(run, resume=True)  # Says what is missing.
+        raise AssertionError(run)
+    try:
+        begun_with = {"init": record["init"]["checkpoint"]} if record["init"] else {}
+        return {**record["config"], **record["place"], **begun_with}
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{run_or_record} does not say where its run read: an older clipocr wrote it. Begin "
+            f"another run with its weights by: clipocr train --cache CACHE --out OUT --init {run}"
+        ) from None
+
+
+def read_record(run: Path, name: str = RUN_NAME) -> dict[str, Any]:
     """Return the record of a run.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    path = run / RUN_NAME
+    path = run / name
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record["commands"], record["config"], record["history"], record["cache"]["id"]
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
             f"{path} is not the record of a run ({e.__class__.__name__}: {e}); remove it, and go "
-            f"on with: clipocr train --cache CACHE --out {run} --resume"
+            f"on with: clipocr train --resume {run}"
         ) from None
     return record

@@ -1,7 +1,7 @@
 """`clipocr train`: one run, from a cache to a recogniser.
 
-    cache ──► loader ──► method's trainee ──► loss ──► AdamW, OneCycle ──► checkpoints
-                                                            └─► validation, TensorBoard, run.json
+    cache ──► loader ──► method's trainee ──► loss ──► AdamW, OneCycle ──► checkpoints, run.json
+                                                            └─► validation ──► journal
 
 A method is a module whose forward returns named loss terms; the loop knows no more of it. Under
 torchrun every process trains on its part of each batch, and the first one writes.
@@ -11,6 +11,7 @@ Recipe: CLIP-OCR's (``reference``: ``strhub/models/base.py`` 88-97, ``configs/ma
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.storage import hash_file
@@ -29,6 +29,7 @@ from ...shared.device import allow_fast_products, choose_precision
 from ...shared.distribution import versions_with
 from ...shared.errors import CacheError, UsageError, explained_memory
 from ...shared.interrupts import Interrupted, collected
+from ...shared.progress import progress_bar
 from ..data.batch import Batch
 from ..data.loader import CacheLoader
 from ..data.preflight import Preflight
@@ -44,15 +45,20 @@ from .checkpoint import (
 )
 from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
+from .journal import Journal
 from .log import Clock, Meter
-from .optimizer import Optimizer
+from .optimizer import Optimizer, one_cycle
 from .processes import Processes
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
-    from .validation import Validation
+    from tqdm import tqdm
+
+    from .validation import Example, Validation, ValidationResult
 
 _LOG_EVERY_STEPS = 10
+_SCORES = {"accuracy": "val/accuracy", "1-NED": "val/1-NED"}
+"""Of a checkpoint, by their names in the history."""
 _SAVE_EVERY_S = 300.0
 """Besides the end of each epoch."""
 
@@ -105,16 +111,17 @@ def train(
     cache = open_cache(place)
     config, reason = settled(config, cache, device)
     preflight = check_cache(config, cache)
-    processes.say(f"Training on {device} in {config.precision} ({reason}).")
+    journal = Journal(place.out, config.epochs, is_silent=not processes.is_first)
+    journal.say(f"Training on {device} in {config.precision} ({reason}).")
     if unfinished := preflight.describe_unfinished():
-        processes.say(f"Note: {unfinished}.")
+        journal.say(f"Note: {unfinished}.")
     less_memory = (
         "pass a smaller --batch-size, a larger --accumulate (which cuts each batch into that many "
         "parts), or --recipe small-gpu. Begin again with the same --out if it holds no checkpoint "
         f"yet, else with another one, by --init {place.out} from its weights"
     )
     with processes.joined(device), explained_memory(less_memory):
-        run = _Run(config, place, preflight, processes, device, resume=resume, init=init)
+        run = _Run(config, place, preflight, processes, journal, device, resume=resume, init=init)
         try:
             return run.train()
         except CacheError:
@@ -167,6 +174,7 @@ class _Run:
         place: TrainPlace,
         preflight: Preflight,
         processes: Processes,
+        journal: Journal,
         device: torch.device,
         *,
         resume: bool,
@@ -175,6 +183,7 @@ class _Run:
         """Make the run: at its first step, or where the one in the folder stopped."""
         self.config, self.place, self.device = config, place, device
         self.preflight, self.cache, self.processes = preflight, preflight.cache, processes
+        self.journal = journal
         self.tokenizer = LabelTokenizer(config.charset, config.max_label_length)
         torch.manual_seed(config.seed)
         self.trainee = config.method.trainee(self.tokenizer, preflight.shapes).to(device)
@@ -190,6 +199,7 @@ class _Run:
         names = (*self.trainee.term_names, "total", "grad_norm")
         self.meter = Meter(names, device, processes, config.max_skipped_steps)
         self.clock = Clock()
+        self._logged = self._epoch_began = self.clock.read()
         self.validation: Validation | None = None
         if place.val_data and recogniser is not None:
             # Only this validation opens LMDBs; training from a cache needs none.
@@ -199,12 +209,13 @@ class _Run:
         self.step = 0
         self.history: list[dict[str, float]] = []
         """Means of each finished epoch."""
-        self.best_accuracy: float | None = None
+        self.best: dict[str, float] | None = None
+        """What best.pt has reached; see `save_checkpoint`."""
+        self._fewer_epochs: int | None = None
+        """How many the run was begun with, if it goes on with more."""
         self.begun_with: dict[str, str] | None = None
         """Which checkpoint the run began with; None: random weights."""
         self.commands: list[list[str]] = []
-        self.board: Any = None
-        """TensorBoard's log while the first process trains."""
         self.stop: list[int] = []
         """Signals that came while the run trains."""
         self._saved_at = time.monotonic()
@@ -222,9 +233,9 @@ class _Run:
         # Every process must have looked for a run here before the first one begins to write.
         processes.wait()
         allow_fast_products(config.precision)
-        processes.say(compile_trainee(self.trainee, config.compile, device, config.method.name))
+        journal.say(compile_trainee(self.trainee, config.compile, device, config.method.name))
         for note in self.trainee.notes:
-            processes.say(f"Note: {note}.")
+            journal.say(f"Note: {note}.")
         self.loader = self._loader(config.batch_size // config.accumulate)
         if self.validation is None and preflight.needs.held_out:
             from .validation import HeldOutValidation
@@ -247,13 +258,17 @@ class _Run:
                 f"student, or build a cache with: clipocr cache build --tall {other.tall} ..."
             )
         new = recogniser.take_from(other)
-        self.begun_with = {"checkpoint": str(path), "sha256": hash_file(path)}
-        self.processes.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
+        self.begun_with = {"checkpoint": os.path.abspath(path), "sha256": hash_file(path)}
+        self.journal.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
 
     @property
     def _kept_name(self) -> str:
         """What the names of the weights that checkpoints hold apart begin with, in the trainee."""
         return "part." if self.trainee.recogniser is None else "recogniser."
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return -(-self.loader.batches_per_epoch // self.config.accumulate)
 
     def _loader(self, batch_size: int, *, held_out: bool = False) -> CacheLoader:
         return self.preflight.loader(
@@ -273,6 +288,7 @@ class _Run:
         """
         training = {
             **self._identity(),
+            "place": self.place.to_values(),
             "units": self.preflight.units,
             "num_views": self.preflight.num_views,
             "step": self.step,
@@ -285,11 +301,18 @@ class _Run:
             "optimizer": self.optimizer.state(),
             "history": self.history,
             "epoch_sums": self.meter.state(),
-            "best_accuracy": self.best_accuracy,
+            "best": self.best,
             "init": self.begun_with,
         }
         self._saved_at = time.monotonic()
-        self._write_checkpoint(LAST_NAME, training)
+        self._write_checkpoint(LAST_NAME, self._reached(), training)
+
+    def _reached(self) -> dict[str, float]:
+        """Return how far the run is, with the scores of this very step, if it was validated."""
+        reached = {"step": self.step, "epoch": len(self.history), "epochs": self.config.epochs}
+        is_at_end = self.step == len(self.history) * self._steps_per_epoch
+        scores = self.history[-1] if self.history and is_at_end else {}
+        return reached | {name: scores[key] for name, key in _SCORES.items() if key in scores}
 
     def _identity(self) -> dict[str, Any]:
         """Return what a run must go on with as it began."""
@@ -299,7 +322,9 @@ class _Run:
             "validation": {} if self.validation is None else self.validation.num_samples,
         }
 
-    def _write_checkpoint(self, name: str, training: Mapping[str, Any] | None = None) -> None:
+    def _write_checkpoint(
+        self, name: str, reached: Mapping[str, float], training: Mapping[str, Any] | None = None
+    ) -> None:
         if self.processes.is_first:
             save_checkpoint(
                 self.place.out / name,
@@ -307,6 +332,7 @@ class _Run:
                 self.tokenizer,
                 self.trainee.recogniser or self.trainee.part,
                 training,
+                reached=reached,
                 teacher=self.cache.spec.teacher.name,
             )
 
@@ -315,7 +341,11 @@ class _Run:
         checkpoint = load_checkpoint(path)
         training = checkpoint["training"]
         wanted = self._identity()
-        require_same_run(path, had={name: training[name] for name in wanted}, wanted=wanted)
+        had = {name: training[name] for name in wanted}
+        if (before := had["config"]["epochs"]) < self.config.epochs:
+            had["config"] = {**had["config"], "epochs": self.config.epochs}
+            self._fewer_epochs = before
+        require_same_run(path, had=had, wanted=wanted)
         kept = checkpoint["recogniser"] or {}
         self.trainee.load_state_dict(
             {f"{self._kept_name}{name}": value for name, value in kept.items()}
@@ -325,7 +355,7 @@ class _Run:
         self.step = training["step"]
         self.history = training["history"]
         self.meter.restore(training["epoch_sums"])
-        self.best_accuracy = training["best_accuracy"]
+        self.best = training["best"]
         self.begun_with = training["init"]
         # The cache may have grown since; the run goes on with the rows it began with.
         self.preflight = replace(
@@ -343,48 +373,62 @@ class _Run:
         if self.processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
         self.commands.append(list(self.place.command))
+        self._say_how_the_schedule_changes()
         if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
         self._write_record()
-        board: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.processes.is_first:
-            # Imported here: it takes a second that other commands need not spend.
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an earlier process logged of later steps is forgotten.
-            board = SummaryWriter(str(out), purge_step=self.step + 1)
         said = "stopping after this step or batch ..." if self.processes.is_first else ""
-        with board as self.board, collected(said) as self.stop:
+        journal = self.journal.opened(self.step, len(self.history), self.config.to_values())
+        with journal, collected(said) as self.stop:
             for epoch in range(len(self.history), self.config.epochs):
                 # None is left if a signal came with an epoch's last step.
                 self._take_steps(trainee, epoch)
                 self._end_epoch()
-        is_validated = self.best_accuracy is not None
+        clock = self.clock.read()
         return TrainSummary(
-            checkpoint=out / (BEST_NAME if is_validated else LAST_NAME),
+            checkpoint=out / (LAST_NAME if self.best is None else BEST_NAME),
             num_steps=self.step,
             first_loss=self.history[0].get("loss/total", float("nan")),
             last_loss=self.history[-1].get("loss/total", float("nan")),
-            samples_per_second=self.clock.samples_per_second * self.processes.world_size,
-            data_wait_fraction=self.clock.wait_fraction,
+            samples_per_second=clock.samples_per_second * self.processes.world_size,
+            data_wait_fraction=clock.wait_fraction,
             num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
-            best_accuracy=self.best_accuracy,
+            best_accuracy=None if self.best is None else self.best["accuracy"],
             teacher_is_random=self.cache.spec.teacher.is_random,
+        )
+
+    def _say_how_the_schedule_changes(self) -> None:
+        if (before := self._fewer_epochs) is None:
+            return
+        config, step = self.config, self.step
+        was, now = (
+            one_cycle(
+                min(step, n * self._steps_per_epoch - 1),
+                n * self._steps_per_epoch,
+                config.learning_rate,
+                config.warmup_fraction,
+            )
+            for n in (before, config.epochs)
+        )
+        self.journal.say(
+            f"Note: {config.epochs} epochs instead of {before}. The learning rate goes on at "
+            f"{now:.2e}, where the schedule of {config.epochs} epochs is at step {step:,}; that of "
+            f"{before} had come to {was:.2e}. A run begun with {config.epochs} ends otherwise."
         )
 
     def _take_steps(self, trainee: nn.Module, epoch: int) -> None:
         """Take the steps of an epoch that are left."""
         num_batches, num_parts = self.loader.batches_per_epoch, self.config.accumulate
-        steps_per_epoch = -(-num_batches // num_parts)
+        steps_per_epoch = self._steps_per_epoch
         num_steps = steps_per_epoch * self.config.epochs
         first_step = self.step - epoch * steps_per_epoch
-        bar = tqdm(
+        bar = progress_bar(
             total=steps_per_epoch,
             initial=first_step,
-            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            desc=f"epoch {epoch + 1} of {self.config.epochs}",
             unit="step",
-            disable=not self.processes.is_first,
+            is_shown=self.processes.is_first,
         )
         batches = self.clock.timed(self.loader.epoch(epoch, first_step * num_parts))
         with bar, contextlib.closing(batches):
@@ -420,7 +464,9 @@ class _Run:
     def _end_by(self, signal_number: int) -> NoReturn:
         """End by a signal, when the run is saved."""
         last = self.place.out / LAST_NAME
-        self.processes.say(f"{last} holds the run; go on with --resume.")
+        self.journal.say(
+            f"{last} holds the run; go on with: clipocr train --resume {self.place.out}"
+        )
         # torchrun ends every process as soon as one of them is gone.
         self.processes.wait()
         raise Interrupted(signal_number)
@@ -430,23 +476,22 @@ class _Run:
         values = self.meter.latest()
         bar.set_postfix(loss=f"{values['total']:.3f}")
         norm = values.pop("grad_norm")
-        self._write(
+        now = self.clock.read()
+        lap, self._logged = now.since(self._logged), now
+        speed = {
+            "train/samples_per_second": lap.samples_per_second * self.processes.world_size,
+            "train/data_wait_fraction": lap.wait_fraction,
+        }
+        self.journal.log(
+            self.step,
             {f"loss/{name}": value for name, value in values.items()}
             | {
                 "train/grad_norm": norm,
                 "train/learning_rate": self.optimizer.learning_rate,
-                "train/samples_per_second": self.clock.samples_per_second
-                * self.processes.world_size,
-                "train/data_wait_fraction": self.clock.wait_fraction,
                 "train/skipped_steps": float(self.meter.num_skipped),
             }
+            | (speed if lap.num_samples else {}),
         )
-
-    def _write(self, values: Mapping[str, float]) -> None:
-        """Write values of this step to TensorBoard's log."""
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, self.step)
 
     def _end_epoch(self) -> None:
         if self.validation is not None:
@@ -455,21 +500,31 @@ class _Run:
         means = self.meter.means()
         entry = {k if k == "grad_norm" else f"loss/{k}": v for k, v in means.items()}
         entry["skipped_steps"] = float(self.meter.num_skipped)
+        examples: tuple[Example, ...] = ()
         if self.validation is not None:
-            counts, signal_number = self.validation.read(self.stop)
+            result, signal_number = self.validation.read(self.stop)
             if signal_number:
                 self._end_by(signal_number)
-            figures = counts.figures
-            if self.best_accuracy is None or figures.accuracy > self.best_accuracy:
-                self.best_accuracy = figures.accuracy
-                self._write_checkpoint(BEST_NAME)
-            scores = {"val/accuracy": figures.accuracy, "val/1-NED": figures.one_minus_ned}
-            self._write(scores)
-            entry |= scores
+            entry |= _scores(result)
+            examples = result.examples
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
+        reached = self._reached()
+        if "accuracy" in reached and (self.best is None or _rank(reached) >= _rank(self.best)):
+            self.best = reached
+            self._write_checkpoint(BEST_NAME, reached)
         self.save()
         self._write_record()
+        now = self.clock.read()
+        of_epoch, self._epoch_began = now.since(self._epoch_began), now
+        self.journal.end_epoch(
+            self.step,
+            self.history[-1],
+            learning_rate=self.optimizer.learning_rate,
+            samples_per_second=of_epoch.samples_per_second * self.processes.world_size,
+            data_wait_fraction=of_epoch.wait_fraction,
+            examples=examples,
+        )
 
     def _write_record(self) -> None:
         if not self.processes.is_first:
@@ -478,6 +533,7 @@ class _Run:
         kept = self.trainee.recogniser or self.trainee
         record = {
             "config": self.config.to_values(),
+            "place": self.place.to_values(),
             "cache": {
                 "path": str(self.place.cache),
                 "id": cache.manifest.cache_id,
@@ -497,6 +553,23 @@ class _Run:
             "num_parameters": sum(p.numel() for p in kept.parameters()),
             "steps": self.step,
             "history": self.history,
-            "best_accuracy": self.best_accuracy,
+            "best": self.best,
         }
         write_record(self.place.out, record)
+
+
+def _scores(result: ValidationResult) -> dict[str, float]:
+    """Return accuracy and 1-NED of a validation, of all words and then of each of several sets."""
+    scores = {}
+    of_sets = result.of_sets if len(result.of_sets) > 1 else {}
+    for name, counts in {"": result.counts, **of_sets}.items():
+        ending = f"/{name}" if name else ""
+        figures = counts.figures
+        scores[f"val/accuracy{ending}"] = figures.accuracy
+        scores[f"val/1-NED{ending}"] = figures.one_minus_ned
+    return scores
+
+
+def _rank(reached: Mapping[str, float]) -> tuple[float, float]:
+    """Return what makes one epoch better than another; the later one of equals is."""
+    return reached["accuracy"], reached["1-NED"]

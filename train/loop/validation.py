@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,12 +15,39 @@ from ..data.loader import CacheLoader
 from ..evaluation.evaluate import evaluate_sets
 from ..evaluation.metrics import WordCounts
 from ..evaluation.options import EvalOptions
+from ..evaluation.results import Evaluation
 from ..evaluation.test_sets import open_test_sets
 from ..methods.trainee import Trainee
 from ..models.recogniser import Recogniser
 from ..reading.readers import Reader, Text
 from .config import TrainConfig, TrainPlace
 from .processes import Processes
+
+_NUM_EXAMPLES = 24
+
+
+class Example(NamedTuple):
+    """A picture that was read, for people to look at."""
+
+    picture: Any
+    """As PIL has it."""
+    label: str
+    text: str
+    """As the charset has it, like the label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """What a validation came to."""
+
+    of_sets: Mapping[str, WordCounts]
+    """Sums over the words of each set, by its name."""
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def counts(self) -> WordCounts:
+        """Sums over all words."""
+        return sum(self.of_sets.values(), WordCounts())
 
 
 class Validation:
@@ -35,22 +64,27 @@ class Validation:
         """
         return {}
 
-    def read(self, stop: Sequence[int]) -> tuple[WordCounts, int]:
+    def read(self, stop: Sequence[int]) -> tuple[ValidationResult, int]:
         """Read everything. All processes must call this.
 
         Returns:
-            What was read, and 0; or the signal that is in `stop` of some process: reading ends
-            with the batch in which it came.
+            What was read, the examples from this process's share, and 0; or the signal that is in
+            `stop` of some process: reading ends with the batch in which it came.
         """
+        signal_number = 0
         try:
-            read = self._counts(stop), 0
+            result = self._read(stop)
         except Interrupted as e:
             # The others have to know; they are reading, or wait for this process's counts.
-            read = WordCounts(), e.signal_number
-        counts, signals = zip(*self._processes.gather(read), strict=True)
-        return sum(counts, WordCounts()), max(signals)
+            result, signal_number = ValidationResult(of_sets={}), e.signal_number
+        shares, signals = zip(*self._processes.gather((result.of_sets, signal_number)), strict=True)
+        of_sets = {
+            name: sum((share.get(name, WordCounts()) for share in shares), WordCounts())
+            for name in result.of_sets
+        }
+        return ValidationResult(of_sets=of_sets, examples=result.examples), max(signals)
 
-    def _counts(self, stop: Sequence[int]) -> WordCounts:
+    def _read(self, stop: Sequence[int]) -> ValidationResult:
         """Read this process's share, until a signal is in `stop`."""
         raise NotImplementedError
 
@@ -79,10 +113,14 @@ class PictureValidation(Validation):
         """How many samples of each set count."""
         return {test_set.name: len(test_set.pictures) for test_set in self._sets}
 
-    def _counts(self, stop: Sequence[int]) -> WordCounts:
+    def _read(self, stop: Sequence[int]) -> ValidationResult:
         reader = _StoppableReader(self._recogniser.eval(), self._precision, stop)
         share = self._processes.rank, self._processes.world_size
-        return evaluate_sets(reader, [s.share(*share) for s in self._sets]).counts
+        read = evaluate_sets(reader, [s.share(*share) for s in self._sets])
+        return ValidationResult(
+            of_sets={result.name: result.counts for result in read.sets},
+            examples=tuple(_examples(read)),
+        )
 
 
 class HeldOutValidation(Validation):
@@ -95,7 +133,7 @@ class HeldOutValidation(Validation):
         super().__init__(processes)
         self._precision, self._trainee, self._loader = config.precision, trainee, loader
 
-    def _counts(self, stop: Sequence[int]) -> WordCounts:
+    def _read(self, stop: Sequence[int]) -> ValidationResult:
         counts, trainee = WordCounts(), self._trainee.eval()
         for batch in self._loader.epoch(0):
             if stop:
@@ -104,7 +142,18 @@ class HeldOutValidation(Validation):
                 read = trainee.read(batch)
             for text, label in zip(read, batch.labels, strict=True):
                 counts.add(text, label, None)
-        return counts
+        return ValidationResult(of_sets={"held-out labels": counts})
+
+
+def _examples(read: Evaluation) -> Iterator[Example]:
+    """Yield words of every set, evenly drawn."""
+    per_set = -(-_NUM_EXAMPLES // len(read.sets))
+    for result in read.sets:
+        words = [word for word in result.words if word.problem is None]
+        for word in words[:: max(len(words) // per_set, 1)][:per_set]:
+            yield Example(
+                result.test_set.load(word), label=word.adapted_label, text=word.adapted_text
+            )
 
 
 class _StoppableReader(Reader):
@@ -120,7 +169,7 @@ class _StoppableReader(Reader):
             raise Interrupted(self._stop[0])
         with explained_memory(
             f"validation reads {self.batch_size} pictures at once; leave --val-data out, and "
-            "measure the run with: clipocr eval RUN --data ROOT --batch-size N. --resume needs the "
-            "same --val-data"
+            "measure the run with: clipocr eval RUN --data ROOT --batch-size N. A run that goes on "
+            "keeps its --val-data"
         ):
             return super().read_views(views)

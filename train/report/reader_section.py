@@ -10,9 +10,9 @@ from ...shared.cache.spec import TeacherSpec
 from ..evaluation.results import Evaluation
 from ..evaluation.stages import stage_table
 from ..evaluation.tables import ShownTable
+from ..loop.curves import CURVES_NAME
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
-from .curves import CURVES_NAME
 from .gallery import encoded_picture, gallery, most_confident, pick_at_random
 from .pictures import AttentionPicture, attention_pictures, png_uri
 from .statistics import (

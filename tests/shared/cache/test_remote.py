@@ -318,7 +318,7 @@ def test_a_server_that_dies_in_mid_epoch_costs_no_step(
 
     proxy.fault = die_late
     started = time.monotonic()
-    with pytest.raises(CacheUnavailableError, match=r"tried 2 times.*goes on by --resume"):
+    with pytest.raises(CacheUnavailableError, match=r"tried 2 times.*clipocr train --resume RUN"):
         run_at(address, tmp_path / "run")
     assert time.monotonic() - started < 15
     assert 0 < load_checkpoint(tmp_path / "run/last.pt")["training"]["step"] < 5

@@ -26,7 +26,7 @@ from clipocr.train.ablation.runs import ablate
 from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
 from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop.config import TrainPlace
-from clipocr.train.report.curves import draw_curves
+from clipocr.train.loop.curves import draw_curves
 
 MINIATURE = {
     "student": "tiny",

@@ -86,7 +86,7 @@ def test_the_official_gathering_trains_too_and_stops_and_goes_on(
     taken = load_checkpoint(tmp_path / "stopped" / "last.pt")["training"]["step"]
     assert 0 < taken < 4 * 9
     finish(
-        *as_processes(2, *common, "--out", tmp_path / "stopped", "--resume"),
+        *as_processes(2, "train", "--resume", tmp_path / "stopped"),
         *as_processes(2, *common, "--out", tmp_path / "whole"),
     )
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("stopped", "whole"))

@@ -38,6 +38,7 @@ from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.curves import draw_curves, read_curves
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.run import _Run, check_cache, train
@@ -46,7 +47,6 @@ from clipocr.train.methods.clip_ocr.settings import ClipOcr, LossSettings
 from clipocr.train.models.config import StudentConfig
 from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import Reader
-from clipocr.train.report.curves import draw_curves, read_curves
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -235,13 +235,30 @@ def test_resuming_a_finished_run_changes_nothing(place: TrainPlace) -> None:
 
 
 def test_a_run_folder_is_not_taken_twice(place: TrainPlace) -> None:
-    train(replace(CONFIG, epochs=1), place)
-    with pytest.raises(UsageError, match=r"holds a run already.*--resume"):
+    train(replace(CONFIG, epochs=2), place)
+    with pytest.raises(UsageError, match=r"holds a run already.*clipocr train --resume"):
         train(CONFIG, place)
     with pytest.raises(
-        UsageError, match=r"differently: epochs was 1, now 3\. Go on with the same options"
+        UsageError, match=r"differently: epochs was 2, now 1\. Go on with the same options"
     ):
-        train(CONFIG, place, resume=True)
+        train(replace(CONFIG, epochs=1), place, resume=True)
+
+
+def test_a_run_may_get_more_epochs_and_goes_on_along_their_schedule(
+    place: TrainPlace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(CONFIG, epochs=1), place)
+    train(CONFIG, place, resume=True)
+    said = capsys.readouterr().err
+    # 5 steps an epoch: step 5 of 15, and the last of 5.
+    now, was = (one_cycle(step, n, 2e-3, CONFIG.warmup_fraction) for step, n in ((5, 15), (4, 5)))
+    assert f"Note: 3 epochs instead of 1. The learning rate goes on at {now:.2e}" in said
+    assert f"that of 1 had come to {was:.2e}" in said
+    record = json.loads((place.out / "run.json").read_text())
+    assert (record["config"]["epochs"], record["steps"], len(record["history"])) == (3, 15, 3)
+    # It goes on with what it said, and with no more notes.
+    train(CONFIG, place, resume=True)
+    assert "Note: 3 epochs" not in capsys.readouterr().err
 
 
 def test_a_run_that_the_cache_cannot_serve_is_refused_before_it_begins(place: TrainPlace) -> None:

@@ -289,15 +289,15 @@ def test_it_resumes_to_the_bit(
         patched.setattr(Meter, "add", stop_after(3))
         assert train(cache_path, parts, "--method", method).exit_code == 128 + signal.SIGTERM
     assert load_checkpoint(parts / "last.pt")["training"]["step"] == 3
-    result = train(cache_path, parts, "--method", method, "--resume")
+    result = invoke("train", "--resume", parts)
     assert result.exit_code == 0, result.output
     left, right = dict(tensors(whole)), dict(tensors(parts))
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def test_another_setting_is_not_the_same_run(run: Path, cache_path: Path) -> None:
-    result = train(cache_path, run, "--method", "toy", "--toy-width", 8, "--resume")
+def test_another_setting_is_not_the_same_run(run: Path) -> None:
+    result = invoke("train", "--resume", run, "--toy-width", 8)
     assert result.exit_code == 1
     assert "toy_width was 32, now 8" in result.output
 

@@ -19,9 +19,9 @@ from clipocr.shared.charset import Charset
 from clipocr.train.evaluation.evaluate import evaluate_sets
 from clipocr.train.evaluation.results import Evaluation, SetResult
 from clipocr.train.evaluation.test_sets import TestSet, open_test_sets
+from clipocr.train.loop.curves import draw_curves
 from clipocr.train.reading.readers import FunctionReader, Reader, load_reader
 from clipocr.train.reading.words import ReadWord
-from clipocr.train.report.curves import draw_curves
 
 CHARSET = Charset.load("94")
 SCRIPT = "<script>alert(1)</script>"  # As long as a label may be.

@@ -9,7 +9,8 @@ CURVES_NAME = "curves.png"
 _PANELS = (
     ("loss/total", "total loss", "log"),
     ("loss/", "terms", "log"),
-    ("val/", "validation", "linear"),
+    ("val/accuracy", "validation accuracy, %", "linear"),
+    ("val/1-NED", "validation 1-NED, %", "linear"),
     ("train/learning_rate", "learning rate", "linear"),
     ("train/grad_norm", "gradient norm", "log"),
     ("train/samples_per_second", "samples/s", "linear"),
@@ -41,13 +42,13 @@ def draw_curves(run: Path) -> Path:
         if tags:
             panels.append((title, scale, sorted(tags)))
     num_rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
+    figure = Figure(figsize=(14, 3.2 * num_rows), layout="constrained")
     for position, (title, scale, tags) in enumerate(panels, start=1):
         axis = figure.add_subplot(num_rows, 3, position)
         for tag in tags:
             steps, values = zip(*curves[tag], strict=True)
             marker = "o" if len(steps) < 20 else None
-            name = tag.partition("/")[2]
+            name = tag.removeprefix("loss/").removeprefix("val/")
             axis.plot(steps, values, linewidth=1.2, marker=marker, markersize=3, label=name)
         axis.set_title(title)
         axis.set_xlabel("step")
@@ -55,7 +56,7 @@ def draw_curves(run: Path) -> Path:
         if scale == "log" and all(value > 0 for tag in tags for _, value in curves[tag]):
             axis.set_yscale("log")
         if len(tags) > 1:
-            axis.legend(fontsize=7, ncols=2)
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     figure.suptitle(str(run.resolve().name))
     figure.savefig(run / CURVES_NAME, dpi=110)
     return run / CURVES_NAME
