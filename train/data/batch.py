@@ -7,7 +7,7 @@ teacher width, E joint width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,20 @@ class Batch:
     def num_positions(self) -> int:
         """L: characters of the longest label, of this process or of all, and EOS."""
         return self.token_ids.shape[1] - 1
+
+    def first(self, num_rows: int) -> Batch:
+        """Return the batch of its first rows, of this process alone."""
+        head = slice(num_rows)
+        return replace(
+            self,
+            labels=self.labels[head],
+            token_ids=self.token_ids[head],
+            views=None if self.views is None else self.views[head],
+            images={name: rows[head] for name, rows in self.images.items()},
+            text={name: rows[head] for name, rows in self.text.items()},
+            pool=None if self.pool is None else self.pool[head],
+            parts=(),
+        )
 
     def normalized_views(self) -> torch.Tensor:
         """Return the views as a recogniser reads them. Shape: (B, 3, H, W).

@@ -61,8 +61,6 @@ class Optimizer:
             The values of the step. Shape: (V,).
         """
         config = self._config
-        if not self._trainee.training:  # Validation leaves it so; saying it takes a millisecond.
-            self._trainee.train()
         self.learning_rate = one_cycle(
             step, num_steps, config.learning_rate, config.warmup_fraction
         )

@@ -47,6 +47,7 @@ from .compilation import compile_trainee
 from .config import TrainConfig, TrainPlace
 from .journal import Journal
 from .log import Clock, Meter
+from .memory import check_step, estimate_step, free_memory
 from .optimizer import Optimizer, one_cycle
 from .processes import Processes
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
@@ -218,6 +219,8 @@ class _Run:
         self.commands: list[list[str]] = []
         self.stop: list[int] = []
         """Signals that came while the run trains."""
+        self._is_checked = False
+        """Whether memory will do for a step."""
         self._saved_at = time.monotonic()
         """Seconds, when last.pt was written, or the run was made."""
 
@@ -419,6 +422,9 @@ class _Run:
 
     def _take_steps(self, trainee: nn.Module, epoch: int) -> None:
         """Take the steps of an epoch that are left."""
+        # Here, not in each step, because it takes a millisecond. Validation leaves the recogniser,
+        # which is a part, in eval mode.
+        self.trainee.train()
         num_batches, num_parts = self.loader.batches_per_epoch, self.config.accumulate
         steps_per_epoch = self._steps_per_epoch
         num_steps = steps_per_epoch * self.config.epochs
@@ -430,12 +436,23 @@ class _Run:
             unit="step",
             is_shown=self.processes.is_first,
         )
-        batches = self.clock.timed(self.loader.epoch(epoch, first_step * num_parts))
+        loaded = self.loader.epoch(epoch, first_step * num_parts)
+        batches = self.clock.timed(self._checked(loaded))
         with bar, contextlib.closing(batches):
             for step in range(first_step, steps_per_epoch):
                 parts = min(num_parts, num_batches - step * num_parts)
                 self._take_step(trainee, batches, parts, num_steps)
                 self._after_step(bar, is_last=step + 1 == steps_per_epoch)
+
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, once it is clear that memory will do for the first."""
+        on_cpu = self.device.type == "cpu" and self.config.compile != "on"
+        for batch in batches:
+            if on_cpu and not self._is_checked:
+                estimate = estimate_step(self.trainee, batch, self.config.precision)
+                self.journal.say(check_step(estimate, self.config.batch_size, free_memory()))
+            self._is_checked = True
+            yield batch
 
     def _take_step(
         self, trainee: nn.Module, batches: Iterator[Batch], num_parts: int, num_steps: int

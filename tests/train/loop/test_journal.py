@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_the_options_it_has_wherever_that_is_typed(
 
     like = invoke(
         *("train", "--config", tmp_path / "moved/run.json", "--out", tmp_path / "like"),
-        *("--method", "clip_ocr", "--epochs", 1),
+        *("--method", "clip-ocr", "--epochs", 1),
     )
     assert like.exit_code == 0, like.output
     one, other = (

@@ -326,6 +326,21 @@ def test_validation_sets_are_opened_before_the_first_step(
     assert not place.out.exists()
 
 
+def test_dropout_goes_on_after_a_validation(
+    place: TrainPlace, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    take_step = _Run._take_step
+
+    def noted(run: _Run, *args: object) -> None:
+        modes.append(all(module.training for module in run.trainee.modules()))
+        take_step(run, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Run, "_take_step", noted)
+    train(CONFIG, replace(place, val_data=(data_root,)))
+    assert modes == [True] * 15
+
+
 def test_an_epoch_survives_a_validation_that_fails(
     place: TrainPlace, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
