@@ -16,7 +16,7 @@ import clipocr
 from clipocr.cli import main
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import CheckpointError, DataError, UsageError
-from clipocr.train.reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
+from clipocr.train.reading.pictures import find_pictures, pictures_of_stream
 from clipocr.train.reading.readers import Reader
 
 
@@ -103,22 +103,6 @@ def test_three_lines_of_python(run_path: Path) -> None:
         clipocr.load(run_path, batch_size=0)
 
 
-@pytest.mark.parametrize(
-    ("width_px", "height_px", "is_page"),
-    [
-        (1240, 1754, True),  # a page at 150 dpi
-        (640, 480, False),
-        (1600, 900, True),  # a photograph
-        (100, 32, False),
-        (900, 200, False),  # a large crop
-        (12, 60, False),  # "l"
-        (60, 400, True),  # a vertical sign
-    ],
-)
-def test_what_looks_like_a_page(width_px: int, height_px: int, is_page: bool) -> None:
-    assert looks_like_a_page(width_px, height_px, "stretch") is is_page
-
-
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
     for name in ("a/2.png", "a/1.JPG", "a/b/3.webp", "a/notes.txt", "[x].png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -186,4 +170,7 @@ def test_the_command_names_what_it_cannot_read_and_reads_on(run_path: Path, tmp_
     first, second, third = result.stderr.splitlines()
     assert first == f"{tmp_path}/none*: no file has such a name"
     assert second == f"{tmp_path}/broken.png: damaged image"
-    assert third.startswith(f"{page}: too large or too tall for one word.")
+    assert third == (
+        f"{page}: 1240x1754 is the size of a page or a line; cut its words out with a text "
+        "detector first"
+    )
