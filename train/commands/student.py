@@ -78,8 +78,8 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
             if word.size_px is not None and looks_like_a_page(*word.size_px):
                 width_px, height_px = word.size_px
                 on_page(
-                    f"{name}: {width_px}x{height_px} is the size of a page or a line; cut its words "
-                    "out with a text detector first"
+                    f"{name}: {width_px}x{height_px} is the size of a page or a line; cut its "
+                    "words out with a text detector first"
                 )
     if has_problem:
         raise SystemExit(1)
