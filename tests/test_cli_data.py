@@ -90,15 +90,18 @@ def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
     assert result.stdout == (
         f"Wrote {out}: 2 samples, {kilobytes:.1f} kB; 1 entry rejected, 1 image without a label.\n"
     )
-    assert result.stderr == "gone.png: no such file\n2.png: image without a label\n"
+    assert result.stderr == (
+        f"Read {folder}/gt.tsv as tsv (file<TAB>label): 0.png is 'null'\n"
+        "gone.png: no such file\n2.png: image without a label\n"
+    )
 
 
 def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("0.png\tx\n" + "".join(f"m{i}.png\tx\n" for i in range(1033)))
     result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     lines = result.stderr.splitlines()
-    assert lines[:20] == [f"m{i}.png: no such file" for i in range(20)]
-    assert lines[20:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
+    assert lines[1:21] == [f"m{i}.png: no such file" for i in range(20)]
+    assert lines[21:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
     assert "1,033 entries rejected, 2 images without a label" in result.stdout
 
 
@@ -106,8 +109,8 @@ def test_import_of_nothing_lists_the_reasons_before_the_error(folder, tmp_path) 
     (folder / "gt.tsv").write_text("m.png\tx\n")
     result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "m.png: no such file"
-    assert result.stderr.splitlines()[1].startswith("Error: ")
+    assert result.stderr.splitlines()[1] == "m.png: no such file"
+    assert result.stderr.splitlines()[2].startswith("Error: ")
 
 
 def test_outputs_are_replaced_only_when_told(folder, tmp_path, words_file) -> None:
@@ -193,7 +196,8 @@ def test_check_options_reach_the_label_rules(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("args", "exit_code", "message"),
     [
-        (["data", "import", "nowhere", "out"], 2, "Directory 'nowhere' does not exist"),
+        (["data", "import", "nowhere", "out"], 2, "Path 'nowhere' does not exist"),
+        (["data", "import", "words.txt", "out"], 1, "is neither a folder nor a zip or tar archive"),
         (["data", "import", ".", "../out"], 1, "no label file"),
         (["data", "render", "out", "--words", "words.txt"], 2, "Missing option '--count'"),
         (["data", "render", "out", "--words", "words.txt", "--count", "0"], 2, "not in the range"),

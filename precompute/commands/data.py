@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...shared.charset import counted_characters
-from ...shared.options import FOLDER, NEW_PATH, takes
+from ...shared.options import FOLDER, NEW_PATH, PATH, takes
 from ...shared.terminal import (
     counted,
     folder_size,
@@ -36,23 +37,29 @@ def data() -> None:
 
 
 @data.command("import")
-@click.argument("source", metavar="SRC", type=FOLDER)
+@click.argument("source", metavar="SRC", type=PATH)
 @click.argument("out", metavar="OUT.lmdb", type=NEW_PATH)
 @takes(ImportOptions)
 def import_command(source: Path, out: Path, given: dict[str, Any]) -> None:
-    """Pack the word images of the folder SRC and their labels into OUT.lmdb.
+    """Pack the word images of SRC, a folder, zip or tar, and their labels into OUT.lmdb.
 
     Image bytes go in as they are. Entries that cannot be used are listed with their reason.
 
     \b
     Example:
-      clipocr data import iiit5k_test iiit5k_test.lmdb --labels iiit5k_test/gt.tsv
+      clipocr data import iiit5k_test.zip iiit5k_test.lmdb
+      clipocr data import ch4_test ic15.lmdb --labels Challenge4_Test_Task3_GT.txt
+      clipocr data import mnt/ramdisk/max/90kDICT32px mj.lmdb --labels annotation_train.txt
     """
     from ..data.import_words import import_words
 
     with listed_problems() as on_problem:
         num_samples, num_rejected, num_unlabelled = import_words(
-            source, out, ImportOptions.from_values(given), on_problem=on_problem
+            source,
+            out,
+            ImportOptions.from_values(given),
+            on_problem=on_problem,
+            on_note=partial(click.echo, err=True),
         )
     click.echo(
         f"Wrote {out}: {counted(num_samples, 'sample')}, {folder_size(out)}; "

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
-from ...shared.options import FILE, FOLDER, Options, num_cores, option
+from ...shared.data.label_formats import FORMATS, LABEL_FILES
+from ...shared.errors import UsageError
+from ...shared.options import FILE, FOLDER, NEW_PATH, Options, num_cores, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +25,28 @@ class _Jobs(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Options):
-    """How a folder of pictures becomes an LMDB."""
+    """How word images become an LMDB."""
 
     labels: Path | None = option(
         None,
-        type=FILE,
-        default_text="found in SRC: gt.tsv, gt.txt, labels.tsv, labels.txt or labels.json",
-        help="Label file: lines of 'file<TAB>label' or 'file label', "
-        'or JSON {"file": "label"}.',
+        type=NEW_PATH,
+        metavar="FILE",
+        default_text=f"found in SRC: {LABEL_FILES}",
+        help="Label file, here or in SRC.",
+    )
+    format: str | None = option(
+        None,
+        choices=tuple(FORMATS),
+        default_text="whatever fits",
+        help=f"{'; '.join(f'{name}: {what}' for name, what in FORMATS.items())}. names, and "
+        "mjsynth without --labels, take the labels from the images' names.",
     )
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and self.format == "names":
+            raise UsageError("--format names reads no label file; pass no --labels")
 
 
 @dataclass(frozen=True, kw_only=True)
