@@ -136,17 +136,25 @@ def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
 
     Exits with 1 if anything is broken: an image or label that is missing or damaged, or an LMDB
     that cannot be used. Labels that a cache or the charset leaves out are counted, not broken.
+    Of several PATHs, such as training and test data, it says what each two have in common.
 
     \b
     Example:
-      clipocr data check train.lmdb iiit5k_test.lmdb --charset 36
+      clipocr data check data/train data/test --charset 36
     """
-    from ..data.check import check_lmdbs
+    from ..data.check import check_lmdbs, find_overlaps
 
     options = CheckOptions.from_values(given)
     reports = check_lmdbs(roots, options)
     for report in reports:
         _print_check(report, options.charset)
+    for overlap in find_overlaps(roots, reports):
+        share = 100 * overlap.num_images / max(1, overlap.num_second_images)
+        click.echo(
+            f"Of {overlap.second}, {overlap.num_images:,} of {overlap.num_second_images:,} "
+            f"pictures ({share:.1f} %) and {overlap.num_labels:,} of "
+            f"{overlap.num_second_labels:,} labels are in {overlap.first} too."
+        )
     num_samples = sum(report.num_samples for report in reports)
     num_broken = sum(len(report.broken) for report in reports)
     num_unusable = sum(report.problem is not None for report in reports)
@@ -170,6 +178,7 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
     rows.append(("label lengths", histogram(report.label_lengths)))
     outside = counted_characters(report.outside(charset))
     rows.append((f"outside charset {charset.name}", outside or "none"))
+    rows += _picture_rows(report)
     click.echo(report.path)
     if report.problem is None:
         click.echo(plain_table(rows))
@@ -183,4 +192,29 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
             f"num-samples ({report.num_samples:,}); nothing reads them",
             err=True,
         )
+    if report.pages:
+        key, size = report.pages[0]
+        click.echo(
+            f"Warning: {report.path} holds {counted(len(report.pages), 'picture')} of the size "
+            f"of a page or a line, such as {key} ({size}); cut words out with a text detector "
+            "first",
+            err=True,
+        )
     click.echo()
+
+
+def _picture_rows(report: LmdbReport) -> list[tuple[str, str]]:
+    """Return what is said of the pictures that can be decoded."""
+    if not report.widths_px:
+        return []
+    rows = []
+    for name, (least, median, largest) in report.measured().items():
+        form = ",.0f" if "pixels" in name else ",.2f"
+        rows.append((name, f"{least:{form}} to {largest:{form}}, median {median:{form}}"))
+    num_tall, (num_again, num_otherwise) = report.num_tall, report.duplicates
+    share = 100 * num_tall / len(report.widths_px)
+    tall = f"{num_tall:,} ({share:.1f} %), stretched unless built with --tall rotate"
+    again = f"{num_again:,} to the byte, {num_otherwise:,} of them with another label"
+    rows.append(("tall", tall if num_tall else "none"))
+    rows.append(("duplicates", again if num_again else "none"))
+    return rows
