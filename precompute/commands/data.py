@@ -1,4 +1,4 @@
-"""The commands ``clipocr data ...``: make word LMDBs, and check them."""
+"""The commands ``clipocr data ...``: make word LMDBs, check them, and show what is in them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ..data.options import (
     ImportOptions,
     NonwordOptions,
     RenderOptions,
+    ShowWordsOptions,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make word LMDBs, and check them."""
+    """Make word LMDBs, check them, and show what is in them."""
 
 
 @data.command("import")
@@ -125,6 +126,29 @@ def nonwords_command(source: Path, out: Path, given: dict[str, Any]) -> None:
     click.echo(
         f"Wrote {out}: {counted(options.count, 'sample')} ({options.mode}) of "
         f"{counted(len(labels), 'label')} in {counted(num_fonts, 'font')}, {folder_size(out)}."
+    )
+
+
+@data.command("show")
+@click.argument("lmdb", metavar="LMDB", type=FOLDER)
+@takes(ShowWordsOptions)
+def show_words_command(lmdb: Path, given: dict[str, Any]) -> None:
+    """Draw a contact sheet of words with their labels, numbers and sizes.
+
+    \b
+    Example:
+      clipocr data show data/train/my_words.lmdb --out words.png
+      clipocr data show data/train/my_words.lmdb --out worst.png --order smallest
+      clipocr data show data/train/my_words.lmdb --out exits.png --label exit
+    """
+    from ..data.show_words import show_words
+
+    options = ShowWordsOptions.from_values(given)
+    shown = show_words(lmdb, options)
+    width_px, height_px = shown.size_px
+    click.echo(
+        f"Wrote {options.out}: {shown.num_shown:,} of {counted(shown.num_found, 'word')}, "
+        f"{width_px}x{height_px} pixels."
     )
 
 

@@ -105,3 +105,36 @@ class CheckOptions(_Jobs):
 
     charset: Charset = charset_option(f"{CHARSET_HELP}.")
     labels: LabelRules = LabelRules()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowWordsOptions(Options):
+    """Which words are drawn on a contact sheet."""
+
+    out: Path = option(type=NEW_PATH, help="PNG to write.")
+    words: int = option(48, minimum=1, maximum=600, help="Most words to draw.")
+    order: str = option(
+        "random",
+        choices=("random", "first", "smallest"),
+        help="smallest: fewest pixels first, and before them what is no picture.",
+    )
+    label: str | None = option(
+        None, default_text="any", help="Text that labels hold, upper case or lower."
+    )
+    exact: bool = option(False, help="Labels are --label, upper case and lower as written.")
+    keys: tuple[int, ...] = option(
+        (), minimum=1, metavar="N,...", help="Samples by their numbers, in this order."
+    )
+    seed: int = option(0, minimum=0, help="Which random ones.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keys and self.label is not None:
+            raise UsageError("--keys and --label both say which words; pass one of them")
+        if self.exact and self.label is None:
+            raise UsageError("--exact says how --label is compared; pass --label TEXT with it")
+
+    def matches(self, label: str) -> bool:
+        """Whether a label is as asked for."""
+        assert self.label is not None
+        return label == self.label if self.exact else self.label.lower() in label.lower()
