@@ -126,6 +126,12 @@ class ShowWordsOptions(Options):
         (), minimum=1, metavar="N,...", help="Samples by their numbers, in this order."
     )
     seed: int = option(0, minimum=0, help="Which random ones.")
+    font: Path | None = option(
+        None,
+        type=FILE,
+        default_text="DejaVu Sans, which has no Chinese, Japanese or Korean",
+        help="Font of the labels.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from ..inspect.paper import (
     INK,
     MARGIN_PX,
     PAPER,
+    Font,
     fitted,
     sheet_font,
 )
@@ -64,13 +65,14 @@ def show_words(path: Path, options: ShowWordsOptions) -> ShownWords:
     """Draw words of an LMDB into a PNG.
 
     Raises:
-        DataError: none is as asked for, or the LMDB is damaged.
+        DataError: none is as asked for, the LMDB is damaged, or the font is none.
     """
     lmdb = WordLmdb(path)
+    fonts = sheet_font(16, options.font), sheet_font(12)
     found = _find(lmdb, options)
     words = _first(lmdb, found, options)
     about = f"{len(words):,} of {len(found):,} words{_which(options)}, {_in_order(options)}"
-    sheet = _draw(path.resolve().name, about, words)
+    sheet = _draw(path.resolve().name, about, words, *fonts)
     sheet.save(options.out, "PNG")
     return ShownWords(num_shown=len(words), num_found=len(found), size_px=sheet.size)
 
@@ -101,8 +103,8 @@ def _which(options: ShowWordsOptions) -> str:
 def _in_order(options: ShowWordsOptions) -> str:
     if options.keys:
         return "by their numbers"
-    is_random = options.order == "random"
-    return f"at random, seed {options.seed}" if is_random else f"{options.order} first"
+    in_words = {"random": f"at random, seed {options.seed}", "first": "in their order"}
+    return in_words.get(options.order, "smallest first")
 
 
 def _first(lmdb: WordLmdb, found: Sequence[int], options: ShowWordsOptions) -> list[_Word]:
@@ -125,9 +127,10 @@ def _read(lmdb: WordLmdb, indices: Sequence[int]) -> Iterator[_Word]:
         yield _Word(idx=idx, label=label if label is not None else "(no label)", picture=picture)
 
 
-def _draw(title: str, about: str, words: Sequence[_Word]) -> Image.Image:
+def _draw(
+    title: str, about: str, words: Sequence[_Word], label_font: Font, about_font: Font
+) -> Image.Image:
     """Draw each word's picture, and below it its label, its number and its size."""
-    label_font, about_font = sheet_font(16), sheet_font(12)
     box_width, box_height = _BOX_PX
     step_x = box_width + MARGIN_PX
     step_y = box_height + _LABEL_PX + _ABOUT_PX + MARGIN_PX

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib
 from PIL import ImageFont
+
+from ...shared.errors import DataError
 
 MARGIN_PX = 24
 PAPER, EDGE, INK, FAINT_INK = "#ffffff", "#d5dae1", "#1c2430", "#6b7683"
 BAD_PAPER, ABSENT_PAPER = "#fbeae9", "#f1f3f6"
 
 
-def sheet_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Return a font that comes with matplotlib, and so is the same everywhere."""
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size_px)
+Font = ImageFont.FreeTypeFont
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+def sheet_font(size_px: int, file: Path | None = None) -> Font:
+    """Return the font of a file; None: one that comes with matplotlib, so the same everywhere.
+
+    Raises:
+        DataError: the file is none.
+    """
+    file = file or Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    try:
+        return ImageFont.truetype(file, size_px)
+    except OSError as e:
+        raise DataError(f"{file} is not a font ({e}); pass a .ttf, .otf or .ttc file") from e
+
+
+def fitted(text: str, font: Font, width_px: int) -> str:
     """Return a text, or as much of its beginning as fits."""
     if font.getlength(text) <= width_px:
         return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from commands import invoke
@@ -130,6 +131,18 @@ def test_the_command_says_what_it_wrote_and_what_is_not_there(lmdb: Path, tmp_pa
         refused = invoke("data", "show", lmdb, "--out", out, *args)
         assert refused.exit_code == 1
         assert refused.stderr.startswith(said)
+
+
+def test_another_font_may_be_given(lmdb: Path, tmp_path: Path) -> None:
+    mono = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSansMono.ttf")
+    sheets = []
+    for font in (None, mono):
+        show_words(lmdb, ShowWordsOptions(out=tmp_path / "a.png", order="first", font=font))
+        sheets.append((tmp_path / "a.png").read_bytes())
+    assert sheets[0] != sheets[1]
+    with pytest.raises(DataError, match=r"data\.mdb is not a font"):
+        show_words(lmdb, ShowWordsOptions(out=tmp_path / "b.png", font=lmdb / "data.mdb"))
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
