@@ -222,8 +222,11 @@ def _parse_icdar(line: str) -> list[Entry]:
 
 
 def _parse_csv(line: str) -> list[Entry]:
+    if re.match(r'(?:"[^"]*"|[^",]*),\s+"', line):
+        # To CSV the space belongs to the label, and so do the quotes: nobody means that.
+        return [Entry(line.partition(",")[0].strip(), "", "not CSV: a space before a quote")]
     try:
-        fields = next(csv.reader([line.strip(" \r")], strict=True, skipinitialspace=True))
+        fields = next(csv.reader([line.strip(" \r")], strict=True))
     except csv.Error as e:
         return [Entry(line.partition(",")[0].strip(), "", f"not CSV: {e}")]
     name, *labels = map(str.strip, fields)

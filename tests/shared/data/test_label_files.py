@@ -47,6 +47,8 @@ def make(folder: Path, *names: str) -> None:
             "icdar",
             [("a.png", "PRIVATE"), ("b.png", 'say "hi", \\o/'), ("c.png", "")],
         ),
+        # A space before the quotes is ICDAR's, so its backslashes escape.
+        ("gt.txt", 'a.png, "C:\\\\d"\n', "icdar", [("a.png", "C:\\d")]),
         # CSV: doubled quotes, quoted commas, with and without names of columns.
         (
             "labels.csv",
@@ -94,12 +96,12 @@ def test_what_was_read_is_said_with_an_example(tmp_path: Path) -> None:
 
 def test_two_readings_that_fit_are_an_error_which_shows_both(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "b.png")
-    (tmp_path / "gt.txt").write_text('a.png, "x"\nb.png, "C:\\\\d"\n')
+    (tmp_path / "gt.txt").write_text('a.png,"x"\nb.png,"C:\\\\d"\n')
     with pytest.raises(DataError, match="can be read in two ways") as raised:
         read_label_file(tmp_path / "gt.txt")
     shown = str(raised.value).partition(": ")[2]
     assert shown == (
-        r"""'b.png, "C:\\\\d"' says that b.png is 'C:\\d' as icdar, and b.png 'C:\\\\d' as csv; """
+        r"""'b.png,"C:\\\\d"' says that b.png is 'C:\\d' as icdar, and b.png 'C:\\\\d' as csv; """
         "choose one by: clipocr data import --format icdar, or --format csv"
     )
     for form, label in (("icdar", "C:\\d"), ("csv", "C:\\\\d")):
