@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .folders import files_below
@@ -73,24 +73,28 @@ def read_label_file(
     except UnicodeDecodeError as e:
         raise DataError(f"{label_file} is not UTF-8 (byte {e.start}); convert it first") from e
     beside = label_file.resolve().parent
-    bases = (root, root / "images", beside, *root.parents[:2], *beside.parents[:2])
-    if (wanted or label_file.suffix.lower().removeprefix(".")) == "json":
-        read = _Reading("json", [[entry] for entry in _read_json(label_file, text)])
-        read.find_base(root, bases)
-        return read.result(str(label_file))
-    # Not splitlines(): it also splits at U+2028 and the like, which a label may hold.
-    lines = [line for line in text.split("\n") if line.strip()]
-    sample = lines[:: max(1, len(lines) // _SAMPLED_LINES)]
-    # The first of equal ones gives its name; a suffix says which that is.
+    bases = [root, root / "images", beside, *root.parents[:2], *beside.parents[:2]]
+    bases = list(dict.fromkeys(bases))
     suffix = label_file.suffix.lower().removeprefix(".")
-    names = sorted(_PARSERS, key=lambda name: name != suffix) if wanted is None else [wanted]
-    scored = [_Reading.of(name, sample) for name in names]
-    scores = [read.find_base(root, bases) for read in scored]
-    best = [read for read, score in zip(scored, scores, strict=True) if score == max(scores)]
-    if any(read.format == "mjsynth" for read in best) and max(scores)[0]:
+    lines: Sequence[Any]
+    if (wanted or suffix) == "json":
+        lines, names = [[entry] for entry in _read_json(label_file, text)], ["json"]
+    else:
+        # Not splitlines(): it also splits at U+2028 and the like, which a label may hold.
+        lines = [line for line in text.split("\n") if line.strip()]
+        # The first of equal ones gives its name; a suffix says which that is.
+        names = [wanted] if wanted else sorted(_PARSERS, key=lambda name: name != suffix)
+    for some in (lines[:: max(1, len(lines) // _SAMPLED_LINES)], lines):
+        readings = [_Reading(name, some) for name in names]
+        scores = [reading.find_base(root, bases) for reading in readings]
+        has_files = max(scores)[0] > 0
+        if has_files:
+            break
+    best = [each for each, score in zip(readings, scores, strict=True) if score == max(scores)]
+    if has_files and any(reading.format == "mjsynth" for reading in best):
         # Its lines say the number of the file's name once more, which no other file does.
-        best = [read for read in best if read.format == "mjsynth"]
-    full = [_Reading.of(read.format, lines, read.base) for read in best]
+        best = [reading for reading in best if reading.format == "mjsynth"]
+    full = [_Reading(reading.format, lines, reading.base) for reading in best]
     return _the_one_that_fits(label_file, root, lines, full).result(str(label_file))
 
 
@@ -116,15 +120,13 @@ def read_file_names(root: Path, form: str) -> LabelReading:
 class _Reading:
     """Lines read in one form, and how well it fits them."""
 
-    def __init__(self, name: str, entries: list[list[Entry]], base: Path | None = None) -> None:
+    def __init__(self, name: str, lines: Sequence[Any], base: Path | None = None) -> None:
         self.format = name
-        self.entries = entries
+        # What JSON holds is read already.
+        parse = _PARSERS.get(name)
+        self.entries: Sequence[list[Entry]] = lines if parse is None else list(map(parse, lines))
         """Of each line."""
         self.base = base or Path()
-
-    @classmethod
-    def of(cls, name: str, lines: Sequence[str], base: Path | None = None) -> _Reading:
-        return cls(name, list(map(_PARSERS[name], lines)), base)
 
     def find_base(self, root: Path, bases: Sequence[Path]) -> tuple[int, int, int]:
         """Find what names are relative to, and return how well the form fits.
@@ -132,16 +134,14 @@ class _Reading:
         That is: lines without a problem whose file is there, lines whose file is there, and lines
         with a label.
         """
-        some = self.entries[:: max(1, len(self.entries) // _SAMPLED_LINES)]
+        num_labelled = sum(bool(entries[0].label) for entries in self.entries)
         found: list[tuple[int, int, int]] = []
-        bases = list(dict.fromkeys(bases))
         for base in bases:
-            there = [entries for entries in some if _is_there(entries[0], root, base)]
-            sound = sum(not entries[0].problem for entries in there)
-            found.append((sound, len(there), sum(bool(entries[0].label) for entries in some)))
-        score = max(found, default=(0, 0, 0))
-        self.base = bases[found.index(score)]
-        return score
+            there = [entries for entries in self.entries if _is_there(entries[0], root, base)]
+            num_sound = sum(not entries[0].problem for entries in there)
+            found.append((num_sound, len(there), num_labelled))
+        self.base = bases[found.index(max(found))]
+        return max(found)
 
     def result(self, source: str) -> LabelReading:
         lines = self.entries

@@ -150,6 +150,15 @@ def test_names_are_found_from_where_they_count(
     assert entry.label == "w"
 
 
+def test_a_few_files_of_a_long_list_decide(tmp_path: Path) -> None:
+    # Of a thousand lines one in five is looked at first: none whose file is there.
+    make(tmp_path, "images/x, 7.png")
+    (tmp_path / "gt.txt").write_text("".join(f'"x, {i}.png",w{i}\n' for i in range(1000)))
+    reading = read_label_file(tmp_path / "gt.txt")
+    assert (reading.format, reading.base) == ("csv", tmp_path / "images")
+    assert reading.entries[7] == ("x, 7.png", "w7", "")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
