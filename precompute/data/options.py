@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
 from ...shared.data.label_formats import FORMATS, LABEL_FILES
 from ...shared.errors import UsageError
@@ -107,6 +109,13 @@ class CheckOptions(_Jobs):
     labels: LabelRules = LabelRules()
 
 
+def _parse_key(text: str) -> int:
+    number = text.removeprefix("image-").removeprefix("label-")
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(f"key {text!r}: expected a number, or a key such as image-000000017")
+    return int(number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShowWordsOptions(Options):
     """Which words are drawn on a contact sheet."""
@@ -123,7 +132,12 @@ class ShowWordsOptions(Options):
     )
     exact: bool = option(False, help="Labels are --label, upper case and lower as written.")
     keys: tuple[int, ...] = option(
-        (), minimum=1, metavar="N,...", help="Samples by their numbers, in this order."
+        (),
+        minimum=1,
+        type=click.STRING,
+        parse=_parse_key,
+        metavar="KEY,...",
+        help="Samples in this order: numbers, or keys such as image-000000017.",
     )
     seed: int = option(0, minimum=0, help="Which random ones.")
     font: Path | None = option(

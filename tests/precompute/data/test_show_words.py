@@ -121,10 +121,14 @@ def test_the_command_says_what_it_wrote_and_what_is_not_there(lmdb: Path, tmp_pa
     result = invoke("data", "show", lmdb, "--out", out, "--label", "exit", "--words", 3)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"Wrote {out}: 3 of 4 words, 624x208 pixels.\n"
+    invoke("data", "show", lmdb, "--out", out, "--keys", "image-000000005,2")
+    assert shown_on(out) == [5, 2]
     for args, said in (
         (["--label", "way"], f"Error: {lmdb} has no word with 'way' in the label\n"),
         (["--label", "exit", "--exact"], f"Error: {lmdb} has no word labelled 'exit'\n"),
         (["--keys", "1,6"], f"Error: {lmdb} has no sample 6, only 1 to 5\n"),
+        (["--keys", "x"], "Error: key 'x': expected a number, or a key such as image-0000000"),
+        (["--keys", "0"], "Error: keys is (0,), expected a list, each a whole number from 1"),
         (["--keys", "1", "--label", "x"], "Error: --keys and --label both say which words; "),
         (["--exact"], "Error: --exact says how --label is compared; "),
     ):
