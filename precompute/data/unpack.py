@@ -8,7 +8,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
 
 from ...shared.errors import DataError
 
@@ -70,12 +73,16 @@ def _unpack(source: Path, place: Path, on_problem: Callable[[str], None]) -> Non
             on_problem(f"{member.name}: not unpacked: {e}")
             return None
 
+    progress = partial(tqdm, unit="file", desc="unpack", disable=None)
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            archive.extractall(place, [name for name in archive.namelist() if is_wanted(name)])
+            for name in progress(archive.namelist()):
+                if is_wanted(name):
+                    archive.extract(name, place)
     elif tarfile.is_tarfile(source):
         with tarfile.open(source) as archive_of_tar:
-            archive_of_tar.extractall(place, filter=checked)
+            for member in progress(archive_of_tar):
+                archive_of_tar.extract(member, place, filter=checked)
     else:
         raise DataError(
             f"{source} is neither a folder nor a zip or tar archive; pass the folder of the images"

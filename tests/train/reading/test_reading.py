@@ -9,7 +9,7 @@ import pytest
 from checkpoints import save_untrained
 from click.testing import CliRunner, Result
 from oracle import Oracle, painted
-from PIL import Image
+from PIL import ExifTags, Image
 from samples import draw_word, write_words
 
 import clipocr
@@ -52,6 +52,14 @@ def test_every_kind_of_image_reads_the_same(reader: Reader, tmp_path: Path) -> N
     for image in kinds:
         assert reader.read(image).text == "b"
     assert [reading.text for reading in reader.read_all(kinds)] == ["b"] * 6
+
+
+def test_a_picture_is_read_upright_as_exif_says(reader: Reader, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 50), (1, 0, 0)).save(tmp_path / "b.png", exif=exif)
+    for image in (tmp_path / "b.png", Image.open(tmp_path / "b.png")):
+        assert reader.read(image).size_px == (50, 20)
 
 
 def test_many_are_read_in_order_with_problems(reader: Reader, tmp_path: Path) -> None:
