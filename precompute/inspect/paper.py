@@ -31,7 +31,8 @@ def sheet_font(size_px: int, file: Path | None = None) -> Font:
 
 
 def fitted(text: str, font: Font, width_px: int) -> str:
-    """Return a text, or as much of its beginning as fits."""
+    """Return a text as one line, or as much of its beginning as fits."""
+    text = " ".join(text.splitlines())
     if font.getlength(text) <= width_px:
         return text
     while text and font.getlength(text + "…") > width_px:

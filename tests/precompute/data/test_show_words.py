@@ -105,7 +105,7 @@ def test_what_is_no_picture_says_why_and_is_the_smallest(tmp_path: Path) -> None
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1), color_of(1)).save(buffer, "PNG")
     with WordLmdbWriter(tmp_path / "bad.lmdb") as writer:
-        writer.add_all([(buffer.getvalue(), "x" * 80), (b"junk", "東京")])
+        writer.add_all([(buffer.getvalue(), "x\ny" * 80), (b"junk", "東京")])
     out = tmp_path / "a.png"
     show_words(tmp_path / "bad.lmdb", ShowWordsOptions(out=out, order="smallest"))
     with Image.open(out) as sheet:
