@@ -307,7 +307,9 @@ def load_teacher(
         UsageError: the name, a block or the size is not possible.
         TeacherError: the weights cannot be had, or the model is not CLIP's two transformers.
     """
-    _require_teacher(name.partition("/")[0])
+    model_name, is_pair, _ = name.partition("/")
+    if is_pair:  # What is none is refused below.
+        _require_teacher(model_name)
     model, spec = load_weights(name, precision, activation)
     text: Any = getattr(model, "text", model)
     _require_taps("image", image_taps, len(model.visual.transformer.resblocks))
