@@ -4,7 +4,8 @@ Messages name the thing, its value, what was expected and the command that helps
 them as one line and exits with 1; anything else is a bug and keeps its traceback.
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 MEND = (
@@ -68,6 +69,19 @@ class CacheCorruptError(CacheError, OSError):
 
 class CacheUnavailableError(CacheError, ConnectionError):
     """Where the cache is stored does not answer, or refuses to."""
+
+
+def nearest(name: str, known: Collection[str], advice: str) -> str:
+    """Ask whether one of the known names nearest to a wrong one was meant, upper case or lower.
+
+    Args:
+        name: What was written.
+        known: What could have been.
+        advice: What to say where none is near.
+    """
+    by_lower = {one.lower(): one for one in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    return f"did you mean {' or '.join(by_lower[one] for one in near)}?" if near else advice
 
 
 _OUT_OF_MEMORY = (

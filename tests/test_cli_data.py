@@ -4,6 +4,7 @@ import errno
 import io
 import subprocess
 import sys
+from statistics import median
 
 import click
 import numpy as np
@@ -90,15 +91,18 @@ def test_import_says_what_it_wrote_and_lists_the_rest(folder, tmp_path) -> None:
     assert result.stdout == (
         f"Wrote {out}: 2 samples, {kilobytes:.1f} kB; 1 entry rejected, 1 image without a label.\n"
     )
-    assert result.stderr == "gone.png: no such file\n2.png: image without a label\n"
+    assert result.stderr == (
+        f"Read {folder}/gt.tsv as tsv (file<TAB>label): 0.png is 'null'\n"
+        "gone.png: no such file\n2.png: image without a label\n"
+    )
 
 
 def test_import_lists_twenty_and_counts_the_others(folder, tmp_path) -> None:
     (folder / "gt.tsv").write_text("0.png\tx\n" + "".join(f"m{i}.png\tx\n" for i in range(1033)))
     result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     lines = result.stderr.splitlines()
-    assert lines[:20] == [f"m{i}.png: no such file" for i in range(20)]
-    assert lines[20:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
+    assert lines[1:21] == [f"m{i}.png: no such file" for i in range(20)]
+    assert lines[21:] == ["... and 1,015 more"]  # 1033 entries and 2 images, less 20
     assert "1,033 entries rejected, 2 images without a label" in result.stdout
 
 
@@ -106,8 +110,8 @@ def test_import_of_nothing_lists_the_reasons_before_the_error(folder, tmp_path) 
     (folder / "gt.tsv").write_text("m.png\tx\n")
     result = invoke("data", "import", folder, tmp_path / "out.lmdb")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "m.png: no such file"
-    assert result.stderr.splitlines()[1].startswith("Error: ")
+    assert result.stderr.splitlines()[1] == "m.png: no such file"
+    assert result.stderr.splitlines()[2].startswith("Error: ")
 
 
 def test_outputs_are_replaced_only_when_told(folder, tmp_path, words_file) -> None:
@@ -141,8 +145,23 @@ def test_render_then_check(tmp_path, words_file) -> None:
         "broken              0\n"
         "label lengths       1-5: 5\n"
         "outside charset 36  none\n"
+        f"{picture_rows(out)}"
         "\n"
         "Checked 1 LMDB, 5 samples: 0 broken, 0 LMDBs unusable.\n"
+    )
+
+
+def picture_rows(path) -> str:
+    """Return the rows about pictures, none of which is tall or there twice."""
+    sizes = [Image.open(io.BytesIO(image)).size for _, image, _ in WordLmdb(path)]
+    widths, heights = zip(*sizes, strict=True)
+    ratios = [w / h for w, h in sizes]
+    return (
+        f"width, pixels       {min(widths)} to {max(widths)}, median {median(widths):.0f}\n"
+        f"height, pixels      {min(heights)} to {max(heights)}, median {median(heights):.0f}\n"
+        f"width / height      {min(ratios):.2f} to {max(ratios):.2f}, median {median(ratios):.2f}\n"
+        "tall                none\n"
+        "duplicates          none\n"
     )
 
 
@@ -160,12 +179,62 @@ def test_check_prints_broken_keys_and_exits_with_one(tmp_path) -> None:
         "label too long      1\n"
         "label lengths       1-5: 1  6-10: 1  11-15: 1\n"
         "outside charset 36  - 2\n"
+        "width, pixels       30 to 30, median 30\n"
+        "height, pixels      9 to 9, median 9\n"
+        "width / height      3.33 to 3.33, median 3.33\n"
+        "tall                none\n"
+        "duplicates          2 to the byte, 2 of them with another label\n"
         "image-000000002: not an image\n"
         "\n"
         f"{tmp_path / 'b'}\n"
         f"unusable: {tmp_path / 'b'} cannot be opened as an LMDB: "
     )
     assert result.stdout.endswith("Checked 2 LMDBs, 4 samples: 1 broken, 1 LMDB unusable.\n")
+
+
+def sized(width_px: int, height_px: int, level: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width_px, height_px), level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_check_tells_sizes_tall_words_and_pages(tmp_path) -> None:
+    sizes = [(10, 20), (40, 20), (60, 30), (1240, 1754), (15, 30)]
+    with WordLmdbWriter(tmp_path / "a") as writer:
+        writer.add_all((sized(*size), "word") for size in sizes)
+    result = invoke("data", "check", tmp_path / "a")
+    assert result.exit_code == 0
+    assert (
+        "width, pixels       10 to 1,240, median 40\n"
+        "height, pixels      20 to 1,754, median 30\n"
+        "width / height      0.50 to 2.00, median 0.71\n"
+        "tall                2 (40.0 %), stretched unless built with --tall rotate\n"
+        "duplicates          none\n"
+    ) in result.stdout
+    assert result.stderr == (
+        f"Warning: {tmp_path}/a holds 1 picture of the size of a page or a line, such as "
+        "image-000000004 (1240x1754); cut words out with a text detector first\n"
+    )
+
+
+def test_check_tells_what_training_and_test_data_have_in_common(tmp_path) -> None:
+    # Labels are compared as the charset has them, pictures byte for byte.
+    train = [(sized(9, 9, i), label) for i, label in enumerate(["One", "two", "two", "-", "five"])]
+    test = [(sized(9, 9, 1), "ONE"), (sized(9, 9, 1), "TWO"), (sized(9, 9, 8), "six"),
+            (sized(9, 9, 9), "!"), (b"junk", "five")]  # fmt: skip
+    for name, samples in (("train/a", train[:3]), ("train/b", train[3:]), ("test/c", test)):
+        with WordLmdbWriter(tmp_path / name) as writer:
+            writer.add_all(samples)
+    result = invoke("data", "check", tmp_path / "train", tmp_path / "test")
+    assert " 1 to the byte, 1 of them with another label\n" in result.stdout
+    assert (
+        f"Of {tmp_path}/test, 2 of 4 pictures (50.0 %) and 2 of 3 labels are in "
+        f"{tmp_path}/train too.\n"
+    ) in result.stdout
+    # Of one root, or of a root and a part of it, there is nothing to compare.
+    for roots in (["train"], ["train", "train"], ["train", "train/a"]):
+        out = invoke("data", "check", *(tmp_path / root for root in roots)).stdout
+        assert " too." not in out
 
 
 def test_check_warns_of_keys_nothing_reads(tmp_path) -> None:
@@ -193,7 +262,8 @@ def test_check_options_reach_the_label_rules(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("args", "exit_code", "message"),
     [
-        (["data", "import", "nowhere", "out"], 2, "Directory 'nowhere' does not exist"),
+        (["data", "import", "nowhere", "out"], 2, "Path 'nowhere' does not exist"),
+        (["data", "import", "words.txt", "out"], 1, "is neither a folder nor a zip or tar archive"),
         (["data", "import", ".", "../out"], 1, "no label file"),
         (["data", "render", "out", "--words", "words.txt"], 2, "Missing option '--count'"),
         (["data", "render", "out", "--words", "words.txt", "--count", "0"], 2, "not in the range"),

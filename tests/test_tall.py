@@ -29,7 +29,6 @@ from clipocr.train.loop.checkpoint import find_checkpoint, load_recogniser, save
 from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.run import train
 from clipocr.train.models.tokenizer import LabelTokenizer
-from clipocr.train.reading.pictures import looks_like_a_page
 from clipocr.train.reading.readers import load_reader
 
 CPU = torch.device("cpu")
@@ -171,9 +170,3 @@ def test_a_method_that_reads_nothing_records_the_default(tmp_path: Path) -> None
     tokenizer = LabelTokenizer(Charset.load("36"), 25)
     save_checkpoint(tmp_path / "last.pt", SMALL_METHOD, tokenizer, None)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["tall"] == "stretch"
-
-
-def test_a_picture_that_is_turned_is_no_page_for_being_tall() -> None:
-    assert looks_like_a_page(100, 400, "stretch")
-    assert not looks_like_a_page(100, 400, "rotate")
-    assert looks_like_a_page(1000, 2000, "rotate")

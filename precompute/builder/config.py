@@ -48,7 +48,8 @@ class SourceOptions(Options):
     teacher: str = option(
         "ViT-B-16/openai",
         metavar="MODEL/WEIGHTS",
-        help="open_clip model; weights are a pretrained tag, a file's path, or random:SEED.",
+        help="A ViT of CLIP's own kind in open_clip, S to bigG, not SigLIP, EVA02 or others; "
+        "weights are a pretrained tag, a file's path, or random:SEED.",
     )
     image_taps: tuple[int | str, ...] = option(
         (3, 6, 9),

@@ -1,15 +1,16 @@
-"""The commands ``clipocr data ...``: make word LMDBs, and check them."""
+"""The commands ``clipocr data ...``: make word LMDBs, check them, and show what is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...shared.charset import counted_characters
-from ...shared.options import FOLDER, NEW_PATH, takes
+from ...shared.options import FOLDER, NEW_PATH, PATH, takes
 from ...shared.terminal import (
     counted,
     folder_size,
@@ -23,6 +24,7 @@ from ..data.options import (
     ImportOptions,
     NonwordOptions,
     RenderOptions,
+    ShowWordsOptions,
 )
 
 if TYPE_CHECKING:
@@ -32,27 +34,33 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make word LMDBs, and check them."""
+    """Make word LMDBs, check them, and show what is in them."""
 
 
 @data.command("import")
-@click.argument("source", metavar="SRC", type=FOLDER)
+@click.argument("source", metavar="SRC", type=PATH)
 @click.argument("out", metavar="OUT.lmdb", type=NEW_PATH)
 @takes(ImportOptions)
 def import_command(source: Path, out: Path, given: dict[str, Any]) -> None:
-    """Pack the word images of the folder SRC and their labels into OUT.lmdb.
+    """Pack the word images of SRC, a folder, zip or tar, and their labels into OUT.lmdb.
 
     Image bytes go in as they are. Entries that cannot be used are listed with their reason.
 
     \b
     Example:
-      clipocr data import iiit5k_test iiit5k_test.lmdb --labels iiit5k_test/gt.tsv
+      clipocr data import iiit5k_test.zip iiit5k_test.lmdb
+      clipocr data import ch4_test ic15.lmdb --labels Challenge4_Test_Task3_GT.txt
+      clipocr data import mnt/ramdisk/max/90kDICT32px mj.lmdb --labels annotation_train.txt
     """
     from ..data.import_words import import_words
 
     with listed_problems() as on_problem:
         num_samples, num_rejected, num_unlabelled = import_words(
-            source, out, ImportOptions.from_values(given), on_problem=on_problem
+            source,
+            out,
+            ImportOptions.from_values(given),
+            on_problem=on_problem,
+            on_note=partial(click.echo, err=True),
         )
     click.echo(
         f"Wrote {out}: {counted(num_samples, 'sample')}, {folder_size(out)}; "
@@ -121,6 +129,29 @@ def nonwords_command(source: Path, out: Path, given: dict[str, Any]) -> None:
     )
 
 
+@data.command("show")
+@click.argument("lmdb", metavar="LMDB", type=FOLDER)
+@takes(ShowWordsOptions)
+def show_words_command(lmdb: Path, given: dict[str, Any]) -> None:
+    """Draw a contact sheet of words with their labels, numbers and sizes.
+
+    \b
+    Example:
+      clipocr data show data/train/my_words.lmdb --out words.png
+      clipocr data show data/train/my_words.lmdb --out worst.png --order smallest
+      clipocr data show data/train/my_words.lmdb --out exits.png --label exit
+    """
+    from ..data.show_words import show_words
+
+    options = ShowWordsOptions.from_values(given)
+    shown = show_words(lmdb, options)
+    width_px, height_px = shown.size_px
+    click.echo(
+        f"Wrote {options.out}: {shown.num_shown:,} of {counted(shown.num_found, 'word')}, "
+        f"{width_px}x{height_px} pixels."
+    )
+
+
 @data.command("check")
 @click.argument("roots", metavar="PATH...", nargs=-1, required=True, type=FOLDER)
 @takes(CheckOptions)
@@ -129,17 +160,25 @@ def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
 
     Exits with 1 if anything is broken: an image or label that is missing or damaged, or an LMDB
     that cannot be used. Labels that a cache or the charset leaves out are counted, not broken.
+    Of several PATHs, such as training and test data, it says what each two have in common.
 
     \b
     Example:
-      clipocr data check train.lmdb iiit5k_test.lmdb --charset 36
+      clipocr data check data/train data/test --charset 36
     """
-    from ..data.check import check_lmdbs
+    from ..data.check import check_lmdbs, find_overlaps
 
     options = CheckOptions.from_values(given)
     reports = check_lmdbs(roots, options)
     for report in reports:
         _print_check(report, options.charset)
+    for overlap in find_overlaps(roots, reports):
+        share = 100 * overlap.num_images / max(1, overlap.num_second_images)
+        click.echo(
+            f"Of {overlap.second}, {overlap.num_images:,} of {overlap.num_second_images:,} "
+            f"pictures ({share:.1f} %) and {overlap.num_labels:,} of "
+            f"{overlap.num_second_labels:,} labels are in {overlap.first} too."
+        )
     num_samples = sum(report.num_samples for report in reports)
     num_broken = sum(len(report.broken) for report in reports)
     num_unusable = sum(report.problem is not None for report in reports)
@@ -163,6 +202,7 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
     rows.append(("label lengths", histogram(report.label_lengths)))
     outside = counted_characters(report.outside(charset))
     rows.append((f"outside charset {charset.name}", outside or "none"))
+    rows += _picture_rows(report)
     click.echo(report.path)
     if report.problem is None:
         click.echo(plain_table(rows))
@@ -176,4 +216,29 @@ def _print_check(report: LmdbReport, charset: Charset) -> None:
             f"num-samples ({report.num_samples:,}); nothing reads them",
             err=True,
         )
+    if report.pages:
+        key, size = report.pages[0]
+        click.echo(
+            f"Warning: {report.path} holds {counted(len(report.pages), 'picture')} of the size "
+            f"of a page or a line, such as {key} ({size}); cut words out with a text detector "
+            "first",
+            err=True,
+        )
     click.echo()
+
+
+def _picture_rows(report: LmdbReport) -> list[tuple[str, str]]:
+    """Return what is said of the pictures that can be decoded."""
+    if not report.widths_px:
+        return []
+    rows = []
+    for name, (least, median, largest) in report.measured().items():
+        form = ",.0f" if "pixels" in name else ",.2f"
+        rows.append((name, f"{least:{form}} to {largest:{form}}, median {median:{form}}"))
+    num_tall, (num_again, num_otherwise) = report.num_tall, report.duplicates
+    share = 100 * num_tall / len(report.widths_px)
+    tall = f"{num_tall:,} ({share:.1f} %), stretched unless built with --tall rotate"
+    again = f"{num_again:,} to the byte, {num_otherwise:,} of them with another label"
+    rows.append(("tall", tall if num_tall else "none"))
+    rows.append(("duplicates", again if num_again else "none"))
+    return rows

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules, charset_option
-from ...shared.options import FILE, FOLDER, Options, num_cores, option
+from ...shared.data.label_formats import FORMATS, LABEL_FILES
+from ...shared.errors import UsageError
+from ...shared.options import FILE, FOLDER, NEW_PATH, Options, num_cores, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +27,28 @@ class _Jobs(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Options):
-    """How a folder of pictures becomes an LMDB."""
+    """How word images become an LMDB."""
 
     labels: Path | None = option(
         None,
-        type=FILE,
-        default_text="found in SRC: gt.tsv, gt.txt, labels.tsv, labels.txt or labels.json",
-        help="Label file: lines of 'file<TAB>label' or 'file label', "
-        'or JSON {"file": "label"}.',
+        type=NEW_PATH,
+        metavar="FILE",
+        default_text=f"found in SRC: {LABEL_FILES}",
+        help="Label file, here or in SRC.",
+    )
+    format: str | None = option(
+        None,
+        choices=tuple(FORMATS),
+        default_text="whatever fits",
+        help=f"{'; '.join(f'{name}: {what}' for name, what in FORMATS.items())}. names, and "
+        "mjsynth without --labels, take the labels from the images' names.",
     )
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and self.format == "names":
+            raise UsageError("--format names reads no label file; pass no --labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +107,54 @@ class CheckOptions(_Jobs):
 
     charset: Charset = charset_option(f"{CHARSET_HELP}.")
     labels: LabelRules = LabelRules()
+
+
+def _parse_key(text: str) -> int:
+    number = text.removeprefix("image-").removeprefix("label-")
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(f"key {text!r}: expected a number, or a key such as image-000000017")
+    return int(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowWordsOptions(Options):
+    """Which words are drawn on a contact sheet."""
+
+    out: Path = option(type=NEW_PATH, help="PNG to write.")
+    words: int = option(48, minimum=1, maximum=600, help="Most words to draw.")
+    order: str = option(
+        "random",
+        choices=("random", "first", "smallest"),
+        help="smallest: fewest pixels first, and before them what is no picture.",
+    )
+    label: str | None = option(
+        None, default_text="any", help="Text that labels hold, upper case or lower."
+    )
+    exact: bool = option(False, help="Labels are --label, upper case and lower as written.")
+    keys: tuple[int, ...] = option(
+        (),
+        minimum=1,
+        type=click.STRING,
+        parse=_parse_key,
+        metavar="KEY,...",
+        help="Samples in this order: numbers, or keys such as image-000000017.",
+    )
+    seed: int = option(0, minimum=0, help="Which random ones.")
+    font: Path | None = option(
+        None,
+        type=FILE,
+        default_text="DejaVu Sans, which has no Chinese, Japanese or Korean",
+        help="Font of the labels.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keys and self.label is not None:
+            raise UsageError("--keys and --label both say which words; pass one of them")
+        if self.exact and self.label is None:
+            raise UsageError("--exact says how --label is compared; pass --label TEXT with it")
+
+    def matches(self, label: str) -> bool:
+        """Whether a label is as asked for."""
+        assert self.label is not None
+        return label == self.label if self.exact else self.label.lower() in label.lower()

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.names import PIXELS
@@ -28,6 +27,7 @@ from ...shared.cache.words import Row, WordReader
 from ...shared.data.word_lmdb import image_key
 from ...shared.geometry import ViewSize
 from .options import ShowOptions
+from .paper import ABSENT_PAPER, BAD_PAPER, INK, MARGIN_PX, PAPER, sheet_font
 
 Floats = npt.NDArray[np.float32]
 _Place = tuple[int, int]
@@ -40,8 +40,7 @@ _LOW_PERCENT, _HIGH_PERCENT = 2.0, 98.0
 
 _ENLARGED_PX = 64
 """Lower views are enlarged up to this height, by whole numbers."""
-_MARGIN_PX, _LABEL_PX, _HEADER_PX = 24, 232, 100
-_PAPER, _INK, _BAD_PAPER, _ABSENT_PAPER = "#ffffff", "#1c2430", "#fbeae9", "#f1f3f6"
+_LABEL_PX, _HEADER_PX = 232, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,22 +140,22 @@ def _draw_sheet(
     """Draw each row's label, and beside it its views above their colours, or why there are none."""
     scale = max(1, _ENLARGED_PX // view_px.height_px)
     cell_height, cell_width = scale * view_px.height_px, scale * view_px.width_px
-    step_x, step_y = cell_width + _MARGIN_PX, 2 * cell_height + _MARGIN_PX
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)
+    step_x, step_y = cell_width + MARGIN_PX, 2 * cell_height + MARGIN_PX
+    font = sheet_font(14)
     header_px = max(math.ceil(font.getlength(line)) for line in header.splitlines())
-    width = 2 * _MARGIN_PX + max(_LABEL_PX + num_views * step_x, header_px)
-    sheet = Image.new("RGB", (width, _HEADER_PX + len(rows) * step_y), _PAPER)
+    width = 2 * MARGIN_PX + max(_LABEL_PX + num_views * step_x, header_px)
+    sheet = Image.new("RGB", (width, _HEADER_PX + len(rows) * step_y), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN_PX, _MARGIN_PX), header, _INK, font)
+    pen.text((MARGIN_PX, MARGIN_PX), header, INK, font)
 
     def corner(at: _Place) -> tuple[int, int]:
-        return _MARGIN_PX + _LABEL_PX + at[1] * step_x, _HEADER_PX + at[0] * step_y
+        return MARGIN_PX + _LABEL_PX + at[1] * step_x, _HEADER_PX + at[0] * step_y
 
     for row_number, row in enumerate(rows):
         # The end of a source's name tells more than its beginning.
         source = row.source if len(row.source) <= 28 else "…" + row.source[-27:]
         about = f"{row.label}\n{source}\n{image_key(row.lmdb_index).decode()}"
-        pen.text((_MARGIN_PX, _HEADER_PX + row_number * step_y), about, _INK, font)
+        pen.text((MARGIN_PX, _HEADER_PX + row_number * step_y), about, INK, font)
     for at, (view, colors) in cells.items():
         x, y = corner(at)
         patches = colors.reshape(*patch_grid(len(colors), view_px), 3)
@@ -167,7 +166,7 @@ def _draw_sheet(
             )
     for at, problem in problems.items():
         x, y = corner(at)
-        paper = _BAD_PAPER if problem.startswith("bad") else _ABSENT_PAPER
+        paper = BAD_PAPER if problem.startswith("bad") else ABSENT_PAPER
         pen.rectangle((x, y, x + cell_width - 1, y + 2 * cell_height - 1), paper)
-        pen.text((x + 12, y + cell_height - 8), problem, _INK, font)
+        pen.text((x + 12, y + cell_height - 8), problem, INK, font)
     return sheet

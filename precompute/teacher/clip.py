@@ -27,21 +27,53 @@ from ...shared.clip.encoders import (
     project_image_tokens,
     run_blocks,
 )
-from ...shared.clip.weights import load_weights
+from ...shared.clip.weights import config_of, load_weights
 from ...shared.device import PRECISIONS, autocast
 from ...shared.errors import TeacherError, UsageError
 from ...shared.geometry import CLIP_MEAN, CLIP_STD, VIEW_PX, ViewSize, normalize
 
-_CHOOSE_VIT = "choose a ViT teacher such as ViT-B-16"
-_IMAGE_PARTS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer")
-_TEXT_PARTS = ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
 _FOREIGN_TEXT = {
-    "hf_tokenizer_name": "another tokenizer than CLIP's",
     "hf_model_name": "another text encoder than CLIP's",
+    "hf_tokenizer_name": "another tokenizer than CLIP's",
     "embed_cls": "a class token that stands for EOT",
     "no_causal_mask": "a text encoder that is not causal",
 }
 """Settings of open_clip's ``text_cfg`` under which a label prefix would not decide its features."""
+
+
+def why_no_teacher(model_name: str) -> str:
+    """Say what a model of open_clip has that is not CLIP's; nothing if it can be a teacher.
+
+    Its configuration tells, so nothing is built or downloaded.
+
+    Raises:
+        UsageError: open_clip does not know the model.
+    """
+    config = config_of(model_name)
+    image, text = config["vision_cfg"], config.get("text_cfg", {})
+    if image.get("timm_model_name"):
+        return "timm's image encoder, which is not CLIP's"
+    if isinstance(image.get("layers"), list):
+        return "a ResNet, which has no tokens"
+    return next((what for key, what in _FOREIGN_TEXT.items() if text.get(key)), "")
+
+
+def teacher_models() -> list[str]:
+    """Return the names of all models of open_clip that can be teachers."""
+    return [name for name in open_clip.list_models() if not why_no_teacher(name)]
+
+
+def _require_teacher(model_name: str) -> None:
+    if why := why_no_teacher(model_name):
+        published = [
+            name
+            for name in teacher_models()
+            # A tag says which activation it needs, with either name.
+            if open_clip.list_pretrained_tags_by_model(name) and "quickgelu" not in name
+        ]
+        raise TeacherError(
+            f"{model_name} has {why}; teachers with published weights are {', '.join(published)}"
+        )
 
 
 class Teacher:
@@ -181,7 +213,8 @@ class Teacher:
         pools = visual.pool_type != "tok" or getattr(visual, "attn_pool", None) is not None
         if pools or visual.proj is None:
             raise TeacherError(
-                f"{self.spec.model} does not project its class token, as CLIP does; {_CHOOSE_VIT}"
+                f"{self.spec.model} does not project its class token, as CLIP does; choose a "
+                "teacher such as ViT-B-16"
             )
 
     @property
@@ -272,11 +305,13 @@ def load_teacher(
 
     Raises:
         UsageError: the name, a block or the size is not possible.
-        TeacherError: the weights cannot be had, or are not a CLIP of two transformers.
+        TeacherError: the weights cannot be had, or the model is not CLIP's two transformers.
     """
+    model_name, is_pair, _ = name.partition("/")
+    if is_pair:  # What is none is refused below.
+        _require_teacher(model_name)
     model, spec = load_weights(name, precision, activation)
     text: Any = getattr(model, "text", model)
-    _require_two_transformers(model.visual, text, spec.model)
     _require_taps("image", image_taps, len(model.visual.transformer.resblocks))
     _require_taps("text", text_taps, len(text.transformer.resblocks))
     return Teacher(
@@ -287,22 +322,6 @@ def load_teacher(
         text_taps=text_taps,
         view_px=view_px,
     )
-
-
-def _require_two_transformers(visual: Any, text: Any, model_name: str) -> None:
-    for encoder, parts in ((visual, _IMAGE_PARTS), (text, _TEXT_PARTS)):
-        missing = [part for part in parts if not hasattr(encoder, part)]
-        if missing:
-            raise TeacherError(
-                f"{model_name} is not a CLIP of two transformers (no {', '.join(missing)}); "
-                f"{_CHOOSE_VIT}"
-            )
-    text_config = open_clip.get_model_config(model_name)["text_cfg"]
-    for key, what in _FOREIGN_TEXT.items():
-        if text_config.get(key):
-            raise TeacherError(
-                f"{model_name} has {what}, so its text features are not CLIP's; {_CHOOSE_VIT}"
-            )
 
 
 def _require_taps(kind: str, taps: Sequence[int | str], num_blocks: int) -> None:

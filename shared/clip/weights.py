@@ -26,7 +26,7 @@ import torch
 from open_clip.transformer import QuickGELU
 
 from ..cache.spec import TeacherSpec
-from ..errors import TeacherError, UsageError
+from ..errors import TeacherError, UsageError, nearest
 from ..foreign_file import why_unreadable
 
 _HUB_TIMEOUT_S = 5.0
@@ -76,7 +76,8 @@ def load_weights(
     else:
         raise TeacherError(
             f"teacher weights {weights!r} are neither a file nor a pretrained tag of "
-            f"{model_name} (tags: {', '.join(tags) or 'none'}), nor random:SEED"
+            f"{model_name}, nor random:SEED; "
+            + nearest(weights, tags, f"its tags are {', '.join(tags) or 'none'}")
         )
     if activation not in (None, trained_with):
         raise UsageError(
@@ -136,8 +137,8 @@ def config_of(model_name: str) -> dict[str, Any]:
     config: dict[str, Any] | None = open_clip.get_model_config(model_name)
     if config is None:
         raise UsageError(
-            f"teacher model {model_name!r} is unknown to open_clip; expected e.g. ViT-B-16, "
-            "ViT-B-32, ViT-L-14 (python -c 'import open_clip; print(open_clip.list_models())')"
+            f"teacher model {model_name!r} is unknown to open_clip; "
+            + nearest(model_name, open_clip.list_models(), "expected one such as ViT-B-16")
         )
     return config
 

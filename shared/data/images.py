@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import DataError
 from ..geometry import VIEW_PX, is_turned
@@ -38,6 +38,20 @@ _SUFFIXES = {
 IMAGE_SUFFIXES = frozenset(suffix for names in _SUFFIXES.values() for suffix in names)
 """What is taken of a folder; a file that is named is tried whatever its name."""
 
+_MARKS_OF_ROTATION = (b"Exif\0\0", b"tiff:Orientation")
+"""A JPEG that holds none of them, as EXIF or as XMP, is not to be turned."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by EXIF's orientation; 1 is upright."""
+
 _BOMB_FILTER = ("ignore", None, Image.DecompressionBombWarning, None, 0)
 
 
@@ -55,7 +69,7 @@ def _formats() -> tuple[str, ...]:
 def decode_image(encoded: bytes) -> Image.Image:
     """Decode to an RGB picture, as `to_rgb` does it.
 
-    Of an animation the first frame; EXIF's rotation is ignored, as every STR toolkit does.
+    Of an animation the first frame.
 
     Raises:
         ImageProblemError: not an image, damaged, truncated or absurdly large.
@@ -93,9 +107,9 @@ def _sound_jpeg(encoded: bytes) -> Image.Image | None:
 
     On a word this takes 40 % of Pillow's time. The pixels are those of Pillow's wheels, because
     both bundle libjpeg-turbo. They are the same beside a Pillow that was built with another
-    libjpeg, because simplejpeg brings its own.
+    libjpeg, because simplejpeg brings its own. A picture that EXIF may turn is unusual.
     """
-    if not encoded.startswith(b"\xff\xd8\xff"):
+    if not encoded.startswith(b"\xff\xd8\xff") or any(m in encoded for m in _MARKS_OF_ROTATION):
         return None
     try:
         # Strict, which is the default: a mere warning is an error, and Pillow decides.
@@ -110,7 +124,10 @@ def _sound_jpeg(encoded: bytes) -> Image.Image | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any kind in RGB, alpha dropped and deep grey scaled to 8 bits.
+    """Return a picture of any kind in RGB: upright, alpha dropped, deep grey scaled to 8 bits.
+
+    Upright is what EXIF calls so, because cameras and phones store pictures as the sensor lay, and
+    every viewer turns them.
 
     Up to 255 grey values are taken as they are, as Pillow and the official codes do. They clip what
     is above to white; here as many of the lowest bits are dropped as the largest value has beyond
@@ -121,11 +138,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageProblemError: grey values are negative, or not finite.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_of_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "P":
+        rgb = Image.fromarray(_grey_of_8_bits(np.asarray(image))).convert("RGB")
+    elif image.mode == "P":
         # Straight to RGB, Pillow warns about palettes with transparency.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        rgb = image.convert("RGBA").convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    # After the pixels are loaded: Pillow turns a TIFF then, and takes the orientation away.
+    how = _UPRIGHT.get(_orientation(image))
+    return rgb if how is None else rgb.transpose(how)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        # Of damaged EXIF Pillow raises whatever its parser hits; the pixels are sound.
+        return None
 
 
 def _grey_of_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageOps
 from samples import TINY_TEACHER, draw_word, tiny_build
 
 from clipocr.cli import main
@@ -217,7 +217,7 @@ def test_sound_rows_hold_their_picture_and_what_the_teacher_says_of_it(bad_cache
             elif name == "palette":
                 picture = image.convert("RGBA").convert("RGB")
             else:
-                picture = image.convert("RGB")  # EXIF's rotation is not looked at.
+                picture = ImageOps.exif_transpose(image).convert("RGB")
         expected = np.asarray(picture.resize((128, 32), Image.Resampling.BICUBIC))
         row = rows.index(("images", idx, f"image{idx}"))
         np.testing.assert_array_equal(views[row], expected, err_msg=name)

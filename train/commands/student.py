@@ -39,7 +39,8 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
       clipocr read run crops --format jsonl
       find crops -name '*.png' | clipocr read run -
     """
-    from ..reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
+    from ...shared.geometry import looks_like_a_page
+    from ..reading.pictures import find_pictures, pictures_of_stream
     from ..reading.readers import load_reader
 
     options = ReadingOptions.from_values(given)
@@ -74,12 +75,11 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
                 click.echo(_formatted(options.format, name, word))
             else:
                 say(f"{name}: {word.problem}")
-            if word.size_px is not None and looks_like_a_page(
-                *word.size_px, reader.recogniser.tall
-            ):
+            if word.size_px is not None and looks_like_a_page(*word.size_px):
+                width_px, height_px = word.size_px
                 on_page(
-                    f"{name}: too large or too tall for one word. clipocr reads cropped words, not "
-                    "pages; cut the words out with a text detector first"
+                    f"{name}: {width_px}x{height_px} is the size of a page or a line; cut its "
+                    "words out with a text detector first"
                 )
     if has_problem:
         raise SystemExit(1)

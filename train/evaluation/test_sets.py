@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ...shared.charset import Charset, LabelProblem, LabelRules
 from ...shared.data.images import decode_image
-from ...shared.data.word_folders import LABEL_FILE_NAMES, WordFolder
+from ...shared.data.label_formats import LABEL_FILE_NAMES, LABEL_FILES
+from ...shared.data.word_folders import WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_with
 from ...shared.errors import DataError
 from ..reading.words import WordPicture
@@ -85,7 +86,7 @@ def _find_sources(root: Path) -> list[Path]:
     if not found:
         raise DataError(
             f"no LMDB (a folder with data.mdb) and no image folder (one with "
-            f"{', '.join(LABEL_FILE_NAMES)}) at or below {root}; pass the folder above your test "
+            f"{LABEL_FILES}) at or below {root}; pass the folder above your test "
             "sets, or make an LMDB with: clipocr data import"
         )
     return found

@@ -11,7 +11,6 @@ Shapes: B batch, S_1 ... S_4 tokens of a stage, D_1 ... D_4 their width.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...shared.errors import UsageError
+from ...shared.errors import UsageError, nearest
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, VIEW_PX
 from .config import NUM_STAGES, TIMM, StudentConfig, StudentSize
 
@@ -221,9 +220,8 @@ def _vit(size: StudentSize) -> nn.Module:
 
 def _timm_model(name: str) -> nn.Module:
     if ":" in name or not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"such as {', '.join(near)}" if near else "see timm.list_models()"
-        raise UsageError(f"timm has no model {name!r}; pass the name of one ({hint})")
+        hint = nearest(name, timm.list_models(), "timm.list_models() names them")
+        raise UsageError(f"timm has no model {name!r}; {hint}")
     try:
         return _create(name)
     except Exception as e:

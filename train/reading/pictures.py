@@ -15,16 +15,12 @@ from PIL import Image
 from ...shared.data.folders import as_text, files_below
 from ...shared.data.images import IMAGE_SUFFIXES, ImageProblemError, decode_image, to_rgb
 from ...shared.errors import DataError
-from ...shared.geometry import is_turned
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A picture of one word: a path, an encoded image, a Pillow image, or pixels.
 
 Shape of pixels: (height, width, 3) RGB, or (height, width) grey; uint8.
 """
-
-_PAGE_PIXELS = 1_000_000
-"""Of the 3,000 test crops of IIIT5k, no one has more than a third of this."""
 
 
 def load_picture(source: ImageSource) -> Image.Image:
@@ -49,16 +45,6 @@ def load_picture(source: ImageSource) -> Image.Image:
         return decode_image(Path(source).read_bytes())
     except OSError as e:
         raise ImageProblemError(e.strerror or "cannot be read") from e
-
-
-def looks_like_a_page(width_px: int, height_px: int, tall: str) -> bool:
-    """Whether a picture is too large, or too tall, to be the crop of one word.
-
-    One that the reader turns, by its `tall`, is judged as turned.
-    """
-    if is_turned(width_px, height_px, tall):
-        width_px, height_px = height_px, width_px
-    return width_px * height_px > _PAGE_PIXELS or height_px > max(2 * width_px, 100)
 
 
 def find_pictures(names: Sequence[str]) -> Iterator[Path | DataError]:

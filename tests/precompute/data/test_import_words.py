@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -11,7 +15,8 @@ from PIL import Image
 
 from clipocr.precompute.data.import_words import import_words
 from clipocr.precompute.data.options import ImportOptions
-from clipocr.shared.data.word_folders import find_label_file, read_label_file
+from clipocr.shared.data.word_folders import find_label_file
+from clipocr.shared.data.word_lmdb import WordLmdb
 from clipocr.shared.errors import DataError, UsageError
 
 
@@ -35,8 +40,15 @@ def folder(tmp_path):
 
 
 def run(source, out, **options):
-    problems = []
-    counts = import_words(source, out, ImportOptions(**options), on_problem=problems.append)
+    problems, notes = [], []
+    counts = import_words(
+        source,
+        out,
+        ImportOptions(**options),
+        on_problem=problems.append,
+        on_note=notes.append,
+    )
+    assert len(notes) == 1
     return counts, problems
 
 
@@ -58,59 +70,23 @@ def test_images_go_in_as_they_are_in_the_order_of_the_labels(folder, tmp_path) -
     assert counts == (2, 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("gt.tsv", "a b.png\tx y\n", [("a b.png", "x y")]),
-        ("gt.txt", "a.png x y\r\nb.png  z\r\n", [("a.png", "x y"), ("b.png", "z")]),
-        ("gt.txt", "\ufeffa.png x\n\n  \n", [("a.png", "x")]),
-        ("gt.txt", "a.png\nb.png x", [("a.png", ""), ("b.png", "x")]),
-        # Tabs make it a table: the first line lacks its label, "b.png" is none.
-        ("gt.txt", "a b.png\nc.png\tx\n", [("a b.png", ""), ("c.png", "x")]),
-        # One tab among spaces is one more space.
-        (
-            "gt.txt",
-            "a.png x\nb.png\ty z\nc.png z\n",
-            [("a.png", "x"), ("b.png", "y z"), ("c.png", "z")],
-        ),
-        ("gt.txt", "\tx\n", [("", "x")]),
-        # U+2028 is a line separator to str.splitlines, but part of a label here.
-        ("gt.txt", "a.png x\u2028y\n", [("a.png", "x\u2028y")]),
-        ("labels.json", '{"a.png": "x", "b.png": ""}', [("a.png", "x"), ("b.png", "")]),
-        ("labels.json", '{"a.png": "x", "a.png": "y"}', [("a.png", "x"), ("a.png", "y")]),
-        ("labels.json", "{}", []),
-    ],
-)
-def test_label_formats(tmp_path, name: str, text: str, expected: list) -> None:
-    (tmp_path / name).write_bytes(text.encode())
-    assert read_label_file(tmp_path / name) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("gt.txt", b"a.png \xff\n", r"not UTF-8 \(byte 6\)"),
-        ("labels.json", b"{", "not JSON"),
-        ("labels.json", b'["a.png"]', "not a JSON object"),
-        ("labels.json", b'{"a.png": 5}', "not a JSON object"),
-        ("labels.json", b'{"a.png": {"text": "x"}}', "not a JSON object"),
-    ],
-)
-def test_unreadable_label_files_are_refused(tmp_path, name: str, content, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_label_file(tmp_path / name)
-
-
 def test_label_file_must_be_one(folder, tmp_path) -> None:
     assert find_label_file(folder) == folder / "gt.tsv"
-    (folder / "labels.json").write_text("{}")
-    with pytest.raises(DataError, match=r"several label files: gt.tsv, labels.json; .*--labels"):
+    (folder / "labels.json").write_text('{"a.png": "Two"}')
+    said = (
+        r"several label files: gt.tsv \('a.png\\tEins'\), labels.json \('{\"a.png\": \"Two\"}'\); "
+        "expected one; pass --labels FILE to choose"
+    )
+    with pytest.raises(DataError, match=said):
         run(folder, tmp_path / "out")
+    counts, _ = run(folder, tmp_path / "out", labels=Path("labels.json"))  # In the folder.
+    assert counts == (1, 0, 2)
+    with pytest.raises(UsageError, match=r"--labels more\.txt is no file, neither here nor in SRC"):
+        run(folder, tmp_path / "out2", labels=Path("more.txt"))
     (folder / "labels.json").unlink()
     (folder / "gt.tsv").unlink()
-    with pytest.raises(DataError, match=r"no label file; expected one of gt.tsv, .*--labels"):
-        run(folder, tmp_path / "out")
+    with pytest.raises(DataError, match=r"no label file; expected gt or labels .*--labels"):
+        run(folder, tmp_path / "out2")
 
 
 def test_label_file_may_lie_elsewhere(folder, tmp_path) -> None:
@@ -119,6 +95,109 @@ def test_label_file_may_lie_elsewhere(folder, tmp_path) -> None:
     counts, problems = run(folder, tmp_path / "out", labels=labels)
     assert counts[0] == 1
     assert problems == ["a.png: image without a label", "sub/b c.jpg: image without a label"]
+
+
+def read_back(path) -> list[tuple[bytes, str]]:
+    return [(image, label) for _, image, label in WordLmdb(path)]
+
+
+WORDS = {"1_Lube_45484": "Lube", "22_half_a_7": "half_a", "3_X-9_0": "X-9"}
+
+
+def test_images_may_be_named_by_their_labels(tmp_path) -> None:
+    source = tmp_path / "mj" / "2425" / "1"
+    source.mkdir(parents=True)
+    for seed, name in enumerate(WORDS):
+        (source / f"{name}.jpg").write_bytes(image_bytes(seed, "JPEG"))
+    expected = [(image_bytes(seed, "JPEG"), label) for seed, label in enumerate(WORDS.values())]
+    assert run(tmp_path / "mj", tmp_path / "a") == ((3, 0, 0), [])
+    assert read_back(tmp_path / "a") == expected
+    run(tmp_path / "mj", tmp_path / "b", format="names")
+    assert [label for _, label in read_back(tmp_path / "b")] == list(WORDS)
+    # One image of another name, and it is no folder of MJSynth's any more, unless told.
+    (source / "else.jpg").write_bytes(image_bytes(9, "JPEG"))
+    with pytest.raises(DataError, match=r"no label file; .*--format names"):
+        run(tmp_path / "mj", tmp_path / "c")
+    _, problems = run(tmp_path / "mj", tmp_path / "c", format="mjsynth")
+    assert problems == ["2425/1/else.jpg: not named NUMBER_LABEL_NUMBER.jpg"]
+    assert read_back(tmp_path / "c") == expected
+    with pytest.raises(UsageError, match="--format names reads no label file"):
+        ImportOptions(format="names", labels=source)
+
+
+def test_mjsynths_own_list(tmp_path) -> None:
+    (tmp_path / "mj" / "9").mkdir(parents=True)
+    for seed, name in enumerate(WORDS):
+        (tmp_path / "mj" / "9" / f"{name}.jpg").write_bytes(image_bytes(seed, "JPEG"))
+    lines = [f"./9/{name}.jpg {name.rpartition('_')[2]}\n" for name in WORDS]
+    (tmp_path / "mj" / "annotation_train.txt").write_text("".join(lines[:2]))
+    counts, problems = run(tmp_path / "mj", tmp_path / "out")
+    assert (counts, problems) == ((2, 0, 1), ["9/3_X-9_0.jpg: image without a label"])
+    assert [label for _, label in read_back(tmp_path / "out")] == ["Lube", "half_a"]
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder.parent))
+        archive.writestr("__MACOSX/src/._a.png", b"junk")
+        archive.writestr("../outside.png", b"evil")
+        archive.writestr("/abs.png", b"evil")
+    return path
+
+
+def tarred(folder, path):
+    mode = "w:gz" if path.suffix == ".gz" else "w"
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, "src")
+        for name in ("../outside.png", "/abs.png"):
+            archive.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("src/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../../outside.png"
+        archive.addfile(link)
+    return path
+
+
+@pytest.mark.parametrize("name", ["src.zip", "src.tar", "src.tar.gz"])
+def test_an_archive_is_read_as_the_folder_in_it(folder, tmp_path, name: str) -> None:
+    (tmp_path / "deep").mkdir()
+    archive = (zipped if name == "src.zip" else tarred)(folder, tmp_path / "deep" / name)
+    shutil.rmtree(folder)
+    counts, problems = run(archive, tmp_path / "deep" / "out")
+    assert read_back(tmp_path / "deep" / "out") == [
+        (image_bytes(1), "Eins"),
+        (image_bytes(2, "JPEG"), "zwei drei"),
+    ]
+    assert counts == (2, 0, 1)
+    assert problems[:2] == [
+        f"{member}: leads out of the archive, not unpacked"
+        for member in ("../outside.png", "/abs.png")
+    ]
+    assert problems[-1] == "spare.png: image without a label"
+    # Nothing lies outside, and what was unpacked is gone.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["out", name]
+
+
+def test_what_is_no_archive_or_a_damaged_one_is_named(folder, tmp_path) -> None:
+    whole = zipped(folder, tmp_path / "src.zip").read_bytes()
+    (tmp_path / "text.zip").write_text("no archive")
+    for name, content, said in (
+        ("text.zip", b"no archive", "is neither a folder nor a zip or tar archive"),
+        ("cut.zip", whole.replace(image_bytes(1)[50:90], bytes(40)), "cannot be unpacked: Bad CRC"),
+        ("cut.tar.gz", tarred(folder, tmp_path / "x.tar.gz").read_bytes()[:900], "be unpacked"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            run(tmp_path / name, tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_error_in_an_archive_names_the_archive(folder, tmp_path) -> None:
+    (folder / "gt.tsv").write_bytes(b"a.png\t\xff")
+    archive = zipped(folder, tmp_path / "src.zip")
+    with pytest.raises(DataError, match=rf"^{archive}/gt.tsv is not UTF-8"):
+        run(archive, tmp_path / "out")
 
 
 def test_every_unusable_entry_is_reported_with_its_reason(folder, tmp_path) -> None:

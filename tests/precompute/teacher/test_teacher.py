@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from clipocr.precompute.teacher.clip import (
     Teacher,
     load_teacher,
     store_products_in,
+    teacher_models,
+    why_no_teacher,
 )
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
 from clipocr.shared.clip.encoders import crop_positions
 from clipocr.shared.errors import TeacherError, UsageError
-from clipocr.shared.geometry import CLIP_MEAN, CLIP_STD
+from clipocr.shared.geometry import CLIP_MEAN, CLIP_STD, normalize
 
 CPU = torch.device("cpu")
 
@@ -307,17 +310,90 @@ def test_text_encoders_that_read_otherwise_are_refused(
         load(f"{name}/random:0")
 
 
+def names_of_open_clip() -> list[str]:
+    """Return the models that come with open_clip, without those of tests."""
+    folder = Path(open_clip.__file__).parent / "model_configs"
+    return [path.stem for path in folder.glob("*.json")]
+
+
+def test_which_models_are_teachers_is_known_by_their_names() -> None:
+    of_clip = re.compile(
+        r"ViT-(S|M|B|L|H|g|e|bigG)-(14|16|32)(-plus)?(-alt)?(-\d{3})?(-quickgelu)?"
+    )
+    others = {
+        "timm's image encoder": r"SigLIP|siglip|EVA0|MobileCLIP|PE-Core|ViTamin|convnext|swin|vit_",
+        "a ResNet": "RN",
+        "another text encoder": "roberta|mt5|nllb",
+        "another tokenizer": "CLIPA|worldwide",
+        "a class token that stands for EOT": "coca",
+    }
+    names = names_of_open_clip()
+    assert len(names) > 100
+    for name in names:
+        why = why_no_teacher(name)
+        assert (why == "") == bool(of_clip.fullmatch(name)), (name, why)
+        expected = next((said for said, kind in others.items() if re.search(kind, name)), "")
+        assert why.startswith(expected), (name, why)
+        assert (name in teacher_models()) == (why == "")
+
+
+def small(name: str) -> dict:
+    """Return the configuration of a model with small numbers in the place of its sizes."""
+    config = open_clip.get_model_config(name)
+    image, text = config["vision_cfg"], config["text_cfg"]
+    sizes = {"layers": 2, "width": 64, "head_width": 32, "image_size": 4 * image["patch_size"]}
+    return {
+        **config,
+        "embed_dim": 24,
+        "vision_cfg": {**image, **sizes},
+        "text_cfg": {**text, "layers": 2, "width": 32, "heads": 2},
+    }
+
+
+def test_every_kind_of_teacher_gives_open_clips_own_embeddings(tmp_path: Path) -> None:
+    kinds = {json.dumps(small(name), sort_keys=True): name for name in teacher_models()
+             if name in names_of_open_clip()}  # fmt: skip
+    assert len(kinds) > 8
+    for config, name in kinds.items():
+        (tmp_path / f"small-{name}.json").write_text(config)
+    open_clip.add_model_config(tmp_path)
+    sequence = TeacherTokenizer("char", 25).tokenize("word").ids
+    tokens = torch.zeros(1, 77, dtype=torch.int32)
+    tokens[0, : len(sequence)] = torch.tensor(sequence)
+    for name in kinds.values():
+        side = 4 * open_clip.get_model_config(name)["vision_cfg"]["patch_size"]
+        teacher = load(f"small-{name}/random:0", image_taps=(1, "final"), text_taps=(1, 2),
+                       view_px=(side, side))  # fmt: skip
+        views = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+        arrays = teacher.image_features(views)
+        assert arrays["block1"].shape == (2, 17, 64)
+        plain = teacher._model
+        with torch.no_grad():
+            images = normalize(views, CLIP_MEAN, CLIP_STD)
+            of_image, of_text = plain.encode_image(images), plain.encode_text(tokens)
+        ends = torch.tensor([len(sequence) - 1])
+        for mine, theirs in (
+            (teacher.image_embeddings(views), of_image),
+            (arrays["final"][:, 0], of_image),
+            (teacher.text_features(tokens, ends)["eot"], of_text),
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "error", "said"),
     [
         ("ViT-B-16", {}, UsageError, "is not MODEL/WEIGHTS"),
-        ("ViT-B-99/openai", {}, UsageError, "unknown to open_clip"),
+        ("vit-b16/openai", {}, UsageError, r"unknown to open_clip; did you mean ViT-B-16 "),
+        ("CLIP/openai", {}, UsageError, "unknown to open_clip; expected one such as ViT-B-16"),
+        ("ViT-B-16/laion-2b-s34b", {}, TeacherError, "did you mean laion2b_s34b_b88k"),
+        ("ViT-S-16/openai", {}, TeacherError, "its tags are none"),
         ("ViT-tiny-test/random:x", {}, UsageError, "random:SEED"),
         ("ViT-tiny-test/no/such/file.pt", {}, TeacherError, "neither a file nor a pretrained tag"),
         ("ViT-tiny-test/random:0", {"image_taps": (3, 2)}, UsageError, "from 1 to 4"),
         ("ViT-tiny-test/random:0", {"image_taps": (3, 6, 9)}, UsageError, "from 1 to 4"),
         ("ViT-tiny-test/random:0", {"text_taps": ()}, UsageError, "text taps"),
-        ("RN50/random:0", {}, TeacherError, "not a CLIP of two transformers"),
+        ("RN50/random:0", {}, TeacherError, "has a ResNet, .* are ViT-B-16, .*ViT-L-14"),
     ],
 )
 def test_wrong_teachers_are_explained(

@@ -108,9 +108,9 @@ def photo() -> Image.Image:
     return Image.fromarray(pixels).resize((117, 31), Image.Resampling.BICUBIC)
 
 
-def turned() -> Image.Exif:
+def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Orientation] = orientation
     return exif
 
 
@@ -129,7 +129,6 @@ JPEGS = {
     "restart markers": encode(photo(), "JPEG", restart_marker_blocks=2),
     "grey": encode(photo().convert("L"), "JPEG"),
     "grey, progressive": encode(photo().convert("L"), "JPEG", progressive=True),
-    "turned by EXIF": encode(photo(), "JPEG", exif=turned()),
     "profile and comment": encode(photo(), "JPEG", icc_profile=bytes(300), comment=b"word"),
     "bytes after the end": encode(photo(), "JPEG") + bytes(99),
     "1 x 1": encode(Image.new("RGB", (1, 1), (7, 80, 9)), "JPEG"),
@@ -137,6 +136,7 @@ JPEGS = {
     "large": encode(photo().resize((1500, 700)), "JPEG"),
 }
 UNUSUAL_JPEGS = {
+    "upright by EXIF": encode(photo(), "JPEG", exif=turned(1)),
     "CMYK": encode(photo().convert("CMYK"), "JPEG"),
     "RGB": encode(photo(), "JPEG", keep_rgb=True),
     # Between a table and the picture; libjpeg warns.
@@ -152,6 +152,49 @@ def test_pixels_of_a_jpeg_are_pillows(kind: str) -> None:
     assert decoded.mode == "RGB"
     with Image.open(io.BytesIO(encoded)) as opened:
         assert np.array_equal(decoded, opened.convert("RGB"))
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_picture_is_upright_as_exif_says(file_format: str, orientation: int) -> None:
+    # Rows from the top and columns from the left of the upright picture, by the EXIF standard's
+    # table of where row 0 and column 0 of the stored one are.
+    upright = np.asarray(photo())
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    picture = Image.fromarray(np.ascontiguousarray(stored))
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    encoded = encode(picture, file_format, exif=turned(orientation), **options.get(file_format, {}))
+    decoded = np.asarray(decode_image(encoded), np.int16)
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded - upright).max() <= (6 if file_format == "JPEG" else 0)
+    # A picture that a program has opened says the same.
+    with Image.open(io.BytesIO(encoded)) as opened:
+        assert np.array_equal(to_rgb(opened), decoded)
+
+
+def test_deep_grey_and_pictures_turned_by_xmp_are_upright_too() -> None:
+    deep = Image.fromarray(np.array([[1, 2, 3]], np.uint16))
+    decoded = np.asarray(decode_image(encode(deep, exif=turned(6))))
+    assert decoded[:, 0, 0].tolist() == [1, 2, 3]
+    assert decode_image(encode(photo(), "JPEG", xmp=XMP)).size == (31, 117)
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    for damage in (b"", b"II", b"\xff" * 40):
+        encoded = encode(photo(), "JPEG", exif=b"Exif\0\0" + damage)
+        assert np.array_equal(decode_image(encoded), decode_image(encode(photo(), "JPEG")))
 
 
 def test_of_a_damaged_jpeg_becomes_what_pillow_makes_of_it(monkeypatch) -> None:

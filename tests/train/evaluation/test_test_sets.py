@@ -44,6 +44,20 @@ def test_lmdbs_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None:
     assert [s.image for s in alone.pictures] == ["words/0.png", "words/1.png"]
 
 
+def test_label_files_are_read_as_data_import_reads_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "ic15", 'words/0.png, "say \\"a\\""\n', 1, "gt.txt")
+    write_folder(tmp_path / "easy", 'file,words\nwords/0.png,"b, c"\n', 1, "labels.csv")
+    write_folder(tmp_path / "doctr", json.dumps({"0.png": "d"}), 1, "labels.json")
+    (tmp_path / "doctr" / "words").rename(tmp_path / "doctr" / "images")
+    sets = open_all(tmp_path)
+    assert [(s.name, s.pictures[0].label) for s in sets] == [
+        ("doctr", "d"),
+        ("easy", "b, c"),
+        ("ic15", 'say "a"'),
+    ]
+    assert [s.image(s.pictures[0].image) for s in sets] == [painted(0)] * 3
+
+
 def test_what_is_wrong_in_an_image_folder_counts_as_wrong_with_its_reason(tmp_path: Path) -> None:
     lines = ["words/0.png\tzero", "words/gone.png\tone", "../up.png\ttwo", "note.txt\tthree",
              "words/1.png\t", "words/1.png\tagain", "./words/0.png\ttwice"]  # fmt: skip
@@ -88,9 +102,9 @@ def test_the_digest_is_of_samples_labels_and_sizes(tmp_path: Path) -> None:
         ({}, r"no LMDB .* no image folder .* at or below .*clipocr data import"),
         (
             {"gt.txt": "a.png a", "labels.txt": "a.png a"},
-            "holds several label files: gt.txt, labels.txt; expected one",
+            r"holds several label files: gt.txt \('a.png a'\), labels.txt .* expected one",
         ),
-        ({"gt.txt": "a.png a"}, "gt.txt names no file that is there; expected lines of"),
+        ({"gt.txt": "a.png a"}, "gt.txt names no file that is there; expected lines such as"),
         ({"labels.json": "[1]"}, "not a JSON object"),
     ],
 )

@@ -226,7 +226,7 @@ def test_pictures_reach_a_model_with_the_mean_and_std_it_was_trained_with() -> N
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("resnet81", "timm has no model 'resnet81'; pass the name of one .such as resnet"),
+        ("resnet81", "timm has no model 'resnet81'; did you mean resnet"),
         ("hf-hub:timm/resnet18", "timm has no model 'hf-hub:timm/resnet18'"),
         ("clipocr_test_shallow", "clipocr_test_shallow cannot be the encoder: it shows 3 feature "
          "maps, expected 4 or more. Pass another timm model"),

@@ -9,14 +9,14 @@ import pytest
 from checkpoints import save_untrained
 from click.testing import CliRunner, Result
 from oracle import Oracle, painted
-from PIL import Image
+from PIL import ExifTags, Image
 from samples import draw_word, write_words
 
 import clipocr
 from clipocr.cli import main
 from clipocr.shared.data.images import ImageProblemError
 from clipocr.shared.errors import CheckpointError, DataError, UsageError
-from clipocr.train.reading.pictures import find_pictures, looks_like_a_page, pictures_of_stream
+from clipocr.train.reading.pictures import find_pictures, pictures_of_stream
 from clipocr.train.reading.readers import Reader
 
 
@@ -52,6 +52,14 @@ def test_every_kind_of_image_reads_the_same(reader: Reader, tmp_path: Path) -> N
     for image in kinds:
         assert reader.read(image).text == "b"
     assert [reading.text for reading in reader.read_all(kinds)] == ["b"] * 6
+
+
+def test_a_picture_is_read_upright_as_exif_says(reader: Reader, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 50), (1, 0, 0)).save(tmp_path / "b.png", exif=exif)
+    for image in (tmp_path / "b.png", Image.open(tmp_path / "b.png")):
+        assert reader.read(image).size_px == (50, 20)
 
 
 def test_many_are_read_in_order_with_problems(reader: Reader, tmp_path: Path) -> None:
@@ -101,22 +109,6 @@ def test_three_lines_of_python(run_path: Path) -> None:
         clipocr.load(run_path / "none")
     with pytest.raises(UsageError, match="batch_size is 0, expected a whole number from 1"):
         clipocr.load(run_path, batch_size=0)
-
-
-@pytest.mark.parametrize(
-    ("width_px", "height_px", "is_page"),
-    [
-        (1240, 1754, True),  # a page at 150 dpi
-        (640, 480, False),
-        (1600, 900, True),  # a photograph
-        (100, 32, False),
-        (900, 200, False),  # a large crop
-        (12, 60, False),  # "l"
-        (60, 400, True),  # a vertical sign
-    ],
-)
-def test_what_looks_like_a_page(width_px: int, height_px: int, is_page: bool) -> None:
-    assert looks_like_a_page(width_px, height_px, "stretch") is is_page
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
@@ -186,4 +178,7 @@ def test_the_command_names_what_it_cannot_read_and_reads_on(run_path: Path, tmp_
     first, second, third = result.stderr.splitlines()
     assert first == f"{tmp_path}/none*: no file has such a name"
     assert second == f"{tmp_path}/broken.png: damaged image"
-    assert third.startswith(f"{page}: too large or too tall for one word.")
+    assert third == (
+        f"{page}: 1240x1754 is the size of a page or a line; cut its words out with a text "
+        "detector first"
+    )
