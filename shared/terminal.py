@@ -57,7 +57,7 @@ def byte_size(num_bytes: float) -> str:
     unit = next(units)
     while size >= 1000:
         size, unit = size / 1000, next(units)
-    return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+    return counted(round(size), "byte") if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], num_left: int = 1) -> str:

@@ -47,7 +47,7 @@ class BuildSummary:
 
     cache: FeatureCache
     num_rows_built: int
-    """0 when nothing was missing."""
+    """Each counted once a view; 0 when nothing was missing."""
     num_bad_rows: int
     """Bad images among all rows of the cache."""
     made_text: bool

@@ -60,14 +60,14 @@ def build_command(given: Mapping[str, Any]) -> None:
     size = byte_size(summary.cache.num_bytes())
     rate = summary.num_rows_built / max(summary.image_seconds, 1e-9)
     done = (
-        f"{counted(summary.num_rows_built, 'row')} built at {rate:,.0f} images/s"
+        f"{counted(summary.num_rows_built, 'view')} built at {rate:,.0f} images/s"
         if summary.num_rows_built
         else "nothing was missing"
     )
     rest = "" if summary.is_complete else "; units of other processes are still missing"
     click.echo(
-        f"Wrote {config.out}: {counted(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad), "
-        f"{size}; {done}{rest}."
+        f"Wrote {config.out}: {counted(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad) in "
+        f"{counted(summary.cache.num_views, 'view')}, {size}; {done}{rest}."
     )
 
 

@@ -46,13 +46,13 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     description = describe_cache(cache_path)
     click.echo(plain_table(description.facts) + "\n")
     parts = [
-        (name, f"{num_bytes:,}", f"{num_bytes / max(description.num_rows_built, 1):,.0f}")
+        (name, byte_size(num_bytes), byte_size(num_bytes / max(description.num_rows_built, 1)))
         for name, num_bytes in description.bytes_by_part.items()
     ]
-    click.echo(markdown_table(parts, ["part", "bytes", "bytes per row"]) + "\n")
+    click.echo(markdown_table(parts, ["part", "size", "per row"]) + "\n")
+    rows = f"{description.num_rows_built:,} of {counted(description.num_rows, 'row')}"
     click.echo(
-        f"{cache_path}: {description.num_rows_built:,} of "
-        f"{counted(description.num_rows, 'row')} built, "
+        f"{cache_path}: {rows} built in {counted(description.num_views, 'view')}, "
         f"{byte_size(sum(description.bytes_by_part.values()))}."
     )
 
