@@ -11,7 +11,14 @@ import click
 
 from ...shared.errors import UsageError
 from ...shared.options import CACHE, NEW_CACHE, num_cores, takes
-from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, plain_table
+from ...shared.terminal import (
+    MAX_LISTED,
+    byte_size,
+    counted,
+    goes_on,
+    markdown_table,
+    plain_table,
+)
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -159,6 +166,7 @@ def _recompute(config: VerifyConfig) -> bool:
 @click.argument("source", metavar="SRC", type=CACHE)
 @click.argument("out", metavar="DST", type=NEW_CACHE)
 @takes(CopyConfig)
+@goes_on
 def copy_command(source: str | Path, out: Path, given: Mapping[str, Any]) -> None:
     """Copy the cache SRC, or a part of it, to the folder DST.
 

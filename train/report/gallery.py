@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...shared.charset import Charset
+from ...shared.data.images import ImageProblemError
 from ..evaluation.results import Evaluation
 from ..reading.words import ReadWord
 from .pictures import picture_uri
@@ -62,7 +63,10 @@ def gallery(
 def encoded_picture(evaluation: Evaluation, word: ReadWord) -> bytes:
     """Return the picture of a word from its test set."""
     (of_set,) = (some for some in evaluation.sets if some.name == word.set_name)
-    return of_set.test_set.image(word.image)
+    try:
+        return of_set.test_set.image(word.image)
+    except ImageProblemError as e:
+        raise ImageProblemError(f"{word.set_name}, {word.image}: {e}") from e
 
 
 def surest_first(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:
