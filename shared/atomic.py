@@ -53,7 +53,7 @@ def make_folder(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and those above it; if the block fails, those made go, but never a file."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
