@@ -20,6 +20,7 @@ from .precompute.commands.inspect import align_command, show_command
 from .precompute.commands.upkeep import copy_command, info_command, verify_command
 from .shared.errors import ClipocrError, explained_memory
 from .shared.interrupts import ending, working
+from .shared.terminal import how_to_go_on
 from .train.commands.evaluation import eval_command, latency
 from .train.commands.hub import pull, push
 from .train.commands.student import export, read
@@ -50,7 +51,7 @@ class _Commands(click.Group):
             raise click.ClickException(f"{place}{e.strerror}") from e
         except KeyboardInterrupt as e:
             line, code = ending(getattr(e, "signal_number", signal.SIGINT))
-            click.echo(line, err=True)
+            click.echo(f"{line} {how_to_go_on(ctx)}".rstrip(), err=True)
             ctx.exit(code)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,7 +22,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        # safetensors puts a temporary file of its own there, which the user alone may read.
+        if partial.stat().st_mode != mode:
+            partial.chmod(mode)
         sync(partial)
         rename(partial, path)
     finally:
@@ -42,6 +47,22 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it; if the block fails, those made go, but never a file."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        within = sorted(folder.rglob("*"), reverse=True)
+        if all(path.is_dir() for path in within):
+            for path in [*within, *made] if made else []:
+                with suppress(OSError):  # Another process may be writing by now.
+                    path.rmdir()
+        raise
 
 
 def sync(path: Path) -> None:

@@ -13,9 +13,9 @@ from .. import __version__
 NAME = "clipocr-str"
 
 
-def install_command(extra: str) -> str:
-    """Return what installs the optional dependencies of that name."""
-    return f"pip install '{NAME}[{extra}]'"
+def install_command(extra: str = "") -> str:
+    """Return what installs the package, with the optional dependencies of a name."""
+    return f"pip install '{NAME}[{extra}]'" if extra else f"pip install {NAME}"
 
 
 def versions_with(*packages: str) -> dict[str, str]:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import click
 
 MAX_LISTED = 20
+
+_GOES_ON = "clipocr.goes_on"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def goes_on(command: _Command) -> _Command:
+    """Say of a command that is interrupted that it goes on when it is run again."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        click.get_current_context().meta[_GOES_ON] = "The same command goes on where it stopped."
+        return command(*args, **kwargs)
+
+    return cast(_Command, call)
+
+
+def how_to_go_on(context: click.Context) -> str:
+    """Return what `goes_on` has a command say, or nothing."""
+    return str(context.meta.get(_GOES_ON, ""))
 
 
 @contextmanager
@@ -57,7 +79,7 @@ def byte_size(num_bytes: float) -> str:
     unit = next(units)
     while size >= 1000:
         size, unit = size / 1000, next(units)
-    return f"{size:.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+    return counted(round(size), "byte") if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], num_left: int = 1) -> str:

@@ -46,7 +46,7 @@ def test_from_words_to_a_reading_student(tmp_path: Path) -> None:
     result = build(data, cache)
     assert result.exit_code == 0, result.stderr
     assert "random weights" in result.stderr
-    assert re.search(r"Wrote .*words.cache: 40 rows \(0 bad\), .* kB; 40 rows built",
+    assert re.search(r"Wrote .*words.cache: 40 rows \(0 bad\) in 1 view, .* kB; 40 views built",
                      result.stdout)  # fmt: skip
     again = build(data, cache)
     assert again.exit_code == 0
@@ -56,7 +56,7 @@ def test_from_words_to_a_reading_student(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "RANDOM weights" in result.stdout
     assert "| image/view0/block1 |" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith(f"{cache}: 40 of 40 rows built")
+    assert result.stdout.splitlines()[-1].startswith(f"{cache}: 40 of 40 rows built in 1 view")
 
     result = invoke("train", "--cache", cache, "--out", run, "--student", "tiny", *TAPS,
                     "--epochs", 2, "--batch-size", 20, "--val-data", data)  # fmt: skip
@@ -192,9 +192,10 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
     for name in ("sealed.json", "commits/view0/unit-00001.json"):
         (tmp_path / "cache" / name).unlink()
     half = invoke("cache", "info", tmp_path / "cache")
-    assert "half built" in half.stdout
+    assert re.search(r"^state +half built; the command that began it goes on", half.stdout, re.M)
+    assert re.search(r"^view 0 +2 of 3 units, 58 of 90 rows$", half.stdout, re.M)
     result = build(tmp_path / "data", tmp_path / "cache")
-    assert "32 rows built" in result.stdout
+    assert "32 views built" in result.stdout
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             other = tmp_path / "cache" / path.relative_to(tmp_path / "whole")

@@ -71,7 +71,7 @@ def test_two_processes(data: Path, alone: dict[str, bytes], tmp_path: Path) -> N
     assert [process.returncode for process in done] == [0, 0]
     built = sorted(process.stdout.split("; ")[1] for process in done)
     # 120 rows in units of 16, the last of 8: units 0, 2, 4, 6 and units 1, 3, 5, 7.
-    assert [text.split(" at ")[0] for text in built] == ["56 rows built", "64 rows built"]
+    assert [text.split(" at ")[0] for text in built] == ["56 views built", "64 views built"]
     assert files_of(out) == alone
 
 

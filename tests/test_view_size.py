@@ -183,7 +183,7 @@ def test_what_is_lost_is_made_again(
         if name == "square":
             own = ("--view-size", "64x64", "--image-taps", "final", "--codec", "fp16",
                    "--no-pixels")  # fmt: skip
-        assert "16 rows built" in build(words_root, cache, *own)
+        assert "16 views built" in build(words_root, cache, *own)
         assert damaged.read_bytes() == before
         assert "nothing was missing" in build(words_root, cache, *own)
 
@@ -257,7 +257,7 @@ def test_a_cache_of_broken_patches_from_before_they_were_refused_goes_on(
         build(*args)
     (tmp_path / "cache/commits/view0/unit-00001.json").unlink()
     (tmp_path / "cache/sealed.json").unlink()
-    assert "4 rows built" in build(*args)
+    assert "4 views built" in build(*args)
     result = invoke("cache", "text", tmp_path / "cache", "--charset", "94", "--device", "cpu")
     assert result.exit_code == 0, result.output
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ...shared.atomic import new_folder
 from ...shared.cache import names
 from ...shared.cache.codecs.codec import Codec
 from ...shared.cache.json_record import as_json, require_equal
@@ -47,7 +48,7 @@ class BuildSummary:
 
     cache: FeatureCache
     num_rows_built: int
-    """0 when nothing was missing."""
+    """Each counted once a view; 0 when nothing was missing."""
     num_bad_rows: int
     """Bad images among all rows of the cache."""
     made_text: bool
@@ -83,16 +84,17 @@ def build_cache(
     manifest = read_manifest(storage)
     if manifest is None:
         names.require_free(config.out)
-        config.out.mkdir(parents=True, exist_ok=True)
     else:
         want = _wanted_so_far(config, contents, manifest.spec)
         _require_equal_spec(manifest.spec, want, config.out, contents)
     num_rows_built, image_seconds = 0, 0.0
     lacked = None if manifest is None else _look(config, contents, storage, manifest)[1]
     if manifest is None or (lacked and any(lacked)):
-        manifest, num_rows_built, image_seconds = _make_missing(
-            config, contents, storage, manifest, teacher
-        )
+        # Before anything takes time, because a folder may not be writable.
+        with new_folder(config.out):
+            manifest, num_rows_built, image_seconds = _make_missing(
+                config, contents, storage, manifest, teacher
+            )
     # Read anew: another process may have built other units of this cache.
     cache, missing = _look(config, contents, storage, manifest)
     bad = [cache.committed.units[0, unit_idx].bad_rows for unit_idx in cache.units()]

@@ -16,6 +16,7 @@ from ...shared.terminal import (
     byte_size,
     counted,
     duration,
+    goes_on,
     markdown_table,
     plain_table,
     warn_of_random_teacher,
@@ -35,6 +36,7 @@ def cache() -> None:
 
 @cache.command("build")
 @takes(BuildConfig)
+@goes_on
 def build_command(given: Mapping[str, Any]) -> None:
     """Run frozen CLIP over all LMDBs at or below ROOT and keep its features.
 
@@ -60,20 +62,21 @@ def build_command(given: Mapping[str, Any]) -> None:
     size = byte_size(summary.cache.num_bytes())
     rate = summary.num_rows_built / max(summary.image_seconds, 1e-9)
     done = (
-        f"{counted(summary.num_rows_built, 'row')} built at {rate:,.0f} images/s"
+        f"{counted(summary.num_rows_built, 'view')} built at {rate:,.0f} images/s"
         if summary.num_rows_built
         else "nothing was missing"
     )
     rest = "" if summary.is_complete else "; units of other processes are still missing"
     click.echo(
-        f"Wrote {config.out}: {counted(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad), "
-        f"{size}; {done}{rest}."
+        f"Wrote {config.out}: {counted(spec.num_rows, 'row')} ({summary.num_bad_rows:,} bad) in "
+        f"{counted(summary.cache.num_views, 'view')}, {size}; {done}{rest}."
     )
 
 
 @cache.command("text")
 @click.argument("cache_path", metavar="CACHE", type=FOLDER)
 @takes(TextConfig)
+@goes_on
 def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
     """Add the text features of another charset, or of whole words, to a cache.
 
@@ -102,6 +105,7 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
 @cache.command("weights")
 @click.argument("cache_path", metavar="CACHE", type=FOLDER)
 @takes(WeightsConfig)
+@goes_on
 def weights_command(cache_path: Path, given: Mapping[str, Any]) -> None:
     """Keep the teacher's weights in a cache, for methods that go on with CLIP itself.
 
@@ -127,6 +131,7 @@ def weights_command(cache_path: Path, given: Mapping[str, Any]) -> None:
 @cache.command("labels")
 @click.argument("words", metavar="WORDS", type=FILE)
 @takes(LabelsConfig)
+@goes_on
 def labels_command(words: Path, given: Mapping[str, Any]) -> None:
     """Make a cache of text features alone, from a file with a word a line.
 
@@ -155,6 +160,7 @@ def labels_command(words: Path, given: Mapping[str, Any]) -> None:
 @cache.command("pool")
 @click.argument("cache_path", metavar="CACHE", type=FOLDER)
 @takes(PoolConfig)
+@goes_on
 def pool_command(cache_path: Path, given: Mapping[str, Any]) -> None:
     """Add tokens of natural images to a cache, which perturb text features in pre-training.
 

@@ -19,12 +19,13 @@ def show_command(cache_path: str | Path, given: dict[str, Any]) -> None:
     """Draw a contact sheet: rows by views, and what the teacher sees in each.
 
     Below each view are the first three principal components of the patch tokens of an array, as
-    colours: patches of one colour are alike to the teacher. Rows are random; bad ones say why they
-    are.
+    colours: patches of one colour are alike to the teacher. Rows are random, or those of --labels
+    and --keys; bad ones say why they are.
 
     \b
     Example:
       clipocr cache show mjst.cache --out sheet.png --array block6
+      clipocr cache show mjst.cache --out sheet.png --labels coffee,tea
     """
     from ..inspect.show import show_cache
 
@@ -45,23 +46,26 @@ def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
     """Compare words' pictures with their labels, as CLIP does (figure 5 of the paper).
 
     Each picture is that of the cache's first view, each label is read once as characters, as
-    CLIP-OCR does, and once as a word. The table beside the figure holds every pair.
+    CLIP-OCR does, and once as a word. The table beside the figure holds every pair. What a blind
+    choice among as many words would have is printed as chance.
 
     \b
     Example:
       clipocr cache align mjst.cache --out align.png
       clipocr cache align mjst.cache --out figure5.png --words 3 --quantity probability
+      clipocr cache align mjst.cache --out mine.png --labels coffee,tea,cocoa
     """
     from ..inspect.label_retrieval import retrieve_labels
 
     options = RetrievalOptions.from_values(given)
     retrievals, teacher = retrieve_labels(cache_path, options)
+    names = list(retrievals[0].figures)
+    shown = {some.tokens: some.figures for some in retrievals} | {"chance": retrievals[0].chance}
     rows = [
-        (some.tokens, *(f"{n:.1f}" if "%" in name else f"{n:.4f}" for name, n in figures.items()))
-        for some in retrievals
-        if (figures := some.figures)
+        (of, *(f"{figures[n]:.{1 if '%' in n else 4}f}" if n in figures else "" for n in names))
+        for of, figures in shown.items()
     ]
-    click.echo(markdown_table(rows, ("tokens", *retrievals[0].figures)))
+    click.echo(markdown_table(rows, ("tokens", *names)))
     warn_of_random_teacher(teacher.is_random, teacher.name)
     num_words = counted(len(retrievals[0].cosines), "word")
     click.echo(f"Wrote {options.out} and {options.table}: {num_words}.")

@@ -11,7 +11,14 @@ import click
 
 from ...shared.errors import UsageError
 from ...shared.options import CACHE, NEW_CACHE, num_cores, takes
-from ...shared.terminal import MAX_LISTED, byte_size, counted, markdown_table, plain_table
+from ...shared.terminal import (
+    MAX_LISTED,
+    byte_size,
+    counted,
+    goes_on,
+    markdown_table,
+    plain_table,
+)
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -46,13 +53,13 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     description = describe_cache(cache_path)
     click.echo(plain_table(description.facts) + "\n")
     parts = [
-        (name, f"{num_bytes:,}", f"{num_bytes / max(description.num_rows_built, 1):,.0f}")
+        (name, byte_size(num_bytes), byte_size(num_bytes / max(description.num_rows_built, 1)))
         for name, num_bytes in description.bytes_by_part.items()
     ]
-    click.echo(markdown_table(parts, ["part", "bytes", "bytes per row"]) + "\n")
+    click.echo(markdown_table(parts, ["part", "size", "per row"]) + "\n")
+    rows = f"{description.num_rows_built:,} of {counted(description.num_rows, 'row')}"
     click.echo(
-        f"{cache_path}: {description.num_rows_built:,} of "
-        f"{counted(description.num_rows, 'row')} built, "
+        f"{cache_path}: {rows} built in {counted(description.num_views, 'view')}, "
         f"{byte_size(sum(description.bytes_by_part.values()))}."
     )
 
@@ -159,6 +166,7 @@ def _recompute(config: VerifyConfig) -> bool:
 @click.argument("source", metavar="SRC", type=CACHE)
 @click.argument("out", metavar="DST", type=NEW_CACHE)
 @takes(CopyConfig)
+@goes_on
 def copy_command(source: str | Path, out: Path, given: Mapping[str, Any]) -> None:
     """Copy the cache SRC, or a part of it, to the folder DST.
 

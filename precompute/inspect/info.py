@@ -10,7 +10,7 @@ from ...shared.cache import names
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.words import WordReader
 from ...shared.data.word_lmdb import image_key, label_key
-from ...shared.terminal import byte_size
+from ...shared.terminal import byte_size, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class CacheDescription:
     """``image/view0/pixels``, ``text/char-36``, ``index``, ... -> bytes of its committed files."""
     num_rows: int
     num_rows_built: int
-    """Rows of committed units."""
+    """Rows of committed units of the first view."""
+    num_views: int
 
 
 def describe_cache(path: str | Path) -> CacheDescription:
@@ -38,7 +39,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
     unicode = "Unicode kept" if spec.labels.keep_unicode else "NFKD to ASCII"
     facts = [
         ("cache id", cache.manifest.cache_id),
-        ("state", "sealed" if cache.is_sealed else "half built"),
+        *_state(cache),
         ("teacher", teacher.name + random),
         ("weights", f"sha256 {teacher.weights_sha256[:16]}..., {teacher.activation}"),
         ("precision", teacher.precision),
@@ -53,7 +54,7 @@ def describe_cache(path: str | Path) -> CacheDescription:
             ("source", f"{source.name}: {source.num_samples:,} samples, {source.digest[:16]}...")
             for source in spec.sources
         ),
-        ("rows", f"{spec.num_rows:,} in {spec.num_units:,} units, {len(units):,} of them built"),
+        ("rows", f"{spec.num_rows:,} in {counted(spec.num_units, 'unit')} of each view"),
         ("bad images", _counts(bad)),
         ("rejected samples", _counts(rejected)),
         *(
@@ -85,7 +86,40 @@ def describe_cache(path: str | Path) -> CacheDescription:
         bytes_by_part=_bytes_by_part(cache),
         num_rows=spec.num_rows,
         num_rows_built=sum(unit.rows[1] - unit.rows[0] for unit in units),
+        num_views=cache.num_views,
     )
+
+
+def _state(cache: FeatureCache) -> list[tuple[str, str]]:
+    """Return whether all is there, and if not, how much of what."""
+    spec, committed = cache.spec, cache.committed
+    views = {
+        view_idx: cache.units(view_idx)
+        for view_idx in sorted({view_idx for view_idx, _ in committed.units} or {0})
+    }
+    is_whole = all(len(done) == spec.num_units for done in views.values())
+    if cache.is_sealed and is_whole:
+        return [("state", "sealed")]
+    by_view = [
+        (
+            f"view {view_idx}",
+            f"{len(done):,} of {counted(spec.num_units, 'unit')}, "
+            f"{sum(map(spec.unit_size, done)):,} of {counted(spec.num_rows, 'row')}",
+        )
+        for view_idx, done in views.items()
+    ]
+    if cache.is_sealed:
+        return [("state", "a copied part of the whole cache, which has the same id"), *by_view]
+    facts = [("state", "half built; the command that began it goes on with it"), *by_view]
+    if spec.view.resize == names.CENTER_CROP:
+        return facts  # A pool has nothing else.
+    if not committed.texts:
+        files = cache.storage.names(names.text_parts(""))
+        computed = f" ({counted(len(files), 'part')} of it computed)" if files else ""
+        facts.append(("text table", f"missing{computed}"))
+    if names.FINAL in spec.image_names and committed.weights is None:
+        facts.append(("teacher's weights", "missing"))
+    return facts
 
 
 def list_bad_samples(path: str | Path) -> list[tuple[str, str, str]]:

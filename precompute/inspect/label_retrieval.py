@@ -11,8 +11,9 @@ Shapes: N words, E joint width, H and W height and width of a view.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,7 @@ from ...shared.cache.codecs.codecs import Pixels
 from ...shared.cache.names import EOT, LABEL_TOKENIZERS, PIXELS
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.spec import TeacherSpec
-from ...shared.cache.words import WordReader
-from ...shared.data.word_lmdb import image_key
+from ...shared.cache.words import Row, WordReader
 from ...shared.device import choose_device
 from ...shared.errors import DataError
 from ...shared.geometry import ViewSize
@@ -79,6 +79,16 @@ class LabelRetrieval:
             "own probability": float(np.diag(self.probabilities).mean()),
         }
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """What those of the figures would be that a blind choice has a value of."""
+        share = 1 / len(self.cosines)
+        return {
+            "picture to label %": 100 * share,
+            "label to picture %": 100 * share,
+            "own probability": share / len(LABEL_TOKENIZERS),
+        }
+
 
 def retrieve_labels(
     place: str | Path, options: RetrievalOptions
@@ -98,7 +108,7 @@ def retrieve_labels(
 def _choose_words(
     cache: FeatureCache, options: RetrievalOptions, context_length: int
 ) -> list[PicturedWord]:
-    """Return random words with pictures that CLIP's tokenizer can tell apart.
+    """Return words with pictures that CLIP's tokenizer can tell apart: those asked for, or random.
 
     It lower-cases, so of labels that differ in case only the first is taken; and labels that take
     more tokens than the encoder has positions are left out.
@@ -106,7 +116,12 @@ def _choose_words(
     tokenizers = [TeacherTokenizer(tokens, context_length) for tokens in LABEL_TOKENIZERS]
     words: dict[str, PicturedWord] = {}
     reader = WordReader(cache, images=())
-    for row in reader.random_rows(options.seed):
+    choice = options.choice
+    rows: Iterable[Row] = reader.random_rows(choice.seed)
+    if choice.labels or choice.keys:
+        chosen = reader.rows_of(choice.labels, choice.keys, choice.seed)
+        rows = chain.from_iterable(chosen.values())
+    for row in rows:
         key = row.label.lower()
         if key in words or reader.problem(0, row.idx):
             continue
@@ -115,7 +130,7 @@ def _choose_words(
             continue
         words[key] = PicturedWord(
             label=row.label,
-            name=f"{row.source}/{image_key(row.lmdb_index).decode()}",
+            name=row.key,
             view=reader.arrays(0, row.idx)[PIXELS],
         )
         if len(words) == options.words:
@@ -209,10 +224,11 @@ def _draw_figure(
         axis.set_yticks([])
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
         own, other, of_pictures, of_labels, _ = some.figures.values()
+        chance = some.chance["picture to label %"]
         axis.set_xlabel(
             f"{_TITLES[some.tokens]}\ncosine {own:.3f} to the own label, {other:.3f} to others\n"
-            f"finds its label: {of_pictures:.0f} % of pictures\n"
-            f"finds its picture: {of_labels:.0f} % of labels",
+            f"finds its label: {of_pictures:.1f} % of pictures (by chance {chance:.1f} %)\n"
+            f"finds its picture: {of_labels:.1f} % of labels (by chance {chance:.1f} %)",
             fontsize=9,
         )
         for (row, column), value in np.ndenumerate(matrix):

@@ -64,17 +64,41 @@ class PlanConfig(SourceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowChoice(Options):
+    """Which rows of a cache are looked at: random ones, unless labels or keys are given."""
+
+    labels: tuple[str, ...] = option(
+        (),
+        metavar="LABEL,...",
+        default_text="any",
+        help="Words with these labels, whatever their case.",
+    )
+    keys: tuple[str, ...] = option(
+        (),
+        metavar="SOURCE/KEY,...",
+        default_text="any",
+        help="These samples, such as MJ/train/image-000000042.",
+    )
+    seed: int = option(0, minimum=0, help="Which rows, where more would do.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowOptions(Options):
     """What is on a contact sheet."""
 
     out: Path = option(type=NEW_PATH, help="PNG to write.")
-    rows: int = option(12, minimum=1, help="Rows to draw, each in up to 5 views.")
+    rows: int = option(
+        12,
+        minimum=1,
+        help="Rows to draw, each in up to 5 views; labels and keys share them, and have at least "
+        "one each.",
+    )
     array: str | None = option(
         None,
         default_text="the last",
         help="Image features to colour, such as block6.",
     )
-    seed: int = option(0, minimum=0, help="Which rows.")
+    choice: RowChoice = field(default_factory=RowChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +116,14 @@ class RetrievalOptions(Options):
         200,
         minimum=2,
         maximum=1000,
-        help="Words to compare, chosen by chance; the figure shows the first 16 of them.",
+        help="Words to compare, at most; the figure shows the first 16 of them.",
     )
     quantity: str = option(
         "cosine",
         choices=("cosine", "probability"),
         help="What the figure shows; probability, CLIP's softmax, is that of the paper's figure 5.",
     )
-    seed: int = option(0, minimum=0, help="Which words.")
+    choice: RowChoice = field(default_factory=RowChoice)
     device: str = device_option()
 
     def __post_init__(self) -> None:

@@ -56,14 +56,14 @@ class ShowSummary:
 
 
 def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
-    """Draw random rows of a cache into a PNG; units that are not built yet are left out."""
+    """Draw rows of a cache into a PNG; units that are not built yet are left out."""
     cache = FeatureCache.open(place)
     cache.require_images((), pixels=True)
     spec, teacher = cache.spec, cache.spec.teacher
     num_views = min(cache.num_views, _MOST_VIEWS)
     array = options.array or spec.image_names[-1]
     reader = WordReader(cache, (array,))
-    rows = list(islice(reader.random_rows(options.seed), options.rows))
+    rows = _choose_rows(reader, options)
     problems: dict[_Place, str] = {}
     views: dict[_Place, Pixels] = {}
     tokens = []
@@ -94,6 +94,16 @@ def show_cache(place: str | Path, options: ShowOptions) -> ShowSummary:
         size_px=sheet.size,
         teacher=teacher,
     )
+
+
+def _choose_rows(reader: WordReader, options: ShowOptions) -> list[Row]:
+    """Return random rows, or of each label and key that is given an equal share."""
+    choice = options.choice
+    if not (choice.labels or choice.keys):
+        return list(islice(reader.random_rows(choice.seed), options.rows))
+    chosen = reader.rows_of(choice.labels, choice.keys, choice.seed)
+    share = max(options.rows // len(chosen), 1)
+    return [row for rows in chosen.values() for row in rows[:share]]
 
 
 def color_tokens(tokens: Floats) -> tuple[Pixels, float]:

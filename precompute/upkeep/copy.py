@@ -10,6 +10,7 @@ file is compared with its record before it appears.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...shared.ahead import map_ahead
+from ...shared.atomic import new_folder
 from ...shared.cache import names
 from ...shared.cache.json_record import encode_record
 from ...shared.cache.memory import Bytes
@@ -25,8 +27,9 @@ from ...shared.cache.names import MANIFEST_NAME
 from ...shared.cache.reader import FeatureCache, pool_of, publish_seal, read_manifest
 from ...shared.cache.records import Manifest, Record, UnitRecord
 from ...shared.cache.storage import FileRecord, LocalStorage, ReadStorage, hash_file
-from ...shared.errors import CacheCorruptError, CacheMismatchError
+from ...shared.errors import CacheCorruptError, CacheMismatchError, CacheUnavailableError
 from ...shared.progress import progress_bar
+from ...shared.terminal import byte_size
 from .config import CopyConfig
 
 _BLOCK_BYTES = 1 << 23
@@ -56,8 +59,30 @@ def copy_cache(config: CopyConfig) -> CopySummary:
             f"{config.out} holds another cache ({begun.cache_id}, this would be "
             f"{manifest.cache_id}); copy into another folder"
         )
-    config.out.mkdir(parents=True, exist_ok=True)
-    target.sweep()
+    with new_folder(config.out):
+        target.sweep()
+        copied, kept = _copy_parts(source.storage, target, manifest, records, begun is None)
+    if source.is_sealed:
+        publish_seal(target, manifest)
+    # One that has no unit yet is begun again sooner than copied.
+    if source.pool is not None and source.pool.units():
+        pool = copy_cache(
+            CopyConfig(source=pool_of(config.source), out=config.out / names.POOL_FOLDER)
+        )
+        copied, kept = copied + pool.num_bytes_copied, kept + pool.num_bytes_kept
+    return CopySummary(
+        cache=FeatureCache.open(config.out), num_bytes_copied=copied, num_bytes_kept=kept
+    )
+
+
+def _copy_parts(
+    source: ReadStorage,
+    target: LocalStorage,
+    manifest: Manifest,
+    records: Sequence[Record],
+    lacks_manifest: bool,
+) -> tuple[int, int]:
+    """Copy the files of the index and of all records; return the bytes copied, and those kept."""
     parts: list[Manifest | Record] = [manifest, *records]
     num_bytes = sum(file.num_bytes for part in parts for file in part.files.values())
     copied, kept, done = 0, 0, set[str]()
@@ -70,24 +95,14 @@ def copy_cache(config: CopyConfig) -> CopySummary:
                     kept += 0 if is_done else file.num_bytes
                     progress.update(file.num_bytes)
                 else:
-                    _copy_file(source.storage, target, name, file, executor, progress)
+                    _copy_file(source, target, name, file, executor, progress)
                     copied += file.num_bytes
                 done.add(name)
             if not isinstance(part, Manifest):
                 target.ensure(names.record_file(part.name), encode_record(part))
-            elif begun is None:
+            elif lacks_manifest:
                 target.write(MANIFEST_NAME, encode_record(part.to_json()))
-    if source.is_sealed:
-        publish_seal(target, manifest)
-    # One that has no unit yet is begun again sooner than copied.
-    if source.pool is not None and source.pool.units():
-        pool = copy_cache(
-            CopyConfig(source=pool_of(config.source), out=config.out / names.POOL_FOLDER)
-        )
-        copied, kept = copied + pool.num_bytes_copied, kept + pool.num_bytes_kept
-    return CopySummary(
-        cache=FeatureCache.open(config.out), num_bytes_copied=copied, num_bytes_kept=kept
-    )
+    return copied, kept
 
 
 def _records(source: FeatureCache, config: CopyConfig) -> list[Record]:
@@ -138,5 +153,10 @@ def _copy_file(
                 f"else is damaged with: clipocr cache verify {source}"
             )
         pending.publish()
+    except CacheUnavailableError as e:
+        raise CacheUnavailableError(
+            f"{e}. That file has {byte_size(file.num_bytes)}; brought by hand to {target}/{name}, "
+            "it is checked and taken by the same command"
+        ) from e
     finally:
         pending.discard()

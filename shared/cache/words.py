@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..data.word_lmdb import image_key
+from ..errors import DataError
 from .codecs.codecs import unfilter_pixels
 from .names import PIXELS
 from .reader import FeatureCache
@@ -36,6 +38,11 @@ class Row:
     """As written there."""
     label_idx: int
     """Which of the cache's unique labels that is."""
+
+    @property
+    def key(self) -> str:
+        """Source and LMDB key of the picture, e.g. ``MJ/train/image-000000042``."""
+        return f"{self.source}/{image_key(self.lmdb_index).decode()}"
 
 
 class WordReader:
@@ -77,6 +84,50 @@ class WordReader:
             start, stop = self.cache.spec.unit_range(unit_idx)
             for at in rng.permutation(stop - start).tolist():
                 yield self.row(start + at)
+
+    def rows_of(
+        self, labels: Sequence[str], keys: Sequence[str], seed: int
+    ) -> dict[str, list[Row]]:
+        """Return the rows of the finished units of view 0 by label, whatever its case, and by key.
+
+        Those of a label come in random order.
+
+        Raises:
+            DataError: no row has one of the labels or keys.
+        """
+        by_label = {label.lower(): label for label in labels}
+        label_ids = [i for i, label in enumerate(self._labels) if label.lower() in by_label]
+        places = [self._place(key) for key in keys]
+        rows: dict[str, list[Row]] = {choice: [] for choice in (*labels, *keys)}
+        for unit_idx in self.cache.first_rows(1):
+            columns = self.cache.rows(unit_idx)
+            is_chosen = np.isin(columns["label"], label_ids)
+            for source, lmdb_index in places:
+                is_chosen |= (columns["source"] == source) & (columns["lmdb_index"] == lmdb_index)
+            for at in np.flatnonzero(is_chosen).tolist():
+                row = self.row(self.cache.spec.unit_range(unit_idx)[0] + at)
+                for choice in (by_label.get(row.label.lower(), ""), row.key):
+                    if choice in rows:
+                        rows[choice].append(row)
+        if missing := [choice for choice, found in rows.items() if not found]:
+            some = next(self.random_rows(seed))
+            raise DataError(
+                f"no finished row of {self.cache.storage} is {', '.join(missing)}; expected labels "
+                f"such as {some.label}, or keys such as {some.key}"
+            )
+        rng = np.random.default_rng(seed)
+        return {
+            choice: [found[i] for i in rng.permutation(len(found)).tolist()]
+            for choice, found in rows.items()
+        }
+
+    def _place(self, key: str) -> tuple[int, int]:
+        """Return source and LMDB index of a key; (-1, -1), which no row has, if it is none."""
+        source, _, name = key.rpartition("/")
+        names = [some.name for some in self.cache.spec.sources]
+        number = name.removeprefix("image-")
+        is_key = source in names and number.isdecimal()
+        return (names.index(source), int(number)) if is_key else (-1, -1)
 
     def problem(self, view_idx: int, row_idx: int) -> str:
         """Return why a row has nothing to show in a view, or nothing if it has."""

@@ -28,8 +28,11 @@ from open_clip.transformer import QuickGELU
 from ..cache.spec import TeacherSpec
 from ..errors import TeacherError, UsageError, nearest
 from ..foreign_file import why_unreadable
+from ..terminal import byte_size
 
 _HUB_TIMEOUT_S = 5.0
+_HUB_WEIGHTS = "open_clip_model.safetensors"
+"""What open_clip looks for first where a tag names no file."""
 
 
 def load_weights(
@@ -66,8 +69,8 @@ def load_weights(
         load = functools.partial(
             _pretrained_model,
             instead=instead
-            or f"Pass a file you have: --teacher {model_name}/PATH, or try the pipeline with "
-            f"untrained weights: --teacher {model_name}/random:0",
+            or f"Pass the file: --teacher {model_name}/PATH, or try the pipeline with untrained "
+            f"weights: --teacher {model_name}/random:0",
         )
         if open_clip.get_pretrained_cfg(model_name, weights).get("quick_gelu"):
             trained_with = "quickgelu"
@@ -192,15 +195,34 @@ def _random_model(model_name: str, weights: str, activation: str) -> torch.nn.Mo
 def _pretrained_model(
     model_name: str, tag: str, activation: str, *, instead: str
 ) -> torch.nn.Module:
+    hub = huggingface_hub.constants.ENDPOINT
     try:
-        with _offline_hub_if_unreachable():
+        with _offline_hub_if_unreachable() as is_offline:
             return _create(model_name, activation, pretrained=tag)
     except Exception as e:
         # open_clip and the hub raise many types here, and all mean that there are no weights.
+        reason = f"no connection to {hub}" if is_offline else f"{e.__class__.__name__}: {e}"
         raise TeacherError(
             f"the {tag!r} weights of {model_name} are neither cached here nor can they be "
-            f"downloaded ({e.__class__.__name__}). {instead}"
+            f"downloaded ({' '.join(reason.split())}). By hand they come from "
+            f"{_address_of(model_name, tag)}, up to "
+            f"{byte_size(_num_bytes(model_name, activation))}. {instead}"
         ) from e
+
+
+def _address_of(model_name: str, tag: str) -> str:
+    """Return where a file of pretrained weights can be fetched."""
+    config = open_clip.get_pretrained_cfg(model_name, tag)
+    repo, _, name = config.get("hf_hub", "").rpartition("/")
+    of_hub = f"{huggingface_hub.constants.ENDPOINT}/{repo}/resolve/main/{name or _HUB_WEIGHTS}"
+    return config.get("url") or of_hub
+
+
+def _num_bytes(model_name: str, activation: str) -> int:
+    """Return the size of a model's weights in single precision."""
+    with torch.device("meta"):
+        model = _create(model_name, activation, device="meta")
+    return sum(weight.nbytes for weight in model.parameters())
 
 
 def _model_from_file(model_name: str, path: str, activation: str) -> torch.nn.Module:
@@ -225,8 +247,8 @@ def _model_from_file(model_name: str, path: str, activation: str) -> torch.nn.Mo
 
 
 @contextlib.contextmanager
-def _offline_hub_if_unreachable() -> Iterator[None]:
-    """Let the hub client look only into its cache when the hub cannot be reached.
+def _offline_hub_if_unreachable() -> Iterator[bool]:
+    """Let the hub client look only into its cache if the hub cannot be reached; yield whether so.
 
     Otherwise the client tries every file again for most of a minute before it fails.
     """
@@ -234,7 +256,7 @@ def _offline_hub_if_unreachable() -> Iterator[None]:
     previous = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = previous or not _can_connect(constants.ENDPOINT)
     try:
-        yield
+        yield constants.HF_HUB_OFFLINE
     finally:
         constants.HF_HUB_OFFLINE = previous
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
-from ...shared.interrupts import Interrupted
 from ...shared.options import FOLDER, PATH, Options, option, takes
-from ...shared.terminal import counted, warn_of_random_teacher
+from ...shared.terminal import counted, goes_on, warn_of_random_teacher
 from ..loop.config import RECIPES, Presets, TrainConfig, TrainPlace, method_of_runs
 from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
@@ -264,6 +263,7 @@ class _Runs(Options):
     show_default=True,
     help="Train the I-th of N shares of the runs, as with one process per GPU.",
 )
+@goes_on
 def ablate(
     table_name: str,
     given: Mapping[str, Any],
@@ -296,11 +296,7 @@ def ablate(
         settings={**table.settings, **overrides},
         seeds=given.get("seeds", table.seeds),
     )
-    try:
-        result = ablate_table(table, place, given["data"], only=only)
-    except Interrupted:
-        click.echo("The same ablate command goes on with the run that was stopped.", err=True)
-        raise
+    result = ablate_table(table, place, given["data"], only=only)
     click.echo((place.out / "table.md").read_text(encoding="utf-8"))
     for name, reason in result.failed.items():
         click.echo(f"{name} failed: {reason}", err=True)

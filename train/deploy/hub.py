@@ -95,13 +95,15 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> list[str]:
         HubError: the hub does not answer, has no such repository, or it holds no student.
         UsageError: `out` holds a run, or `repo` is no name of a repository.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     _require_name(repo)
     for name in (BEST_NAME, LAST_NAME):
         if (out / name).exists():
             raise UsageError(f"{out} holds a run of its own ({name}); choose another folder")
-    with _hub_errors(repo):
+    address = f"{constants.ENDPOINT}/{repo}/resolve/{revision or 'main'}"
+    by_hand = f". By hand: bring {', '.join(_PULLED)} from {address}/ to {out}"
+    with _hub_errors(repo, by_hand):
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_PULLED)))
     model = snapshot / MODEL_NAME
     if not model.is_file():
@@ -123,8 +125,8 @@ def _require_name(repo: str) -> None:
 
 
 @contextmanager
-def _hub_errors(repo: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one line."""
+def _hub_errors(repo: str, by_hand: str = "") -> Iterator[None]:
+    """Turn what the hub's client raises into one line, and say at its end what else may be done."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # The bases of the client's error are those of every error of its HTTP library, which has
@@ -139,8 +141,8 @@ def _hub_errors(repo: str) -> Iterator[None]:
         cause = e.__cause__ if isinstance(e, RuntimeError) else None
         said = " ".join(f"{e} {cause or ''}".split()) or e.__class__.__name__
         raise HubError(
-            f"{repo}: the hub says: {said}. Private repositories and pushing need a token: "
-            "hf auth login, or HF_TOKEN"
+            f"{repo}: the hub says: {said.rstrip('.')}. Private repositories and pushing need a "
+            f"token: hf auth login, or HF_TOKEN{by_hand}"
         ) from e
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...shared.distribution import install_command
 from ...shared.terminal import markdown_table
 
 _TAGS = ("ocr", "scene-text-recognition", "clip")
@@ -86,7 +87,7 @@ def model_card(
             "Word accuracy and 1 - NED in percent, under test charset "
             f"{plain(figures.get('charset'))}: ground truth and prediction both pass through it.",
         ]
-    parts += ["## Use", _USE.format(repo=repo)]
+    parts += ["## Use", _USE.format(repo=repo, install=install_command())]
     if needs_clip:
         parts.append(
             f"It reads with its teacher, {plain(description['teacher'])}, whose weights are not in "
@@ -135,7 +136,7 @@ def results_of(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 _USE = """```console
-$ pip install clipocr-str
+$ {install}
 $ clipocr pull {repo} model
 $ clipocr read model word.png
 ```

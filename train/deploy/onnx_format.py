@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...shared.distribution import install_command
 from ...shared.errors import UsageError
 from ..models.recogniser import Recogniser
 from .safetensors_file import as_strings
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
+
+GRAPH_VERSION = 1
+"""The ``model_version`` of a file; it rises when input, output or metadata change their meaning."""
 
 MOST_BYTES = 2**31
 """Of a protobuf message."""
@@ -48,7 +52,7 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise UsageError(
-            f"ONNX needs {e.name}, which is not installed: pip install 'clipocr-str[export]'"
+            f"ONNX needs {e.name}, which is not installed: {install_command('export')}"
         ) from e
 
 
@@ -85,6 +89,7 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="clipocr",
         producer_version=description["clipocr_version"],
+        model_version=GRAPH_VERSION,
     )
     of_graph = {"input": _INPUT | {"shape": shape}, "output": _OUTPUT}
     helper.set_model_props(model, as_strings(description | of_graph | {"opset": OPSET}))

@@ -161,7 +161,8 @@ class Reader(PictureBatchReader):
         """
         (word,) = self.read_all([image])
         if word.problem is not None:
-            raise ImageProblemError(word.problem)
+            name = f"{os.fspath(image)}: " if isinstance(image, str | os.PathLike) else ""
+            raise ImageProblemError(f"{name}{word.problem}")
         return word
 
     def read_all(self, images: Iterable[ImageSource]) -> Iterator[ReadWord]:

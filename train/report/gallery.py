@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...shared.charset import Charset
+from ...shared.data.images import ImageProblemError
 from ..evaluation.results import Evaluation
 from ..reading.words import ReadWord
 from .pictures import picture_uri
@@ -62,12 +63,28 @@ def gallery(
 def encoded_picture(evaluation: Evaluation, word: ReadWord) -> bytes:
     """Return the picture of a word from its test set."""
     (of_set,) = (some for some in evaluation.sets if some.name == word.set_name)
-    return of_set.test_set.image(word.image)
+    try:
+        return of_set.test_set.image(word.image)
+    except ImageProblemError as e:
+        raise ImageProblemError(f"{word.set_name}, {word.image}: {e}") from e
 
 
-def most_confident(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:
-    """Return those that the reader was surest of, surest first."""
-    return sorted(words, key=lambda word: -(word.confidence or 0))[:num_shown]
+def surest_first(words: Sequence[ReadWord], num_shown: int) -> list[ReadWord]:
+    """Return some words, those first that the reader was surest of.
+
+    If there are more than are shown, half are the surest of all, the others drawn at random; all
+    are if the confidence of a word is not known.
+    """
+    if any(word.confidence is None for word in words):
+        return pick_at_random(words, num_shown)
+    ordered = sorted(words, key=lambda word: -(word.confidence or 0))
+    if len(ordered) <= num_shown:
+        return ordered
+    num_surest = num_shown // 2
+    return [
+        *ordered[:num_surest],
+        *pick_at_random(ordered[num_surest:], num_shown - num_surest),
+    ]
 
 
 def pick_at_random(items: Sequence[T], num_shown: int) -> list[T]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ... import __version__
 from ...shared.atomic import replacing
@@ -36,11 +39,15 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (Path(__file__).parent / "templates" / "filter.js").read_text(encoding="utf-8")
+    script_sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.filters["count"] = "{:,}".format
     environment.filters["characters"] = partial(shown_characters, charset=charset)
     html = environment.get_template("page.html.j2").render(
         title=" and ".join(section["name"] for section in sections),
         version=__version__,
+        script=Markup(script),
+        script_sha256=script_sha256,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         charset=charset,
         readers=sections,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from ...shared.cache.spec import TeacherSpec
@@ -13,19 +15,24 @@ from ..evaluation.tables import ShownTable
 from ..loop.curves import CURVES_NAME
 from ..reading.readers import Reader
 from ..reading.words import ReadWord
-from .gallery import encoded_picture, gallery, most_confident, pick_at_random
+from .gallery import encoded_picture, gallery, pick_at_random, surest_first
 from .pictures import AttentionPicture, attention_pictures, png_uri
 from .statistics import (
+    ERROR_KINDS,
     NOTHING,
     Confusions,
     Rate,
     accuracy_by_length,
     expected_error,
+    kinds_of_error,
     reliability,
 )
 
 NUM_CARDS = 24
 """Of a gallery, at most."""
+
+_NUM_ERRORS = 480
+"""Shown of one reader, at most; each of its test sets has the same share."""
 
 _NUM_COLOURS = 6
 """Of the style sheet; readers beyond so many share them."""
@@ -87,7 +94,8 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         "matrix_characters": [*frequent, NOTHING],
         "confusions": confusions,
         "confusion_table": _confusion_table(confusions, by_character),
-        "galleries": _galleries(evaluation, letter),
+        "error_table": _error_table(evaluation),
+        "errors_by_set": _errors_by_set(evaluation, letter),
         "stages": _stages(evaluation),
         "attention": attention,
         "curves": png_uri(curves) if curves and curves.exists() else None,
@@ -102,15 +110,37 @@ def _confusion_table(confusions: Confusions, by_character: Mapping[str, Rate]) -
     return ShownTable(headers=["label", "read as", "times", "of its label, %"], rows=rows)
 
 
-def _galleries(evaluation: Evaluation, letter: str) -> list[dict[str, Any]]:
-    errors = [word for word in evaluation.words if word.is_error]
-    chosen = {"Picked at random": pick_at_random(errors, NUM_CARDS)}
-    if all(word.confidence is not None for word in errors):
-        chosen = {"The most confident": most_confident(errors, NUM_CARDS), **chosen}
-    return [
-        gallery(title, len(errors), [{letter: word} for word in shown], evaluation)
-        for title, shown in chosen.items()
+def _error_table(evaluation: Evaluation) -> ShownTable:
+    """Return how many wrong words of each test set are of which kind; a word may be of several."""
+    errors = {
+        result.name: [word for word in result.words if word.is_error] for result in evaluation.sets
+    }
+    of_kind = {name: Counter(chain(*map(_kinds, words))) for name, words in errors.items()}
+    kinds = [kind for kind in ERROR_KINDS if any(counts[kind] for counts in of_kind.values())]
+    rows = [
+        [name, f"{len(words):,}", *(f"{of_kind[name][kind]:,}" for kind in kinds)]
+        for name, words in errors.items()
     ]
+    return ShownTable(headers=["set", "wrong", *kinds], rows=rows)
+
+
+def _kinds(word: ReadWord) -> list[str]:
+    return kinds_of_error(word.adapted_label, word.adapted_text)
+
+
+def _errors_by_set(evaluation: Evaluation, letter: str) -> list[dict[str, Any]]:
+    """Return wrong words of each test set that has some, each with its kinds."""
+    num_shown = max(NUM_CARDS, _NUM_ERRORS // len(evaluation.sets))
+    found = []
+    for result in evaluation.sets:
+        errors = [word for word in result.words if word.is_error]
+        shown = surest_first(errors, num_shown)
+        of_set = gallery(result.name, len(errors), [{letter: word} for word in shown], evaluation)
+        for card, word in zip(of_set["cards"], shown, strict=True):
+            card["kinds"] = _kinds(word)
+        if errors:
+            found.append(of_set)
+    return found
 
 
 def _stages(evaluation: Evaluation) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from statistics import fmean
 
 from rapidfuzz.distance import Levenshtein
@@ -18,6 +18,15 @@ NOTHING = ""
 
 NUM_CONFIDENCE_BINS = 10
 """Of a reliability diagram, all equally wide."""
+
+ERROR_KINDS = (
+    "one character off",
+    "too short",
+    "too long",
+    "right length",
+    "only upper or lower case",
+)
+"""What `kinds_of_error` tells apart."""
 
 _Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
@@ -65,6 +74,18 @@ def edit_alignment(label: str, text: str) -> Iterator[tuple[str, str]]:
         written = label[edit.src_start : edit.src_end]
         read = text[edit.dest_start : edit.dest_end]
         yield from zip_longest(written, read, fillvalue=NOTHING)
+
+
+def kinds_of_error(label: str, text: str) -> list[str]:
+    """Return those of `ERROR_KINDS` that a text is beside a label that differs from it."""
+    is_of_kind = (
+        Levenshtein.distance(label, text) == 1,
+        len(text) < len(label),
+        len(text) > len(label),
+        len(text) == len(label),
+        text.lower() == label.lower(),
+    )
+    return list(compress(ERROR_KINDS, is_of_kind))
 
 
 class Confusions:

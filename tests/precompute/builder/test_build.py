@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import lmdb
 import numpy as np
@@ -15,11 +16,12 @@ import zarr
 from commands import invoke
 from damage import fill_disk_after
 from PIL import Image
-from samples import TINY_TEACHER, WORDS, files_of, tiny_build, write_words
+from samples import TINY_TEACHER, WORDS, draw_word, files_of, tiny_build, write_words
 
 from clipocr.precompute.builder import units
 from clipocr.precompute.builder.augment import Draws, augment, view_keys
-from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.build import build_cache, build_labels, build_pool
+from clipocr.precompute.builder.config import LabelsConfig, PoolConfig
 from clipocr.precompute.builder.scan import sample_hashes
 from clipocr.precompute.teacher.clip import Teacher, load_teacher
 from clipocr.precompute.teacher.tokens import TeacherTokenizer
@@ -27,7 +29,7 @@ from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
 from clipocr.shared.charset import Charset, LabelRules
 from clipocr.shared.data.word_lmdb import WordLmdb
-from clipocr.shared.errors import CacheMismatchError, DataError, UsageError
+from clipocr.shared.errors import CacheMismatchError, DataError, TeacherError, UsageError
 from clipocr.shared.geometry import ViewSize
 from clipocr.shared.processes import Process
 
@@ -129,6 +131,33 @@ def test_plain_zarr_opens_it(cache_path: Path, cache: FeatureCache) -> None:
         group["image/view0/block2"][:], cache.image_reader(0, "block2").all()
     )
     assert group["text/char-36/nodes"].shape == (len(set(map(str.lower, WORDS))), 26)
+
+
+@pytest.mark.parametrize("what", ["cache", "labels", "pool"])
+def test_weights_that_cannot_be_had_leave_no_folder(
+    what: str, data_root: Path, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_teacher(*_: object, **__: object) -> NoReturn:
+        raise TeacherError("they cannot be downloaded")
+
+    monkeypatch.setattr("clipocr.precompute.builder.build.load_teacher", load_teacher)
+    words, place = tmp_path / "words.txt", tmp_path / "new" / "deep"
+    words.write_text("one")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "one.png").write_bytes(draw_word("one"))
+    if what == "pool":
+        place = tmp_path / "copy"
+        shutil.copytree(cache_path, place)
+    there = sorted(tmp_path.rglob("*"))
+    builds = {
+        "cache": lambda: build_cache(tiny_build(data_root, place)),
+        "labels": lambda: build_labels(LabelsConfig(words=words, out=place)),
+        "pool": lambda: build_pool(PoolConfig(cache=place, images=pictures)),
+    }
+    with pytest.raises(TeacherError):
+        builds[what]()
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_building_again_changes_nothing(
@@ -344,7 +373,7 @@ def test_labels_longer_than_the_text_encoder_are_refused_before_anything_is_writ
         build_cache(
             tiny_build(data_root, tmp_path / "cache", labels=LabelRules(max_label_length=76))
         )
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_labels_that_their_charset_makes_too_long_are_left_out(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_figures_of_a_matrix() -> None:
     }
 
 
+def test_chosen_words_and_what_a_blind_choice_would_find(cache_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heat.png"
+    result = invoke("cache", "align", cache_path, "--out", out, "--labels", "yankee,333,Bravo,kilo")
+    assert result.exit_code == 0, result.output
+    labels = [row["label"] for row in rows_of(tmp_path / "heat.csv")]
+    assert labels[:4] == ["yankee", "333", "bravo", "kilo"]
+    # One of four labels, and one of the eight that the softmax is over.
+    (chance,) = [line for line in result.stdout.splitlines() if line.startswith("| chance")]
+    assert [cell.strip() for cell in chance.split("|")[2:-1]] == ["", "", "25.0", "25.0", "0.1250"]
+
+
 def test_a_cache_to_a_figure_and_a_table(cache_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "heat.png"
     arguments = ("cache", "align", cache_path, "--words", 5, "--seed", 3)

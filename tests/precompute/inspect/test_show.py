@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image
 from samples import WORDS, tiny_build, write_words
 
 from clipocr.precompute.builder.build import build_cache
-from clipocr.precompute.inspect.options import ShowOptions
+from clipocr.precompute.inspect.options import RowChoice, ShowOptions
 from clipocr.precompute.inspect.show import color_tokens, patch_grid, show_cache
 from clipocr.shared.cache.codecs.codecs import unfilter_pixels
 from clipocr.shared.cache.reader import FeatureCache
+from clipocr.shared.cache.words import WordReader
 from clipocr.shared.errors import CacheMissingError
 from clipocr.shared.geometry import ViewSize
 
@@ -163,9 +165,44 @@ def test_a_cache_of_bad_images_and_long_labels_is_drawn(tmp_path: Path) -> None:
 def test_the_seed_decides_which_rows(cache_path: Path, tmp_path: Path) -> None:
     sheets = []
     for seed in (0, 0, 1):
-        show_cache(cache_path, ShowOptions(out=tmp_path / "a.png", rows=4, seed=seed))
+        show_cache(
+            cache_path, ShowOptions(out=tmp_path / "a.png", rows=4, choice=RowChoice(seed=seed))
+        )
         sheets.append((tmp_path / "a.png").read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_only_rows_of_labels_and_keys_are_drawn(cache_path: Path, tmp_path: Path) -> None:
+    cache = FeatureCache.open(cache_path)
+    reader, out = WordReader(cache, ()), tmp_path / "sheet.png"
+    # Both sources hold delta, MJ/train twice.
+    chosen = reader.rows_of(["two", "DELTA"], ["ST/image-000000001"], seed=0)
+    assert [{row.key for row in rows} for rows in chosen.values()] == [
+        {f"MJ/train/image-0000000{i}" for i in ("28", "58")},
+        {"MJ/train/image-000000004", "MJ/train/image-000000034", "ST/image-000000004"},
+        {"ST/image-000000001"},
+    ]
+    # Each of the three has the share of one row, the first.
+    args = ("--labels", "two,DELTA", "--keys", "ST/image-000000001", "--rows", 5)
+    result = invoke("cache", "show", cache_path, "--out", out, *args)
+    assert f"Wrote {out}: 3 rows by 1 view" in result.stdout
+    sheet, views = read_sheet(out), views_of(cache, 0)
+    drawn = [r for r in range(73) if contains(sheet, magnified(views[r], 2))]
+    labels = {reader.row(row_idx).label for row_idx in drawn}
+    assert labels == {"TWO", "delta", "alpha"}
+    assert {rows[0].idx for rows in chosen.values()} <= {*drawn}
+
+
+def test_a_row_that_is_not_there_is_named(cache_path: Path, tmp_path: Path) -> None:
+    for args in (("--labels", "alpha,nowhere"), ("--keys", "ST/image-000000099,ST/nowhere")):
+        result = invoke("cache", "show", cache_path, "--out", tmp_path / "a.png", *args)
+        assert result.exit_code == 1
+        assert re.search(
+            r"no finished row of .*words\.cache is .*nowhere; expected labels such as \S+, or keys "
+            r"such as (MJ/train|ST)/image-0000000\d\d$",
+            result.stderr.strip(),
+        )
+        assert not (tmp_path / "a.png").exists()
 
 
 def test_the_command_says_what_it_wrote(cache_path: Path, tmp_path: Path) -> None:

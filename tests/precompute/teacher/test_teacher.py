@@ -286,9 +286,15 @@ def test_without_the_hub_the_error_comes_at_once_and_helps(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # Nothing listens there.
     started = time.perf_counter()
-    with pytest.raises(TeacherError, match=r"--teacher ViT-B-16/PATH.*ViT-B-16/random:0"):
+    with pytest.raises(TeacherError, match=r"--teacher ViT-B-16/PATH.*ViT-B-16/random:0") as e:
         load("ViT-B-16/openai")
     assert time.perf_counter() - started < 10
+    # 149,620,737 parameters.
+    said = r"\(no connection to http://127.0.0.1:9\)\. .* https://openaipublic\..*/ViT-B-16\.pt, "
+    assert re.search(rf"{said}up to 598\.5 MB\.", str(e.value))
+    hub = "http://127.0.0.1:9/laion/CLIP-ViT-B-16-laion2B-s34B-b88K/resolve/main"
+    with pytest.raises(TeacherError, match=f"{hub}/open_clip_model.safetensors, up to 598.5 MB"):
+        load("ViT-B-16/laion2b_s34b_b88k")
 
 
 @pytest.mark.parametrize(

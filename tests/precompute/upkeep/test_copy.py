@@ -16,12 +16,14 @@ from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
 from clipocr.precompute.upkeep.config import CopyConfig
 from clipocr.precompute.upkeep.copy import copy_cache
+from clipocr.shared.cache.memory import Bytes
 from clipocr.shared.cache.reader import FeatureCache
-from clipocr.shared.cache.storage import PendingFile
+from clipocr.shared.cache.storage import LocalStorage, PendingFile
 from clipocr.shared.errors import (
     CacheCorruptError,
     CacheMismatchError,
     CacheMissingError,
+    CacheUnavailableError,
     UsageError,
 )
 from clipocr.train.loop.config import TrainConfig, TrainPlace
@@ -104,6 +106,36 @@ def test_a_killed_copy_goes_on_where_it_stopped(
     assert len(calls) == len(source) - len(before)
 
 
+def test_a_download_that_fails_says_what_to_bring_and_leaves_no_folder(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stops_at = LocalStorage.read_into, [""]
+
+    def read_into(self: LocalStorage, block: Bytes, name: str, *args: object) -> None:
+        if name.startswith(stops_at[0]):
+            raise CacheUnavailableError(f"{self}/{name} cannot be read: 503")
+        real(self, block, name, *args)
+
+    monkeypatch.setattr(LocalStorage, "read_into", read_into)
+    with pytest.raises(CacheUnavailableError):
+        copy(cache_path, tmp_path / "new" / "copy")
+    assert not (tmp_path / "new").exists()
+    stops_at[0] = "image/view0/block2/c/1"
+    file = "image/view0/block2/c/1/0/0"
+    size = f"{(cache_path / file).stat().st_size / 1000:.1f} kB"
+    by_hand = tmp_path / "new" / "copy" / file
+    with pytest.raises(
+        CacheUnavailableError,
+        match=f"{cache_path}/{file} cannot be read: 503. That file has {size}; brought by hand to "
+        f"{by_hand}, it is checked and taken",
+    ):
+        copy(cache_path, tmp_path / "new" / "copy")
+    by_hand.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(cache_path / file, by_hand)
+    copy(cache_path, tmp_path / "new" / "copy")
+    assert files_of(tmp_path / "new" / "copy") == files_of(cache_path)
+
+
 def test_every_damaged_file_is_refused_by_name(cache_path: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(cache_path, damaged)
@@ -126,7 +158,7 @@ def test_every_damaged_file_is_refused_by_name(cache_path: Path, tmp_path: Path)
         assert name not in arrived
         assert {key: sound[key] for key in arrived} == arrived
         (damaged / name).write_bytes(sound[name])
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
     (damaged / names[0]).unlink()
     with pytest.raises(CacheMissingError, match=f"{names[0]} is missing"):
         copy(damaged, tmp_path / "copy")

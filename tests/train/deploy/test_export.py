@@ -108,6 +108,7 @@ def test_onnx_holds_the_whole_way_and_says_how_to_use_it(run_path: Path, tmp_pat
     model = onnx.load(out)
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert (model.opset_import[0].version, about["opset"]) == (20, "20")
+    assert (model.producer_name, model.model_version) == ("clipocr", 1)
     assert about["teacher"] == "ViT-B-16/clip.pt"
     assert json.loads(about["eos_id"]) == 0
     assert json.loads(about["max_label_length"]) == 6

@@ -227,7 +227,11 @@ def test_what_is_refused(hub: Hub, run_path: Path, tmp_path: Path) -> None:
     for args, said in (
         (("push", run_path, "word-reader"), "'word-reader' is not the name of a repository"),
         (("push", run_path, "a/b/c"), "expected OWNER/NAME"),
-        (("pull", "someone/none", tmp_path / "m"), "someone/none: the hub says: .*HF_TOKEN"),
+        (
+            ("pull", "someone/none", tmp_path / "m"),
+            "someone/none: the hub says: .*HF_TOKEN. By hand: bring model.safetensors, .* from "
+            f"{hub.endpoint}/someone/none/resolve/main/ to ",
+        ),
         (("pull", "someone/other", tmp_path / "m"), "holds no model.safetensors"),
         (("pull", "someone/broken", tmp_path / "m"), "cannot be read as safetensors"),
         (("pull", REPO, run_path), r"holds a run of its own \(best.pt\)"),

@@ -85,14 +85,15 @@ def test_confidence_is_of_the_characters_and_eos(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (b"", "empty image"),
+        (b"", "^empty image"),
         (np.zeros((4, 4, 3), np.float32), r"pixels are float32 of shape \(4, 4, 3\)"),
         (np.zeros((4, 0, 3), np.uint8), r"shape \(4, 0, 3\)"),
         (
             np.zeros((4, 4, 4), np.uint8),
             r"shape \(4, 4, 4\), expected uint8 of shape \(height, width, 3\)",
         ),
-        (Path("missing.png"), "No such file"),
+        (Path("missing.png"), "^missing.png: No such file"),
+        ("folder/none.jpg", "^folder/none.jpg: No such file"),
     ],
 )
 def test_what_is_no_picture_is_named(reader: Reader, image: object, said: str) -> None:

@@ -6,9 +6,9 @@ from clipocr.shared.charset import Charset
 from clipocr.train.reading.words import ReadWord
 from clipocr.train.report.gallery import (
     ShownCharacter,
-    most_confident,
     pick_at_random,
     shown_characters,
+    surest_first,
 )
 
 
@@ -62,13 +62,17 @@ def test_what_is_picked_is_always_the_same() -> None:
     assert len(set(pick_at_random(range(1000), 100))) == 100
 
 
-def test_the_worst_errors_are_the_most_confident() -> None:
-    words = [
-        sample("a", read, confidence=(confidence, 1.0))
-        for read, confidence in (("a", 1.0), ("b", 0.2), ("c", 0.8), ("d", 0.5))
-    ]
-    worst = most_confident([word for word in words if word.is_error], 2)
-    assert [word.text for word in worst] == ["c", "d"]
+def test_the_surest_errors_come_first_and_the_others_by_chance() -> None:
+    words = [sample("a", f"b{i}", confidence=(i / 100, 1.0, 1.0)) for i in range(100)]
+    assert [word.text for word in surest_first(words[:4], 4)] == ["b3", "b2", "b1", "b0"]
+    shown = [word.text for word in surest_first(words, 20)]
+    assert shown[:10] == [f"b{i}" for i in range(99, 89, -1)]
+    assert len(set(shown)) == 20
+    drawn = [int(text[1:]) for text in shown[10:]]
+    assert drawn == sorted(drawn, reverse=True)
+    assert min(drawn) < 45 < max(drawn) < 90
+    unknown = [replace(word, character_confidence=None) for word in words]
+    assert surest_first(unknown, 20) == pick_at_random(unknown, 20)
 
 
 def test_without_confidence_characters_are_marked_all_the_same() -> None:

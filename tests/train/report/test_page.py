@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from checkpoints import save_untrained
 from click.testing import CliRunner
-from oracle import StagedOracle, write_painted
+from oracle import Oracle, StagedOracle, write_painted
 from samples import draw_word, write_words
 
 from clipocr.cli import main
@@ -46,7 +48,7 @@ READ_BY_B = {
 class Page(HTMLParser):
     """What a page holds; complains where its elements do not close in order."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class Page(HTMLParser):
 
     @property
     def _table(self) -> list[list[str]]:
-        labels = [attrs["aria-label"] for _, attrs in self._open if attrs.get("role") == "region"]
+        labels = [attrs["aria-label"] for tag, attrs in self._open if tag == "table"]
         return self.tables.setdefault(labels[-1], [])
 
     def attributes(self, name: str) -> list[str]:
@@ -163,10 +165,12 @@ def page_of_two(evaluations: list[Evaluation], tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("which", ["page", "page_of_two"])
-def test_nothing_is_loaded_and_nothing_runs(which: str, request: pytest.FixtureRequest) -> None:
+def test_nothing_is_loaded_and_only_the_filter_runs(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     page: Page = request.getfixturevalue(which)
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "i"}
+    names = [tag for tag, _ in page.tags]
+    assert not {*names} & {"link", "iframe", "object", "embed", "base", "form", "i"}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.attributes("src"))
     links = page.attributes("href") + page.attributes("xlink:href")
@@ -176,7 +180,25 @@ def test_nothing_is_loaded_and_nothing_runs(which: str, request: pytest.FixtureR
     (style,) = [text for text in page.texts if "--ink" in text]
     assert not re.search(r"url\(|@import", style)
     (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
-    assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert names.count("script") == 1
+    (script,) = [text for text in page.texts if "use strict" in text]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert str(policy).startswith(
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; "
+    )
+
+
+@pytest.mark.parametrize("which", ["page", "page_of_two"])
+def test_nothing_scrolls_but_the_page(which: str, request: pytest.FixtureRequest) -> None:
+    page: Page = request.getfixturevalue(which)
+    (style,) = [text for text in page.texts if "--ink" in text]
+    assert not re.search(r"overflow(-[xy])?: *(auto|scroll)", style)
+    # In a row that became a block, each cell says what it is by the name of its column.
+    for tag, attrs in page.tags:
+        if tag == "table" and "columns-" in (attrs.get("class") or ""):
+            headers = page.tables[attrs["aria-label"] or ""][0]
+            assert set(headers[1:]) <= set(page.attributes("data-column"))
 
 
 def test_labels_and_names_are_text(page: Page) -> None:
@@ -208,15 +230,15 @@ def test_figures_are_those_worked_out_by_hand(page: Page) -> None:
     assert tables["Results of run&1/last.pt"][1][:3] == ["<i>set", "4", "25.00"]
     # cat is right and dog is not; neither is the script, nor the picture that is none.
     assert tables["Accuracy by label length"] == [
-        ["characters", "words", "right, %", "0 to 100 %", "95 % interval"],
-        ["2", "1", "0.0", "", "0.0 to 79.3"],
-        ["3", "2", "50.0", "", "9.5 to 90.5"],
-        ["25", "1", "0.0", "", "0.0 to 79.3"],
+        ["characters", "words", "right, %", "95 % interval"],
+        ["2", "1", "0.0", "0.0–79.3"],
+        ["3", "2", "50.0", "9.5–90.5"],
+        ["25", "1", "0.0", "0.0–79.3"],
     ]
     assert tables["Calibration"][1:] == [
-        ["0 to 10", "1", "0.0", "", "0.0 to 79.3"],  # 0.5 * 0.5 * 0.2
-        ["30 to 40", "1", "0.0", "", "0.0 to 79.3"],  # 0.8 * 0.5 * 0.9
-        ["70 to 80", "1", "100.0", "", "20.7 to 100.0"],  # 0.9 ** 3
+        ["0 to 10", "1", "0.0", "0.0–79.3"],  # 0.5 * 0.5 * 0.2
+        ["30 to 40", "1", "0.0", "0.0–79.3"],  # 0.8 * 0.5 * 0.9
+        ["70 to 80", "1", "100.0", "20.7–100.0"],  # 0.9 ** 3
     ]
     points = [(float(a["cx"]), float(a["cy"])) for tag, a in page.tags if tag == "circle"]
     assert points == [pytest.approx(p) for p in ((5, 100), (36, 100), (72.9, 0))]
@@ -224,7 +246,7 @@ def test_figures_are_those_worked_out_by_hand(page: Page) -> None:
     assert "Expected calibration error: 22.70" in page.text
     by_character = {row[0]: row[1:] for row in tables["Accuracy by character"]}
     # o: of dog, read as i. c: of cat, and of the two of script.
-    assert by_character["o"] == ["1", "0.0", "", "0.0 to 79.3", "i × 1"]
+    assert by_character["o"] == ["1", "0.0", "0.0–79.3", "i × 1"]
     assert by_character["c"][:2] == ["3", "33.3"]
     assert ["o", "i", "1", "100.0"] in tables["Most frequent confusions"]
     # The matrix: o, of which there is one, as i; c as itself, one of three.
@@ -237,7 +259,44 @@ def test_figures_are_those_worked_out_by_hand(page: Page) -> None:
 def test_errors_are_shown_with_what_was_expected(page: Page) -> None:
     assert "i: 0.5000; the label has o" in page.attributes("title")
     assert "end of the word: 1.0000" in page.attributes("title")
-    assert page.text.count("2 of 2 wrong words") == 2
+    assert "2 of 2 wrong words, those first that the reader was surest of" in page.text
+
+
+def test_errors_of_each_set_can_be_filtered(tmp_path: Path) -> None:
+    reads = {
+        "first": {"one": "One", "two": "twos", "four": "for", "six": "xxx", "ten": "ten"},
+        "other": {"abc": "abd"},
+        "without": {"right": "right"},
+    }
+    sets = []
+    for name, read in reads.items():
+        write_painted(tmp_path / name, [*read])
+        (test_set,) = open_test_sets([tmp_path / name], CHARSET, 25)
+        (some,) = evaluate_sets(Reader(Oracle([*read.values()])), [test_set]).sets
+        sets.append(some)
+    whole = Evaluation(reader=Reader(Oracle([])), sets=tuple(sets))
+    page = page_of([whole], tmp_path / "report")
+    assert page.tables["Errors of Oracle by kind"] == [
+        ["set", "wrong", "one character off", "too short", "too long", "right length",
+         "only upper or lower case"],
+        ["first", "4", "3", "1", "1", "2", "1"],
+        ["other", "1", "1", "0", "0", "1", "0"],
+        ["without", "0", "0", "0", "0", "0", "0"],
+    ]  # fmt: skip
+    assert page.attributes("data-set") == ["first", "other"]
+    cards = zip(page.attributes("data-words"), page.attributes("data-kinds"), strict=True)
+    assert dict(cards) == {
+        "one\nOne": "one character off,right length,only upper or lower case",
+        "two\ntwos": "one character off,too long",
+        "four\nfor": "one character off,too short",
+        "six\nxxx": "right length",
+        "abc\nabd": "one character off,right length",
+    }
+    # What the script looks for; without it there is no filter, and all is shown.
+    assert page.attributes("name")[-3:] == ["set", "kind", "words"]
+    (filter_attributes,) = [a for _, a in page.tags if a.get("class") == "filter"]
+    assert "hidden" in filter_attributes
+    assert not [a for _, a in page.tags if a.get("class") == "card" and "hidden" in a]
 
 
 def test_every_character_has_its_attention(page: Page) -> None:
@@ -262,9 +321,13 @@ def test_two_students_side_by_side(page_of_two: Page) -> None:
     assert "Only A reads 1 of 1 words" in page_of_two.text
     assert "Only B reads 2 of 2 words" in page_of_two.text
     assert page_of_two.tables["Comparison"][1][:4] == ["<i>set", "4", "25.00", "50.00"]
-    headers = page_of_two.tables["Accuracy by label length"][0]
-    of_one = ["words", "right, %", "0 to 100 %", "95 % interval"]
-    assert headers[1:] == [f"A {of_one[0]}", *of_one[1:], f"B {of_one[0]}", *of_one[1:]]
+    assert page_of_two.tables["Accuracy by label length"][:5] == [
+        ["characters", "reader", "words", "right, %", "95 % interval"],
+        ["2", "A", "1", "0.0", "0.0–79.3"],
+        ["B", "1", "0.0", "0.0–79.3"],
+        ["3", "A", "2", "50.0", "9.5–90.5"],
+        ["B", "2", "50.0", "9.5–90.5"],
+    ]
 
 
 @pytest.mark.parametrize("read", [{}, RIGHT], ids=["all broken", "no error"])
@@ -275,7 +338,8 @@ def test_there_may_be_nothing_to_show(
     some = replace(whole, pictures=[one for one in whole.pictures if one.image in RIGHT])
     page = page_of([evaluation(evaluations[0].reader.checkpoint, some, read)], tmp_path)
     assert page.tables["Results of run&1/last.pt"][1][1:3] == ["1", "100.00" if read else "0.00"]
-    assert page.text.count("0 of 0 wrong words") == 2
+    assert page.tables["Errors of run&1/last.pt by kind"] == [["set", "wrong"], ["<i>set", "0"]]
+    assert "filter" not in page.attributes("class")
     assert page.tables["Most frequent confusions"][1:] == []
 
 
@@ -305,12 +369,10 @@ def test_a_function_has_no_confidence_and_no_attention(
     assert alone.tables["Results of <i>theirs"][1][:5] == ["<i>set", "4", "25.00", "43.67", "-"]
     assert not {"calibration", "reader-a-attention"} & set(alone.attributes("id"))
     assert "alibration" not in alone.text
-    assert alone.text.count("2 of 2 wrong words") == 1  # Nobody knows the most confident ones.
+    assert "2 of 2 wrong words. label dog" in alone.text  # Nobody knows which were surest.
     assert "i; the label has o" in alone.attributes("title")
     both = page_of([student, function], tmp_path / "both")
-    assert both.tables["Calibration"][0] == [
-        "confidence, %", "A words", "right, %", "0 to 100 %", "95 % interval"
-    ]  # fmt: skip
+    assert both.tables["Calibration"][0] == ["confidence, %", "words", "right, %", "95 % interval"]
     assert both.text.count("calibration error") == 3  # Tile, explanation and figure of A.
 
 

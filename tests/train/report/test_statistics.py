@@ -12,6 +12,7 @@ from clipocr.train.report.statistics import (
     accuracy_by_length,
     edit_alignment,
     expected_error,
+    kinds_of_error,
     reliability,
 )
 
@@ -119,3 +120,18 @@ def test_reliability_of_nothing() -> None:
 def test_reliability_of_a_reader_without_confidence_is_not_known() -> None:
     known = sample("a", "a", 1, 1)
     assert reliability([known, replace(known, character_confidence=None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "kinds"),
+    [
+        ("word", "ward", ["one character off", "right length"]),
+        ("word", "wor", ["one character off", "too short"]),
+        ("word", "words", ["one character off", "too long"]),
+        ("word", "", ["too short"]),
+        ("word", "wrod", ["right length"]),
+        ("word", "WorD", ["right length", "only upper or lower case"]),
+    ],
+)
+def test_kinds_of_error(label: str, text: str, kinds: list[str]) -> None:
+    assert kinds_of_error(label, text) == kinds

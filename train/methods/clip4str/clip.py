@@ -57,7 +57,7 @@ def weights_at(source: ClipSource, place: str | None = None) -> ClipWeights:
             f"this recogniser goes on with the CLIP of the weights file {have.weights[5:]}; pass "
             f"it by --clip {have.model}/PATH, or the cache that keeps it by --clip CACHE"
         )
-    instead = f"Pass a file you have: --clip {have.model}/PATH, or a cache that keeps them"
+    instead = f"Pass the file: --clip {have.model}/PATH, or a cache that keeps them"
     model, spec = load_weights(
         place or have.name, have.precision, have.activation, instead=f"{instead}: --clip CACHE"
     )
