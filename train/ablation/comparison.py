@@ -11,7 +11,7 @@ from typing import Any
 from ...shared.atomic import replacing
 from ...shared.cache.spec import TeacherSpec
 from ...shared.terminal import markdown_table
-from ..evaluation.protocol import BENCHMARK_NAMES, PAPER_GROUP, TOTAL, WEIGHTED, benchmark_of
+from ..evaluation.protocol import PAPER_GROUP, TOTAL, WEIGHTED, set_order
 from .table import AblationTable, run_name
 
 
@@ -26,7 +26,7 @@ def write_comparison(
     `results` holds ``ablation.json`` of each run by its name; None if there is none yet.
     """
     sets = sorted(
-        {name for result in results.values() if result for name in result["sets"]}, key=_set_order
+        {name for result in results.values() if result for name in result["sets"]}, key=set_order
     )
     # The paper's Avg, where all its benchmarks are there.
     means = [result["means"] for result in results.values() if result]
@@ -67,12 +67,6 @@ def write_comparison(
         writer.writerows(figures)
     with replacing(out / "table.png") as path:
         _draw_table(table.title, caption, headers, rows, len(table.columns), path)
-
-
-def _set_order(name: str) -> tuple[int, str]:
-    """Order benchmarks as the papers' columns, then other sets by name."""
-    benchmark = benchmark_of(name)
-    return len(BENCHMARK_NAMES) if benchmark is None else BENCHMARK_NAMES.index(benchmark), name
 
 
 def _mean_and_spread(values: Sequence[float], num_decimals: int) -> tuple[str, str]:

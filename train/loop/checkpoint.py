@@ -40,6 +40,8 @@ _KEYS = {
     *("method", "settings", "charset", "max_label_length", "recogniser", "teacher", "training"),
 }
 
+_MOMENT = ("epoch", "step", "accuracy")
+
 
 def save_checkpoint(
     path: Path,
@@ -114,6 +116,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "train again, or use the version that run.json beside it names"
         )
     return checkpoint
+
+
+def moment_of(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint's content says of when it was written.
+
+    ``epoch`` and ``step`` that it had come to, and the validation ``accuracy`` in percent; those
+    that it states.
+    """
+    training = checkpoint["training"] or {}
+    stated = {name: checkpoint.get(name, training.get(name)) for name in _MOMENT}
+    if stated["epoch"] is None and "history" in training:
+        stated["epoch"] = len(training["history"])
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def load_recogniser(run_or_checkpoint: Path, device: torch.device) -> Recogniser:
