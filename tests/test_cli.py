@@ -236,6 +236,13 @@ def test_a_table_of_one_s_own(cache_path: Path, data_root: Path, tmp_path: Path)
     )
     command = ("ablate", table, "--cache", cache_path, "--out", tmp_path / "out", "--data",
                data_root, "--seeds", "0", "--set", "student=tiny", "--set", "epochs=1")  # fmt: skip
+    planned = invoke(*command, "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    assert "learning_rate=0.0001" in planned.stdout
+    assert planned.stdout.splitlines()[-1] == (
+        "2 runs: 2 to train, 0 to go on with, 0 to evaluate, 0 finished. Nothing was written."
+    )
+    assert not (tmp_path / "out").exists()
     half = invoke(*command, "--only", "1/2")
     assert half.exit_code == 0, half.stderr
     assert half.stdout.splitlines()[-1].endswith("1 of 2 runs finished.")
