@@ -122,13 +122,12 @@ def moment_of(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     """Return what a checkpoint's content says of when it was written.
 
     ``epoch`` and ``step`` that it had come to, and the validation ``accuracy`` in percent; those
-    that it states.
+    that it states, as ``reached`` or by its training state.
     """
-    training = checkpoint["training"] or {}
-    stated = {name: checkpoint.get(name, training.get(name)) for name in _MOMENT}
-    if stated["epoch"] is None and "history" in training:
-        stated["epoch"] = len(training["history"])
-    return {name: value for name, value in stated.items() if value is not None}
+    training = checkpoint["training"]
+    of_state = {"epoch": len(training["history"]), "step": training["step"]} if training else {}
+    stated = checkpoint.get("reached") or of_state
+    return {name: stated[name] for name in _MOMENT if name in stated}
 
 
 def load_recogniser(run_or_checkpoint: Path, device: torch.device) -> Recogniser:

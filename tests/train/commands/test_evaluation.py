@@ -170,7 +170,8 @@ def test_a_checkpoint_says_when_it_was_written(place: Path, tmp_path: Path) -> N
     assert f": {tmp_path / 'last.pt'}, epoch 3, step 1,200\n" in result.stdout
     (figures,) = (tmp_path / "out").glob("*.json")
     assert json.loads(figures.read_text())["moment"] == {"epoch": 3, "step": 1200}
-    checkpoint |= {"training": None, "epoch": 2, "step": 800, "accuracy": 91.25}
+    reached = {"step": 800, "epoch": 2, "epochs": 5, "accuracy": 91.25}
+    checkpoint |= {"training": None, "reached": reached}
     torch.save(checkpoint, tmp_path / "best.pt")
     result = invoke("eval", tmp_path / "best.pt", *data)
     assert "best.pt, epoch 2, step 800, validation accuracy 91.25 %\n" in result.stdout
