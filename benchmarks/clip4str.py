@@ -58,6 +58,7 @@ from clipocr.shared.device import choose_device, choose_precision
 from clipocr.shared.geometry import ViewSize
 from clipocr.train.data.batch import Batch
 from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.journal import Journal
 from clipocr.train.loop.processes import Processes
 from clipocr.train.loop.run import _Run, check_cache, settled
 from clipocr.train.methods.base import Needs
@@ -348,8 +349,9 @@ class Trainer:
         config, _ = settled(TrainConfig.from_values(values), cache, self.device)
         place = TrainPlace(cache=side.cache, out=side.cache.parent / "run", device=side.device)
         preflight = check_cache(config, cache)
+        journal = Journal(place.out, config.epochs, is_silent=True)
         self.run = run = _Run(
-            config, place, preflight, Processes(), self.device, resume=False, init=None
+            config, place, preflight, Processes(), journal, self.device, resume=False, init=None
         )
         self.module: nn.Module = run.trainee
         self.loader = run.loader

@@ -54,6 +54,7 @@ from clipocr.shared.device import choose_device, choose_precision
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.cached_words import open_cache
 from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.journal import Journal
 from clipocr.train.loop.processes import Processes
 from clipocr.train.loop.run import _Run, check_cache
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
@@ -286,7 +287,8 @@ def run_of(variant: Variant) -> _Run:
         config = replace(config, method=alone)
     place = TrainPlace(cache=variant.cache, out=variant.cache.parent / "run", device=str(device))
     preflight = check_cache(config, cache)
-    return _Run(config, place, preflight, Processes(), device, resume=False, init=None)
+    journal = Journal(place.out, config.epochs, is_silent=True)
+    return _Run(config, place, preflight, Processes(), journal, device, resume=False, init=None)
 
 
 def mixed_precision(device: torch.device) -> str:

@@ -387,3 +387,11 @@ def device_option() -> str:
         "auto", help="auto, cpu, cuda or cuda:N.", default_text="CUDA if there is one, else the CPU"
     )
     return text
+
+
+def json_option() -> bool:
+    """Declare a field of an `Options` class as the option ``--json``."""
+    is_wanted: bool = option(
+        False, help="Print the figures as JSON, not rounded, instead of tables."
+    )
+    return is_wanted

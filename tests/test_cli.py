@@ -84,15 +84,17 @@ def test_from_words_to_a_reading_student(tmp_path: Path) -> None:
 
 
 def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Path) -> None:
-    out = run_path.parent / "figures.json"
+    out = run_path.parent / "figures"
     results = [
-        invoke("eval", path, "--data", data_root, "--json", out)
+        invoke("eval", path, "--data", data_root, "--out", out)
         for path in (run_path, run_path / "last.pt")
     ]
     tables = [result.stdout.split("Wrote")[0] for result in results]
     assert tables[0] == tables[1]
     assert "ST: 1 broken image counted as wrong" in results[0].stderr
-    assert results[0].stdout.endswith(f"Wrote {out}: 2 test sets for {run_path / 'last.pt'}.\n")
+    assert results[0].stdout.endswith(
+        f"Wrote {out / 'run.eval.json'}: 2 test sets for {run_path / 'last.pt'}.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,8 +121,8 @@ def test_eval_and_read_take_a_checkpoint_or_a_run(run_path: Path, data_root: Pat
         (["eval", "{tmp}", "--data", "{data}"], 1, "neither a checkpoint nor a run folder"),
         (["eval", "{run}", "--data", "{tmp}"], 1, "no LMDB .*no image folder .*data import"),
         (["eval", "{run}", "--data", "{tmp}/none"], 2, "does not exist"),
-        (["eval", "{run}", "--data", "{data}", "--json", "{tmp}/no/x.json"], 1,
-         "cannot be written"),
+        (["eval", "{run}", "--data", "{data}", "--out", "{run}/last.pt/x"], 1,
+         "Not a directory"),
         (["train", "--cache", "{cache}", "--out", "{cache}", *TAPS], 1, "is a feature cache"),
         (["train", "--cache", "{cache}", "--out", "{tmp}/r", *TAPS, "--val-data", "{tmp}"], 1,
          "no LMDB"),
@@ -238,6 +240,13 @@ def test_a_table_of_one_s_own(cache_path: Path, data_root: Path, tmp_path: Path)
     )
     command = ("ablate", table, "--cache", cache_path, "--out", tmp_path / "out", "--data",
                data_root, "--seeds", "0", "--set", "student=tiny", "--set", "epochs=1")  # fmt: skip
+    planned = invoke(*command, "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    assert "learning_rate=0.0001" in planned.stdout
+    assert planned.stdout.splitlines()[-1] == (
+        "2 runs: 2 to train, 0 to go on with, 0 to evaluate, 0 finished. Nothing was written."
+    )
+    assert not (tmp_path / "out").exists()
     half = invoke(*command, "--only", "1/2")
     assert half.exit_code == 0, half.stderr
     assert half.stdout.splitlines()[-1].endswith("1 of 2 runs finished.")

@@ -29,6 +29,7 @@ from clipocr.shared.device import allow_fast_products, autocast, choose_precisio
 from clipocr.train.data.batch import Batch
 from clipocr.train.data.loader import CacheLoader
 from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.journal import Journal
 from clipocr.train.loop.processes import Processes
 from clipocr.train.loop.run import _Run, check_cache
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
@@ -211,11 +212,13 @@ def sums_repeat(place: Place, cache: Path) -> dict[str, object]:
 
 def run_on(place: Place, cache: Path, config: TrainConfig) -> _Run:
     opened = FeatureCache.open(cache)
+    out = place.work / "none"
     return _Run(
         config,
-        TrainPlace(cache=cache, out=place.work / "none", device=str(place.device)),
+        TrainPlace(cache=cache, out=out, device=str(place.device)),
         check_cache(config, opened),
         Processes(),
+        Journal(out, config.epochs, is_silent=True),
         place.device,
         resume=False,
         init=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ...shared.terminal import (
     markdown_table,
     plain_table,
 )
+from ..inspect.options import InfoOptions
 from ..upkeep.config import CopyConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     help="List bad images and rejected samples instead: source, LMDB key (or file, or line) and "
     "reason, by tabs.",
 )
-def info_command(cache_path: str | Path, lists_bad: bool) -> None:
+@takes(InfoOptions)
+def info_command(cache_path: str | Path, lists_bad: bool, given: Mapping[str, Any]) -> None:
     """Say what a cache is, from what it was made, and what it weighs.
 
     CACHE is a folder, or an address such as s3://bucket/mjst.cache.
@@ -43,9 +46,15 @@ def info_command(cache_path: str | Path, lists_bad: bool) -> None:
     Example:
       clipocr cache info mjst.cache
       clipocr cache info mjst.cache --bad
+      clipocr cache info mjst.cache --json
     """
-    from ..inspect.info import describe_cache, list_bad_samples
+    from ..inspect.info import cache_figures, describe_cache, list_bad_samples
 
+    if InfoOptions.from_values(given).json:
+        if lists_bad:
+            raise click.UsageError("--bad prints a list, --json figures; leave one of them out")
+        click.echo(json.dumps(cache_figures(cache_path), indent=1))
+        return
     if lists_bad:
         for bad in list_bad_samples(cache_path):
             click.echo("\t".join(bad))

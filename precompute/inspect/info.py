@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...shared.cache import names
+from ...shared.cache.json_record import as_json
 from ...shared.cache.reader import FeatureCache
 from ...shared.cache.words import WordReader
 from ...shared.data.word_lmdb import image_key, label_key
@@ -120,6 +122,29 @@ def _state(cache: FeatureCache) -> list[tuple[str, str]]:
     if names.FINAL in spec.image_names and committed.weights is None:
         facts.append(("teacher's weights", "missing"))
     return facts
+
+
+def cache_figures(path: str | Path) -> dict[str, Any]:
+    """Return what `describe_cache` tells people as JSON knows it, numbers as they are."""
+    cache = FeatureCache.open(path)
+    units = cache.committed.units
+    built = {view_idx: cache.units(view_idx) for view_idx in range(cache.num_views)}
+    return {
+        "cache_id": cache.manifest.cache_id,
+        "is_sealed": cache.is_sealed,
+        "spec": as_json(cache.spec, complete=True),
+        "num_views": cache.num_views,
+        "num_units_built": {view_idx: len(done) for view_idx, done in built.items()},
+        "bad_images": dict(Counter(r for unit in units.values() for r in unit.bad_rows.values())),
+        "rejected_samples": dict(Counter(reason for _, _, reason in cache.rejected())),
+        "text_tables": [as_json(text, complete=True) for text in cache.text_specs()],
+        "fidelity": [
+            {"view": view_idx, "unit": unit_idx, **as_json(unit.fidelity)}
+            for (view_idx, unit_idx), unit in sorted(units.items())
+        ],
+        "bytes_by_part": _bytes_by_part(cache),
+        "built_with": dict(cache.manifest.built_with),
+    }
 
 
 def list_bad_samples(path: str | Path) -> list[tuple[str, str, str]]:

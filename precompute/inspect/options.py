@@ -1,4 +1,4 @@
-"""What the commands ``clipocr cache plan|show|align`` are asked for. Imports no torch."""
+"""What the commands ``clipocr cache info|plan|show|align`` are asked for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from pathlib import Path
 
 from ...shared.charset import CHARSET_HELP, Charset
 from ...shared.errors import UsageError
-from ...shared.options import NEW_CACHE, NEW_PATH, Options, device_option, num_cores, option
+from ...shared.options import (
+    NEW_CACHE,
+    NEW_PATH,
+    Options,
+    device_option,
+    json_option,
+    num_cores,
+    option,
+)
 from ..builder.config import SourceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(Options):
+    """How a cache is described."""
+
+    json: bool = json_option()
 
 
 @dataclass(frozen=True, kw_only=True)

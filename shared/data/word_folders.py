@@ -36,6 +36,10 @@ class WordFolder:
         """Return the number of files named."""
         return len(self._labels)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether the label file names a file."""
+        return name in self._labels
+
     def labels(self) -> Iterator[tuple[str, str]]:
         """Yield (file name, raw label) of every sample in the label file's order."""
         yield from self._labels.items()

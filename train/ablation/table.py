@@ -55,6 +55,8 @@ class AblationTable:
     variants: tuple[Variant, ...]
     pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
     """By name."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the settings that are not the table's own: a caption names them."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -63,6 +65,10 @@ class AblationTable:
         all_settings += [p.settings for p in self.pretrainings.values()]
         if any("seed" in settings for settings in all_settings):
             raise UsageError("seed is no setting of a table; its runs take each of its seeds")
+
+    def with_overrides(self, settings: Mapping[str, Any]) -> AblationTable:
+        """Return the table with some settings of every run changed."""
+        return replace(self, settings={**self.settings, **settings}, overrides=settings)
 
     def settings_of(self, entry: Variant | Pretraining) -> dict[str, Any]:
         """Return an entry's settings, with those of the table that its method knows."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import click
 
 from ...shared.errors import UsageError
 from ...shared.options import FOLDER, PATH, Options, option, takes
-from ...shared.terminal import counted, goes_on, warn_of_random_teacher
+from ...shared.terminal import counted, goes_on, markdown_table, warn_of_random_teacher
 from ..loop.config import RECIPES, Presets, TrainConfig, TrainPlace, method_of_runs
 from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
 
 if TYPE_CHECKING:
+    from ..ablation.runs import PlannedRun
     from ..loop.run import TrainSummary
 
 
@@ -256,6 +258,13 @@ class _Runs(Options):
     help="A setting of every run, as in the table: epochs=3, charset=94, views=1.",
 )
 @click.option(
+    "--dry-run",
+    "is_dry_run",
+    is_flag=True,
+    help="Say which runs would be trained, go on or are finished, with their settings; check all, "
+    "and write nothing.",
+)
+@click.option(
     "--only",
     metavar="I/N",
     default="1/1",
@@ -269,19 +278,22 @@ def ablate(
     given: Mapping[str, Any],
     overrides: Mapping[str, Any],
     only: tuple[int, int],
+    is_dry_run: bool,
 ) -> None:
     """Train and evaluate a table of runs over one cache.
 
     TABLE is a TOML file, or one that comes along: table1 to table7, table12, dptr, clip4str.
     Finished runs are left alone, interrupted ones go on, so the same command may be repeated. OUT
-    then holds a run folder per row and seed, and the table as table.md, table.csv and table.png.
+    then holds a run folder per row and seed, and the table as table.md, .csv, .tex and .png.
 
     \b
     Example:
       clipocr ablate table1 --cache mjst.cache --out table1 --data data/test
       clipocr ablate table2 --cache words.cache --out t2 --data data/test --set student=tiny
+      clipocr ablate mine.toml --cache words.cache --out mine --data data/test --dry-run
     """
     from ..ablation.runs import ablate as ablate_table
+    from ..ablation.runs import plan
     from ..ablation.table import load_table
     from ..loop.processes import Processes
 
@@ -291,18 +303,34 @@ def ablate(
     table = load_table(table_name)
     if "rows" in given:
         table = table.with_rows(given["rows"])
-    table = replace(
-        table,
-        settings={**table.settings, **overrides},
-        seeds=given.get("seeds", table.seeds),
-    )
+    table = replace(table.with_overrides(overrides), seeds=given.get("seeds", table.seeds))
+    if is_dry_run:
+        _print_plan(plan(table, place, given["data"], only=only))
+        return
     result = ablate_table(table, place, given["data"], only=only)
     click.echo((place.out / "table.md").read_text(encoding="utf-8"))
     for name, reason in result.failed.items():
         click.echo(f"{name} failed: {reason}", err=True)
     click.echo(
-        f"Wrote {place.out / 'table.md'}, .csv and .png: {result.num_finished} of "
+        f"Wrote {place.out / 'table.md'}, .csv, .tex and .png: {result.num_finished} of "
         f"{counted(result.num_runs, 'run')} finished."
     )
     if result.failed:
         raise SystemExit(1)
+
+
+def _print_plan(runs: Sequence[PlannedRun]) -> None:
+    from ..ablation.comparison import shown_settings
+
+    rows = [
+        [run.name, run.state, run.cache, run.init or "-", shown_settings(run.settings)]
+        for run in runs
+    ]
+    headers = ["run", "state", "cache", "begins with", "settings"]
+    click.echo(markdown_table(rows, headers, len(headers)) + "\n")
+    counts = Counter(run.state.partition(" after")[0] for run in runs)
+    click.echo(
+        f"{counted(len(runs), 'run')}: {counts['train']:,} to train, {counts['go on']:,} to go on "
+        f"with, {counts['evaluate']:,} to evaluate, {counts['finished']:,} finished. Nothing was "
+        "written."
+    )

@@ -5,17 +5,25 @@ What it is put together from, the recogniser says (`Recogniser.assemble`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ...shared.charset import Charset
+from ...shared.data.images import make_view
 from ...shared.distribution import install_command
-from ...shared.errors import UsageError
+from ...shared.errors import CheckpointError, UsageError
+from ...shared.geometry import TALL
 from ..models.recogniser import Recogniser
+from ..models.tokenizer import LabelTokenizer
+from ..reading.options import ReadingOptions
+from ..reading.readers import Text, ViewReader
 from .safetensors_file import as_strings
 
 INPUT_NAME = "images"
@@ -91,8 +99,14 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
         producer_version=description["clipocr_version"],
         model_version=GRAPH_VERSION,
     )
-    of_graph = {"input": _INPUT | {"shape": shape}, "output": _OUTPUT}
-    helper.set_model_props(model, as_strings(description | of_graph | {"opset": OPSET}))
+    of_graph = {
+        "input": _INPUT | {"shape": shape},
+        "output": _OUTPUT,
+        "opset": OPSET,
+        # The graph keeps equal weights once, so its own would be fewer.
+        "num_parameters": sum(weight.numel() for weight in recogniser.parameters()),
+    }
+    helper.set_model_props(model, as_strings(description | of_graph))
     checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -112,10 +126,70 @@ def _blank(recogniser: Recogniser) -> Tensor:
 
 def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return what an ONNX file computes, on the CPU by onnxruntime."""
+    return _computes(_session(path))
+
+
+class OnnxReader(ViewReader):
+    """An exported recogniser, read by onnxruntime on the CPU with the threads that PyTorch has."""
+
+    kind = "an ONNX file"
+    precision = "fp32"
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, *, batch_size: int = ReadingOptions.batch_size) -> None:
+        """Open a file.
+
+        Raises:
+            CheckpointError: it is none of `write_onnx`, or damaged.
+            UsageError: onnxruntime is not installed.
+        """
+        require_onnx()
+        import onnxruntime
+
+        try:
+            session = _session(path)
+            stated = session.get_modelmeta().custom_metadata_map
+            self.charset = Charset(**json.loads(stated["charset"]))
+            self.max_label_length = int(stated["max_label_length"])
+            made = json.loads(stated["preprocessing"])
+            self._view_px = int(made["height_px"]), int(made["width_px"])
+        except Exception as e:
+            # onnxruntime raises errors of no other type.
+            raise CheckpointError(
+                f"{path} is no recogniser of clipocr ({type(e).__name__}: {e}); expected a file of "
+                "clipocr export --format onnx"
+            ) from e
+        self.name, self.checkpoint, self.batch_size = str(path), path, batch_size
+        self._tokenizer = LabelTokenizer(self.charset, self.max_label_length)
+        self.num_parameters = int(stated["num_parameters"]) if "num_parameters" in stated else None
+        self.library = f"onnxruntime {onnxruntime.__version__}"
+        self._tall = made.get("tall", TALL[0])
+        self._compute = _computes(session)
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the view of a picture."""
+        return make_view(picture, self._tall, self._view_px)
+
+    def read_views(self, views: Tensor) -> list[Text]:
+        """Read a batch of views. Shape: (B, H, W, 3), uint8."""
+        probabilities = torch.from_numpy(self._compute(views.numpy()))
+        texts, confidences = self._tokenizer.decode(probabilities)
+        return [
+            Text(text, tuple(confidence.tolist()))
+            for text, confidence in zip(texts, confidences, strict=True)
+        ]
+
+
+def _session(path: Path) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # It warns of names in a loop's body that it leaves alone.
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
+
+def _computes(session: Any) -> Callable[[np.ndarray], np.ndarray]:
     def run(images: np.ndarray) -> np.ndarray:
         (probabilities,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
         return np.asarray(probabilities)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import click
 
-from ...shared.options import FOLDER, NEW_PATH, option
-from ..reading.options import ArithmeticOptions
+from ...shared.charset import Charset
+from ...shared.errors import UsageError
+from ...shared.options import FILE, FOLDER, json_option, option
+from ..reading.options import ArithmeticOptions, clip_option
+from .tables import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +23,59 @@ class TestSetOptions(ArithmeticOptions):
         metavar="ROOT",
         type=FOLDER,
     )
+    json: bool = json_option()
+    format: str = option(
+        "markdown",
+        help="How tables are printed. Beside csv and latex, all else goes to stderr.",
+        choices=FORMATS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.json and self.format != "markdown":
+            raise UsageError(f"--json prints no tables; leave it or --format {self.format} out")
+
+    @property
+    def prints_figures_alone(self) -> bool:
+        """Whether stdout is for a program: nothing but the figures."""
+        return self.json or self.format != "markdown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(TestSetOptions):
     """Of ``clipocr eval``."""
 
-    charset: str = option(
-        "36",
-        help="Test charset, applied to label and prediction: 36 for the published numbers, 62, 94, "
-        "or a text file.",
+    charsets: tuple[Charset, ...] = option(
+        (Charset.load("36"),),
+        name="charset",
+        parse=Charset.load,
+        unparse=lambda charset: charset.name,
+        metavar="CHARSET,...",
+        help="Test charsets, applied to label and prediction: 36 for the published numbers, 62, "
+        "94, or a text file. Of several, pictures are read once.",
+    )
+    predictions: tuple[Path, ...] = option(
+        (),
+        metavar="FILE",
+        type=FILE,
+        help="What another model read: a .jsonl as eval leaves it, or lines of "
+        "set<TAB>image<TAB>text.",
     )
     batch_size: int = option(512, help="Pictures at once.", minimum=1)
-    json: Path | None = option(
+    clip: tuple[str, ...] = option(
+        (),
+        metavar="MODEL/WEIGHTS|CACHE,...",
+        default_text="as the runs name them",
+        help="Where CLIP's weights are, for recognisers that go on with CLIP and do not hold them: "
+        "one place for all RUNs, or one for each.",
+    )
+    out: Path | None = option(
         None,
-        help="Where the figures of one RUN are written; what was read in each picture goes to a "
-        ".predictions.jsonl beside them.",
-        default_text="eval.json in the run's folder",
-        type=NEW_PATH,
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        default_text="the run's folder, or that of the predictions",
+        help="Where the figures are written as NAME.eval.json, and what was read in each picture "
+        "as NAME.eval.predictions.jsonl.",
     )
     report: Path | None = option(
         None,
@@ -48,6 +86,15 @@ class EvalOptions(TestSetOptions):
         type=click.Path(file_okay=False, path_type=Path),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [charset.name for charset in self.charsets]
+        if not names or len(set(names)) < len(names):
+            raise UsageError(
+                f"charsets are {', '.join(names) or 'none'}; expected one or more, of different "
+                "names, after which files are called"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions(TestSetOptions):
@@ -55,3 +102,4 @@ class LatencyOptions(TestSetOptions):
 
     images: int = option(200, help="Pictures to read, taken evenly from all test sets.", minimum=1)
     batch_sizes: tuple[int, ...] = option((1, 64), help="Pictures at once.", minimum=1)
+    clip: str | None = clip_option()

@@ -55,9 +55,6 @@ PLAIN = "plain mean of sets"
 TOTAL = "total"
 """The group of every set."""
 
-BENCHMARK_NAMES = tuple(_BENCHMARKS)
-"""Canonical names, in the order of the papers' columns."""
-
 
 def benchmark_of(set_name: str) -> str | None:
     """Return the canonical name of a test set by its folder's name, or None if it is no benchmark.
@@ -65,6 +62,20 @@ def benchmark_of(set_name: str) -> str | None:
     Case, punctuation and a trailing ``test`` or ``.lmdb`` do not matter.
     """
     return _BY_SPELLING.get(_plain(set_name.rpartition("/")[2]))
+
+
+def set_order(set_name: str) -> tuple[int, str]:
+    """Order benchmarks as the columns of papers, then other sets by name."""
+    benchmark = benchmark_of(set_name)
+    return len(_BENCHMARKS) if benchmark is None else [*_BENCHMARKS].index(benchmark), set_name
+
+
+def shown_title(title: str, num_sets: int) -> str:
+    """Return what tables call a group. The one of every set says how many they are.
+
+    "total" alone would look like the mean of a whole group.
+    """
+    return f"{TOTAL} of {num_sets} sets" if title == TOTAL and num_sets > 1 else title
 
 
 def find_groups(

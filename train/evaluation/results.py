@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ...shared.atomic import replacing
 from ...shared.charset import Charset
@@ -16,8 +16,8 @@ from ...shared.terminal import counted
 from ..reading.readers import PictureBatchReader
 from ..reading.words import ReadWord
 from .metrics import Figures, WordCounts, plain_mean
-from .paired import compare
-from .protocol import PLAIN, WEIGHTED, benchmark_of, find_groups
+from .paired import compared
+from .protocol import PLAIN, WEIGHTED, benchmark_of, find_groups, shown_title
 from .stages import Stage, find_stages
 from .tables import ShownTable
 from .test_sets import TestSet
@@ -30,6 +30,25 @@ class SetResult:
     test_set: TestSet
     words: tuple[ReadWord, ...] = field(repr=False)
     """In the order of the set."""
+
+    @classmethod
+    def under(cls, test_set: TestSet, read: Mapping[Any, ReadWord]) -> Self:
+        """Return the result under the charset of a test set.
+
+        `read` holds a word for each of its pictures, of which no text passed through a charset.
+        """
+        adapt = test_set.charset.adapt
+        words = (
+            replace(
+                read[picture.image],
+                label=picture.label,
+                adapted_label=picture.adapted_label,
+                adapted_text=adapt(read[picture.image].text),
+                drafts={k: adapt(draft) for k, draft in read[picture.image].drafts.items()},
+            )
+            for picture in test_set.pictures
+        )
+        return cls(test_set=test_set, words=tuple(words))
 
     @property
     def name(self) -> str:
@@ -150,6 +169,7 @@ class Evaluation:
         """Each set, then both means of each group, which are one of one set."""
         rows = list(self.figures.items())
         for title, mean in self.means.items():
+            title = shown_title(title, len(mean.sets))
             rows.append((f"{title}, {WEIGHTED}", mean.weighted))
             if len(mean.sets) > 1:
                 rows.append((f"{title}, {PLAIN}", mean.plain))
@@ -176,7 +196,7 @@ class Evaluation:
         Raises:
             UsageError: the others are not of the same test sets.
         """
-        return str(compare([self, *others]) if others else self.results)
+        return str(compared([self, *others]).table if others else self.results)
 
     def report(self, folder: str | os.PathLike[str], *others: Evaluation) -> Path:
         """Write ``index.html`` about this evaluation, or several side by side; return its path.
@@ -195,6 +215,7 @@ class Evaluation:
         of = {"checkpoint": str(checkpoint)} if checkpoint else {"reader": self.reader.name}
         record: dict[str, Any] = {
             **of,
+            **({"moment": dict(self.reader.moment)} if self.reader.moment else {}),
             "charset": self.charset.name,
             "sets": {
                 result.name: result.counts.figures.to_json()

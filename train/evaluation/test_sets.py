@@ -19,6 +19,7 @@ from ...shared.data.word_folders import WordFolder
 from ...shared.data.word_lmdb import WordLmdb, find_named, folders_with
 from ...shared.errors import DataError
 from ..reading.words import WordPicture
+from .protocol import set_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,9 @@ class TestSet:
 
 
 def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: int) -> list[TestSet]:
-    """Open every LMDB and image folder at or below `roots`, in name order, and filter its labels.
+    """Open every LMDB and image folder at or below `roots`, and filter its labels.
+
+    Benchmarks come first, in the field's order, then other sets by name.
 
     What is no test set after all, or has no label under `charset`, is left out and named on stderr.
 
@@ -65,7 +68,9 @@ def open_test_sets(roots: Sequence[Path], charset: Charset, max_label_length: in
         DataError: nothing is left, or an LMDB is damaged.
     """
     test_sets, left_out = [], []
-    for name, path in find_named(roots, _find_sources).items():
+    found = find_named(roots, _find_sources)
+    for name in sorted(found, key=set_order):
+        path = found[name]
         # A damaged LMDB ends it: a mean without a set that was meant to count is a wrong one.
         source = WordLmdb(path).opened() if (path / "data.mdb").exists() else None
         try:

@@ -42,6 +42,8 @@ _KEYS = {
     *("method", "settings", "charset", "max_label_length", "recogniser", "teacher", "training"),
 }
 
+_MOMENT = ("epoch", "step", "accuracy")
+
 
 def save_checkpoint(
     path: Path,
@@ -118,6 +120,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "train again, or use the version that run.json beside it names"
         )
     return checkpoint
+
+
+def moment_of(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint's content says of when it was written.
+
+    ``epoch`` and ``step`` that it had come to, and the validation ``accuracy`` in percent; those
+    that it states, as ``reached`` or by its training state.
+    """
+    training = checkpoint["training"]
+    of_state = {"epoch": len(training["history"]), "step": training["step"]} if training else {}
+    stated = checkpoint.get("reached") or of_state
+    return {name: stated[name] for name in _MOMENT if name in stated}
 
 
 def load_recogniser(run_or_checkpoint: Path, device: torch.device) -> Recogniser:

@@ -15,13 +15,18 @@ class ArithmeticOptions(Options):
         "fp32", help="Arithmetic; published numbers are fp32.", choices=("fp32", "bf16", "fp16")
     )
     device: str = device_option()
-    clip: str | None = option(
+
+
+def clip_option() -> str | None:
+    """Declare a field of an `Options` class as the option ``--clip``."""
+    place: str | None = option(
         None,
         metavar="MODEL/WEIGHTS|CACHE",
         default_text="as the run names them",
         help="Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold "
         "them.",
     )
+    return place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +40,4 @@ class ReadingOptions(ArithmeticOptions):
         choices=("tsv", "text", "jsonl"),
     )
     batch_size: int = option(64, help="Pictures at once.", minimum=1)
+    clip: str | None = clip_option()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from ...shared.device import allow_fast_products, autocast, choose_device
 from ...shared.errors import UsageError
 from ...shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from ...shared.terminal import counted
-from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
+from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint, moment_of
 from ..models.recogniser import Recogniser
 from .options import ReadingOptions
 from .pictures import ImageSource, load_picture
@@ -50,25 +51,40 @@ class Text(NamedTuple):
     character_confidence: tuple[float, ...] | None
     stage: str = ""
     drafts: Mapping[str, str] = {}
+    word_confidence: float | None = None
 
 
 class PictureBatchReader:
-    """Reads pictures of single words in batches: a `Reader`, or a `FunctionReader`."""
+    """Reads pictures of single words in batches: a trained recogniser, a function, a file."""
 
     name: str
     """What tables and reports call it."""
+    kind: str = "given as a function"
+    """What it is, if it is no `Reader`."""
     batch_size: int
     checkpoint: Path | None = None
     """The file that was loaded, if one was."""
+    moment: Mapping[str, float] = MappingProxyType({})
+    """When the checkpoint was written, as far as it says: ``epoch``, ``step``, ``accuracy``."""
     charset: Charset | None = None
     """What it can write, if that is known."""
     max_label_length: int = 25
     """How long a label may be that counts for it: what PARSeq's protocol allows, or it can write.
     """
 
+    @property
+    def file(self) -> Path | None:
+        """What it was loaded from, which tells it from others."""
+        return self.checkpoint
+
     def prepare(self, picture: Image.Image) -> Any:
         """Return what `read_batch` takes of a picture; called on several threads."""
         return picture
+
+    def prepare_word(self, word: WordPicture, picture: Image.Image) -> Any:
+        """Return what `read_batch` takes of a picture of which it is known where it is from."""
+        del word
+        return self.prepare(picture)
 
     def read_batch(self, prepared: list[Any]) -> list[Text]:
         """Read prepared pictures, of which there is one at least."""
@@ -78,14 +94,12 @@ class PictureBatchReader:
         self,
         pictures: Iterable[WordPicture],
         load: Callable[[WordPicture], Image.Image],
-        adapt: Callable[[str], str] = str,
     ) -> Iterator[ReadWord]:
         """Read pictures in order. One that cannot be decoded is not read, and says why.
 
         Args:
             pictures: What to read, taken as it is needed.
             load: Returns a picture, or raises `ImageProblemError`; called on several threads.
-            adapt: Turns a text into what the test charset has of it.
         """
 
         def decode(picture: WordPicture) -> _Decoded:
@@ -93,7 +107,7 @@ class PictureBatchReader:
                 decoded = load(picture)
             except ImageProblemError as e:
                 return picture, None, None, str(e)
-            return picture, self.prepare(decoded), decoded.size, None
+            return picture, self.prepare_word(picture, decoded), decoded.size, None
 
         remaining = iter(pictures)
         batches = iter(lambda: list(islice(remaining, self.batch_size)), [])
@@ -108,16 +122,37 @@ class PictureBatchReader:
                     yield ReadWord(
                         **{field.name: getattr(picture, field.name) for field in fields(picture)},
                         text=read.text,
-                        adapted_text=adapt(read.text),
+                        adapted_text=read.text,
                         character_confidence=read.character_confidence,
                         size_px=size_px,
                         problem=problem,
                         stage=read.stage,
-                        drafts={name: adapt(draft) for name, draft in read.drafts.items()},
+                        drafts=read.drafts,
+                        word_confidence=read.word_confidence,
                     )
 
 
-class Reader(PictureBatchReader):
+class ViewReader(PictureBatchReader):
+    """Reads views, which are pictures of one size."""
+
+    precision: str
+    device: torch.device
+    """Where it computes."""
+    library: str
+    """What computes, with its version."""
+    num_parameters: int | None
+    """None if it does not say."""
+
+    def read_batch(self, prepared: list[Any]) -> list[Text]:
+        """Read views."""
+        return self.read_views(torch.from_numpy(np.stack(prepared)))
+
+    def read_views(self, views: torch.Tensor) -> list[Text]:
+        """Read a batch of views. Shape: (B, H, W, 3), uint8."""
+        raise NotImplementedError
+
+
+class Reader(ViewReader):
     """A trained recogniser that reads pictures of single words, from `load_reader`."""
 
     def __init__(
@@ -128,11 +163,12 @@ class Reader(PictureBatchReader):
         precision: str = ReadingOptions.precision,
         checkpoint: Path | None = None,
         teacher: str | None = None,
+        moment: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Wrap a recogniser in eval mode, on its device.
 
         `checkpoint` is the file it was loaded from, `teacher` the ``MODEL/WEIGHTS`` that it was
-        distilled from.
+        distilled from, `moment` when the checkpoint was written.
         """
         self.name = str(checkpoint or type(recogniser).__name__)
         self.batch_size = batch_size
@@ -140,18 +176,13 @@ class Reader(PictureBatchReader):
         self.precision = precision
         self.checkpoint = checkpoint
         self.teacher = teacher
+        self.moment = moment
         self.charset = recogniser.tokenizer.charset
         self.max_label_length = recogniser.tokenizer.max_label_length
-
-    @property
-    def device(self) -> torch.device:
-        """Where the recogniser is."""
-        return next(self.recogniser.parameters()).device
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the recogniser, and of the CLIP that it goes on with."""
-        return sum(parameter.numel() for parameter in self.recogniser.reading_parameters())
+        self.device = next(recogniser.parameters()).device
+        self.library = f"PyTorch {torch.__version__}"
+        # CLIP's among them, if it goes on with CLIP.
+        self.num_parameters = sum(weight.numel() for weight in recogniser.reading_parameters())
 
     def read(self, image: ImageSource) -> ReadWord:
         """Read one picture.
@@ -176,10 +207,6 @@ class Reader(PictureBatchReader):
     def prepare(self, picture: Image.Image) -> Any:
         """Return the view of a picture."""
         return make_view(picture, self.recogniser.tall, self.recogniser.view_px)
-
-    def read_batch(self, prepared: list[Any]) -> list[Text]:
-        """Read views."""
-        return self.read_views(torch.from_numpy(np.stack(prepared)))
 
     def read_views(self, views: torch.Tensor) -> list[Text]:
         """Read a batch of views. Shape: (B, H, W, 3), uint8."""
@@ -273,4 +300,5 @@ def load_reader(
         precision=precision,
         checkpoint=checkpoint,
         teacher=saved["teacher"],
+        moment=moment_of(saved),
     )

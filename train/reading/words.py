@@ -38,6 +38,8 @@ class ReadWord(WordPicture):
     """
     size_px: tuple[int, int] | None
     """Width and height of the picture, None if it cannot be decoded."""
+    word_confidence: float | None = None
+    """Probability of the whole word, of a reader that states no character's."""
     problem: str | None = None
     """Why the picture cannot be decoded; such a word counts as wrong, at confidence 0."""
     stage: str = ""
@@ -60,9 +62,9 @@ class ReadWord(WordPicture):
 
     @property
     def confidence(self) -> float | None:
-        """Product of the character probabilities, EOS included; None if they are not known."""
+        """Product of the character probabilities, EOS included, or the word's; None if unknown."""
         if self.character_confidence is None:
-            return None
+            return self.word_confidence
         return 0.0 if self.problem is not None else prod(self.character_confidence)
 
     def to_json(self) -> dict[str, Any]:

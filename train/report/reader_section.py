@@ -52,7 +52,7 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         ImageProblemError: a picture is not there any more.
     """
     reader, words = evaluation.reader, evaluation.words
-    teacher, facts, attention = "", "given as a function", []
+    teacher, facts, attention = "", reader.kind, []
     if isinstance(reader, Reader):
         teacher = reader.teacher or ""
         attention = _attention(reader, evaluation)

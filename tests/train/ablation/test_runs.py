@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import statistics
 from dataclasses import replace
@@ -22,10 +23,10 @@ from clipocr.shared.charset import Charset
 from clipocr.shared.errors import CacheMismatchError, TrainingError, UsageError
 from clipocr.shared.interrupts import Interrupted
 from clipocr.train.ablation import runs as ablate_module
-from clipocr.train.ablation.runs import ablate
+from clipocr.train.ablation.runs import ablate, plan
 from clipocr.train.ablation.table import AblationTable, load_table, shipped_tables
 from clipocr.train.loop import optimizer as optimizer_module
-from clipocr.train.loop.config import TrainPlace
+from clipocr.train.loop.config import TrainConfig, TrainPlace
 from clipocr.train.loop.curves import draw_curves
 
 MINIATURE = {
@@ -207,11 +208,11 @@ def test_the_table_is_mean_and_spread_of_its_runs(
     assert lines[0] == f"**{table.title}**"
     headers = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     # In the paper's order, not the alphabet's.
-    assert headers == ["Distillation layers", "IIIT5k", "SVT", "Avg", "runs"]
+    assert headers == ["Distillation layers", "IIIT5k", "SVT", "Avg of 2 sets", "p", "runs"]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:7]]
     assert [row[0] for row in rows] == ["(1)", "(1, 3)", "(1, 2, 3, 4)"]
     assert {row[2] for row in rows} == {f"75.00 ± {statistics.stdev((50, 100)):.2f}"}
-    assert {row[4] for row in rows} == {"2/2"}
+    assert {row[5] for row in rows} == {"2/2"}
     with (tmp_path / "table.csv").open() as file:
         plain = list(csv.DictReader(file))
     assert plain[0]["SVT mean"] == "75.0000"
@@ -241,6 +242,47 @@ def test_finished_runs_are_left_alone_and_shares_make_a_whole(
     assert len(trained) == 4
     assert ablate(table, here, [test_root]).num_finished == 4
     assert len(trained) == 4
+
+
+def test_a_plan_says_what_would_be_done_and_writes_nothing(
+    ablation_cache: Path, test_root: Path, tmp_path: Path
+) -> None:
+    table, here = miniature("table4"), place(ablation_cache, tmp_path / "out")
+
+    def states(only: tuple[int, int] = (0, 1)) -> list[str]:
+        return [run.state for run in plan(table, here, [test_root], only=only)]
+
+    assert states() == ["train"] * 4
+    assert not here.out.exists()
+    ablate(table, here, [test_root], only=(0, 2))
+    first, second, *_ = runs = plan(table, here, [test_root], only=(0, 1))
+    assert [run.name for run in runs[:2]] == ["tau-0.01-seed0", "tau-0.03-seed0"]
+    assert (first.state, second.state) == ("finished", "train")
+    assert second.settings["temperature"] == 0.03
+    assert second.settings["epochs"] == 1
+    assert (second.settings["seed"], second.cache) == (0, str(ablation_cache))
+    assert states(only=(1, 2)) == ["train"] * 2
+    # What was read is kept, and figures without it are made again.
+    (here.out / first.name / "ablation.predictions.jsonl").unlink()
+    assert states()[0] == "evaluate"
+    record = here.out / first.name / "run.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"history": []}))
+    assert states()[0] == "go on after epoch 0 of 1"
+    other = replace(table, settings={**table.settings, "learning_rate": 2e-3})
+    with pytest.raises(UsageError, match="begun differently: learning_rate was"):
+        plan(other, here, [test_root], only=(0, 1))
+
+
+def test_what_each_run_read_is_kept(ablation_cache: Path, test_root: Path, tmp_path: Path) -> None:
+    table = replace(miniature("table4"), variants=miniature("table4").variants[:2])
+    ablate(table, place(ablation_cache, tmp_path), [test_root])
+    for variant in table.variants:
+        lines = (tmp_path / f"{variant.name}-seed0" / "ablation.predictions.jsonl").read_text()
+        words = list(map(json.loads, lines.splitlines()))
+        assert [word["label"] for word in words] == ["kilo", "papa", "alpha", "tango", "zulu"]
+    # One epoch of a tiny student reads nothing, so that no word is read by one run alone.
+    assert "| 1.0000 |" in (tmp_path / "table.md").read_text().splitlines()[5]
 
 
 def test_a_stopped_table_goes_on(
@@ -433,3 +475,17 @@ def test_a_table_that_is_not_there_names_those_that_are() -> None:
         UsageError, match=r"table99 is neither a file .* one of clip4str, dptr, table1"
     ):
         load_table("table99")
+
+
+def test_the_file_that_the_docs_show_is_a_table(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "ablation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, flags=re.M | re.S)
+    path = tmp_path / "mine.toml"
+    path.write_text(block, encoding="utf-8")
+    table = load_table(str(path))
+    assert [(v.name, v.init, v.cache) for v in table.variants] == [
+        ("low", "", ""),
+        ("low-then-real", "low", "real.cache"),
+    ]
+    for entry in (*table.variants, *table.pretrainings.values()):
+        TrainConfig.from_values(table.settings_of(entry))

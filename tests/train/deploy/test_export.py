@@ -4,11 +4,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from commands import invoke
 from samples import draw_word, write_words
 
 import clipocr
@@ -94,15 +96,28 @@ def read_without_clipocr(path: Path, picture: Path) -> tuple[str, float]:
     return text, confidence
 
 
+class Exported(NamedTuple):
+    model: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def exported(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    model = tmp_path_factory.mktemp("exported") / "model.onnx"
+    result = export_command(run_path, "--out", model)
+    assert result.exit_code == 0, result.stderr
+    return Exported(model, result.stdout.strip())
+
+
 @pytest.mark.timeout(300)  # PyTorch's exporter takes 15 s of one core, and there may be others.
-def test_onnx_holds_the_whole_way_and_says_how_to_use_it(run_path: Path, tmp_path: Path) -> None:
+def test_onnx_holds_the_whole_way_and_says_how_to_use_it(
+    run_path: Path, exported: Exported, tmp_path: Path
+) -> None:
     import onnx
 
-    out = tmp_path / "model.onnx"
-    result = export_command(run_path, "--out", out)
-    assert result.exit_code == 0, result.stderr
+    out = exported.model
     said = r"agrees with PyTorch on 32 drawn pictures, (\d+) different texts, .* within (\S+)\.$"
-    num_texts, difference = re.search(said, result.stdout.strip()).groups()
+    num_texts, difference = re.search(said, exported.said).groups()
     assert int(num_texts) > 20
     assert float(difference) <= 1e-4
     model = onnx.load(out)
@@ -124,6 +139,41 @@ def test_onnx_holds_the_whole_way_and_says_how_to_use_it(run_path: Path, tmp_pat
         expected = reader.read(picture)
         assert text == expected.text
         assert confidence == pytest.approx(expected.confidence, rel=1e-3)
+
+
+@pytest.mark.timeout(300)  # As above.
+def test_an_onnx_file_is_evaluated_and_timed_like_its_run(
+    run_path: Path, exported: Exported, tmp_path: Path
+) -> None:
+    write_words(tmp_path / "test" / "SVT", ["alpha", "bravo", "x"])
+    data = ("--data", tmp_path / "test")
+    both = (run_path, exported.model)
+    result = invoke("eval", *both, *data, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    files = sorted((tmp_path / "out").glob("*.predictions.jsonl"))
+    of_model, of_run = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in files
+    )
+    assert [word["text"] for word in of_model] == [word["text"] for word in of_run]
+    assert [word["confidence"] for word in of_model] == pytest.approx(
+        [word["confidence"] for word in of_run], rel=1e-3
+    )
+    result = invoke("latency", *both, *data, "--batch-sizes", "1,3")
+    assert result.exit_code == 0, result.stderr
+    rows = [[c.strip() for c in r.split("|")[1:-1]] for r in result.stdout.splitlines() if "|" in r]
+    name = run_path.name
+    assert [(row[0], row[3]) for row in rows[2:]] == [
+        (name, "1"), (name, "3"), ("model.onnx", "1"), ("model.onnx", "3"),
+    ]  # fmt: skip
+    # An ONNX file says how many parameters it was made of, but not what it multiplies.
+    assert rows[2][1] == rows[4][1]
+    assert float(rows[2][2]) > 0
+    assert rows[4][2] == "-"
+    assert "; onnxruntime " in result.stdout
+    (tmp_path / "no.onnx").write_text("no graph")
+    result = invoke("eval", tmp_path / "no.onnx", *data)
+    assert result.exit_code == 1
+    assert "no.onnx is no recogniser of clipocr" in result.stderr
 
 
 class OnePass(Recogniser):

@@ -3,19 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from oracle import Oracle, painted, write_painted
 from samples import draw_word, write_words
 from small_student import SMALL_STUDENT
 
 from clipocr.shared.charset import Charset
 from clipocr.shared.errors import DataError
-from clipocr.train.evaluation.evaluate import evaluate_sets
+from clipocr.train.evaluation.evaluate import evaluate_charsets, evaluate_sets
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.evaluation.results import Evaluation
 from clipocr.train.evaluation.test_sets import open_test_sets
 from clipocr.train.models.student import Student
 from clipocr.train.models.tokenizer import LabelTokenizer
-from clipocr.train.reading.readers import Reader
+from clipocr.train.reading.readers import Reader, Text
 
 
 def measure(student: Student, root: Path, charset: str = "36", batch_size: int = 512) -> Evaluation:
@@ -46,6 +47,34 @@ def test_charset_is_applied_to_both_sides(tmp_path: Path, charset: str, num_corr
     student = Oracle(["aBC", "abc", "a-bc"])
     (result,) = measure(student, tmp_path, charset).sets
     assert result.counts.num_correct == num_correct
+
+
+def test_several_charsets_are_scored_of_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_painted(tmp_path / "A", ["Abc", "a-bc", "a-bc", "!!"])
+    write_painted(tmp_path / "B", ["??"])  # Has no label but under 94.
+    read: list[int] = []
+    real = Reader.read_views
+
+    def read_views(self: Reader, views: torch.Tensor) -> list[Text]:
+        read.append(len(views))
+        return real(self, views)
+
+    monkeypatch.setattr(Reader, "read_views", read_views)
+    reader = Reader(Oracle(["aBC", "abc", "a-bc", "!"]))
+    charsets = [Charset.load(name) for name in ("36", "62", "94")]
+    evaluations = evaluate_charsets(
+        reader, [open_test_sets([tmp_path], charset, 25) for charset in charsets]
+    )
+    assert read == [4, 1]
+    assert [each.charset for each in evaluations] == charsets
+    counts = [(each.counts.num_samples, each.counts.num_correct) for each in evaluations]
+    # As in the test above, and under 94 two more words, which are read as "!" and "aBC".
+    assert counts == [(3, 3), (3, 2), (5, 1)]
+    assert [len(each.sets) for each in evaluations] == [1, 1, 2]
+    for charset, evaluation in zip(charsets, evaluations, strict=True):
+        assert measure(reader.recogniser, tmp_path, charset.name).words == evaluation.words
 
 
 def test_batch_size_does_not_matter(tmp_path: Path) -> None:

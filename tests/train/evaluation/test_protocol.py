@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipocr.train.evaluation.protocol import benchmark_of, find_groups
+from clipocr.train.evaluation.protocol import benchmark_of, find_groups, set_order, shown_title
 
 SIX = {"IIIT5k": 3000, "SVT": 647, "IC13_857": 857, "IC15_1811": 1811, "SVTP": 645, "CUTE80": 288}
 OTHER_SIX = {"IC13_1015": 1015, "IC15_2077": 2077}
@@ -83,3 +83,18 @@ def test_of_two_folders_of_a_benchmark_the_one_of_the_published_size_counts() ->
     groups, remarks = groups_and_remarks({"a/IIIT5k": 2000, **sizes})
     assert groups["six benchmarks (7,248)"] == tuple(sizes)
     assert "IIIT5k is there as a/IIIT5k, test/IIIT5k; means take test/IIIT5k" in remarks
+
+
+def test_benchmarks_stand_in_the_order_of_papers_then_others_by_name() -> None:
+    names = ["zebra", "CUTE80", "SVT", "Uber", "test/SVTP", "IC15_1811", "alpha", "iiit5k_3000",
+             "IC13_1015", "IC13_857", "OST/heavy", "OST/weak"]  # fmt: skip
+    assert sorted(names, key=set_order) == [
+        "iiit5k_3000", "SVT", "IC13_857", "IC13_1015", "IC15_1811", "test/SVTP", "CUTE80",
+        "Uber", "OST/weak", "OST/heavy", "alpha", "zebra",
+    ]  # fmt: skip
+
+
+def test_a_mean_of_all_sets_says_of_how_many() -> None:
+    assert shown_title("total", 5) == "total of 5 sets"
+    assert shown_title("total", 1) == "total"
+    assert shown_title("OST", 2) == "OST"

@@ -331,13 +331,13 @@ def test_what_its_stages_change_is_said(
     monkeypatch.setattr(Columns, "decode_stages", decode_stages)
     result = invoke("eval", run, *args)
     assert result.exit_code == 0, result.output
-    assert "\n\nStages:\n| stage" in result.stdout
+    assert "\n\nStages\n\n| stage" in result.stdout
     record = json.loads((run / "eval.json").read_text())
     seen = record["stages"]["seen"]
     num_correct = sum(of_set["num_correct"] for of_set in record["sets"].values())
     assert (seen["num_corrected"], seen["num_spoiled"]) == (num_correct, 0)
     both = invoke("eval", run, run / "last.pt", *args)
-    assert "\n\nStages of B:\n| stage" in both.stdout
+    assert "\n\nStages of run/last.pt\n\n| stage" in both.stdout
 
 
 def test_a_table_of_runs_takes_it(cache_path: Path, tmp_path: Path) -> None:
