@@ -19,6 +19,7 @@ from .precompute.commands.data import data
 from .precompute.commands.inspect import align_command, show_command
 from .precompute.commands.upkeep import copy_command, info_command, verify_command
 from .shared.errors import ClipocrError, explained_memory
+from .shared.help import Group, HelpFormatter
 from .shared.interrupts import ending, working
 from .shared.terminal import how_to_go_on
 from .train.commands.evaluation import eval_command, latency
@@ -32,7 +33,7 @@ _LESS_MEMORY = (
 )
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The one place that decides which failures print a line and which keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -53,6 +54,9 @@ class _Commands(click.Group):
             line, code = ending(getattr(e, "signal_number", signal.SIGINT))
             click.echo(f"{line} {how_to_go_on(ctx)}".rstrip(), err=True)
             ctx.exit(code)
+
+
+click.Context.formatter_class = HelpFormatter
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

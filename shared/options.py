@@ -24,16 +24,18 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from .errors import UsageError
+from .help import GroupedOption
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -54,6 +56,12 @@ class Option:
     """The value must be greater than this."""
     below: float | None = None
     """The value must be less than this."""
+    group: str = ""
+    """Title of the group in which a long help shows it; empty: that of the class."""
+    alias: str = ""
+    """Another name on the command line, such as ``lr``."""
+    complete: Callable[[], Iterable[str]] | None = None
+    """Returns what a shell may complete it to."""
     metavar: str | None = None
     default_text: str | None = None
     """What the help says of the default where its value says little, such as that of None."""
@@ -136,7 +144,7 @@ class Option:
             shown = self.default is not False
             return click.option(
                 names, self.name, is_flag=True, default=self.default, show_default=shown,
-                help=self.help,
+                help=self.help, cls=GroupedOption, group=self.group,
             )  # fmt: skip
         is_multiple = self.is_tuple and self.item is Path
         item_type = self._click_type()
@@ -148,16 +156,25 @@ class Option:
             text = ",".join(map(str, plain)) or "none" if isinstance(plain, list) else str(plain)
             # For the help alone: `takes` leaves defaults to the config.
             attributes |= {"default": text, "show_default": True}
+        if self.complete is not None:
+            attributes["shell_complete"] = completing(self.complete)
         return click.option(
-            flag,
+            *(flag, f"--{self.alias}") if self.alias else (flag,),
             self.name,
+            cls=GroupedOption,
+            group=self.group,
             help=self.help,
-            metavar=self.metavar,
+            metavar=self.metavar or self._metavar,
             type=_List(item_type) if self.is_tuple and not is_multiple else item_type,
             required=self.default is dataclasses.MISSING,
             multiple=is_multiple,
             **attributes,
         )
+
+    @property
+    def _metavar(self) -> str | None:
+        letter = _METAVARS.get(None if self.choices or self.type else self.item)
+        return f"{letter},..." if letter and self.is_tuple else letter
 
     def _click_type(self) -> click.ParamType[Any]:
         if self.type is not None:
@@ -175,6 +192,18 @@ class Option:
                 return click.INT if self.item is int else click.FLOAT
             return click.IntRange(**bounds) if self.item is int else click.FloatRange(**bounds)
         return click.Path(path_type=Path) if self.item is Path else click.STRING
+
+
+_METAVARS: Mapping[Any, str] = {int: "N", float: "X"}
+
+
+def completing(find: Callable[[], Iterable[str]]) -> Callable[..., list[CompletionItem]]:
+    """Return the callback by which click completes an argument to one of several texts."""
+
+    def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+        return [CompletionItem(text) for text in find() if text.startswith(begun)]
+
+    return complete
 
 
 def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
@@ -199,6 +228,9 @@ class Options:
 
     A subclass that has a check of its own calls ``super().__post_init__()`` first.
     """
+
+    group: ClassVar[str] = ""
+    """Title under which a long help shows the options."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -312,6 +344,7 @@ def _members(config: type[Options]) -> dict[str, Option | type[Options]]:
         members[field.name] = dataclasses.replace(
             about,
             name=about.name or field.name,
+            group=about.group or config.group,
             item=typing.get_args(item)[0] if is_tuple else item,
             is_tuple=is_tuple,
             is_optional=is_optional,

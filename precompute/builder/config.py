@@ -34,6 +34,12 @@ def _parse_tap(text: str) -> int | str:
     return text if text == FINAL else int(text)
 
 
+def _teachers() -> list[str]:
+    from ..teacher.clip import published_teachers
+
+    return published_teachers()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(Options):
     """What decides the rows of a cache, and the work that they are: for build and plan alike."""
@@ -48,6 +54,7 @@ class SourceOptions(Options):
     teacher: str = option(
         "ViT-B-16/openai",
         metavar="MODEL/WEIGHTS",
+        complete=_teachers,
         help="A ViT of CLIP's own kind in open_clip, S to bigG, not SigLIP, EVA02 or others; "
         "weights are a pretrained tag, a file's path, or random:SEED.",
     )

@@ -10,6 +10,7 @@ import click
 
 from ...shared.cache import names
 from ...shared.charset import Charset
+from ...shared.help import Group
 from ...shared.options import FILE, FOLDER, takes
 from ...shared.processes import Process
 from ...shared.terminal import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..inspect.plan import Plan
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Build a feature cache, and look at one."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.charset import counted_characters
+from ...shared.help import Group
 from ...shared.options import FOLDER, NEW_PATH, PATH, takes
 from ...shared.terminal import (
     counted,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ..data.check import LmdbReport
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Make word LMDBs, check them, and show what is in them."""
 

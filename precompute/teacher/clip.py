@@ -63,14 +63,20 @@ def teacher_models() -> list[str]:
     return [name for name in open_clip.list_models() if not why_no_teacher(name)]
 
 
+def published_teachers() -> list[str]:
+    """Return ``MODEL/TAG`` of all teachers whose weights are published."""
+    return [
+        f"{name}/{tag}"
+        for name in teacher_models()
+        # A tag says which activation it needs, with either name.
+        if "quickgelu" not in name
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    ]
+
+
 def _require_teacher(model_name: str) -> None:
     if why := why_no_teacher(model_name):
-        published = [
-            name
-            for name in teacher_models()
-            # A tag says which activation it needs, with either name.
-            if open_clip.list_pretrained_tags_by_model(name) and "quickgelu" not in name
-        ]
+        published = dict.fromkeys(name.partition("/")[0] for name in published_teachers())
         raise TeacherError(
             f"{model_name} has {why}; teachers with published weights are {', '.join(published)}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...shared.errors import UsageError
-from ...shared.options import FOLDER, PATH, Options, option, takes
+from ...shared.help import GroupedCommand, GroupedOption
+from ...shared.options import FOLDER, PATH, Options, completing, option, takes
 from ...shared.terminal import counted, goes_on, markdown_table, warn_of_random_teacher
 from ..loop.config import RECIPES, Presets, TrainConfig, TrainPlace, method_of_runs
 from ..methods import DEFAULT_METHOD, find_method, method_names
@@ -23,16 +24,12 @@ if TYPE_CHECKING:
     from ..loop.run import TrainSummary
 
 
-class _TrainCommand(click.Command):
+class _TrainCommand(GroupedCommand):
     """``clipocr train``, whose options depend on ``--method``.
 
     As it stands it has those of the default method. A command line that names another one is read
     by a command with the options of that one.
     """
-
-    def __init__(self, *args: Any, method: type[Method], **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self._method = method
 
     def make_context(
         self,
@@ -58,14 +55,8 @@ class _TrainCommand(click.Command):
         return click.Command.make_context(command, info_name, args, parent, **extra)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of every run, then those of the method."""
-        own = set(self._method.names())
-        for title, is_own in (("Options", False), (f"Options of {self._method.name}", True)):
-            of_kind = [param for param in self.get_params(ctx) if (param.name in own) == is_own]
-            records = [record for p in of_kind if (record := p.get_help_record(ctx))]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        """Write the options in groups, then the methods."""
+        super().format_options(ctx, formatter)
         with formatter.section("Methods"):
             formatter.write_dl([(name, _summary(name)) for name in method_names()])
 
@@ -101,6 +92,8 @@ def _train_command(method: type[Method]) -> click.Command:
         takes(TrainPlace),
         click.option(
             "--init",
+            cls=GroupedOption,
+            group=_BEGINNING,
             type=PATH,
             show_default="random weights",
             help="Begin with the recogniser of a run or checkpoint (fine-tuning); another charset "
@@ -108,6 +101,8 @@ def _train_command(method: type[Method]) -> click.Command:
         ),
         click.option(
             "--resume",
+            cls=GroupedOption,
+            group=_BEGINNING,
             metavar="RUN",
             type=FOLDER,
             help="Go on with a run where it stopped, with the options it has; it may get more "
@@ -115,6 +110,8 @@ def _train_command(method: type[Method]) -> click.Command:
         ),
         click.option(
             "--config",
+            cls=GroupedOption,
+            group=_BEGINNING,
             metavar="RUN.JSON",
             type=PATH,
             help="Begin a run with the options of another, from its run.json or its folder.",
@@ -126,9 +123,14 @@ def _train_command(method: type[Method]) -> click.Command:
     command: Callable[..., Any] = _train
     for decorate in reversed(decorators):
         command = decorate(command)
-    return click.command("train", cls=_TrainCommand, method=method, help=_HELP)(command)
+    made = click.command("train", cls=_TrainCommand, help=_HELP)(command)
+    for param in made.params:
+        if isinstance(param, GroupedOption) and param.name in method.names():
+            param.group = param.group or f"Method {method.name}"
+    return made
 
 
+_BEGINNING = "Beginning"
 _HELP_FLAGS = {"-h", "--help"}
 _HELP = """Train a recogniser from a cache. CLIP is loaded only by a method that goes on with it.
 
@@ -224,6 +226,12 @@ def _parse_settings(
     return settings
 
 
+def _shipped() -> Iterable[str]:
+    from ..ablation.table import shipped_tables
+
+    return shipped_tables()
+
+
 def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
     """Read I/N, I counted from 1; return (I - 1, N)."""
     index, _, count = value.partition("/")
@@ -246,7 +254,7 @@ class _Runs(Options):
 
 
 @click.command()
-@click.argument("table_name", metavar="TABLE")
+@click.argument("table_name", metavar="TABLE", shell_complete=completing(_shipped))
 @takes(TrainPlace)
 @takes(_Runs)
 @click.option(

@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ...shared.charset import CHARSET_HELP, Charset, LabelRules
 from ...shared.errors import UsageError
 from ...shared.options import CACHE, FOLDER, Options, device_option, option, require_known
-from ..methods import DEFAULT_METHOD, find_method
+from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -27,11 +27,18 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 of 40, in half precision, for 4 to 6 GB; losses that relate rows then relate those of a part."""
 
 
+_WORDS, _ROWS, _MACHINE = "Words", "Rows of the cache", "Memory and arithmetic"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Presets(Options):
     """The two options that decide what others there are, and what their defaults are."""
 
-    method: str = option(DEFAULT_METHOD, help="What is trained, and how; see below.")
+    group: ClassVar[str] = "Method"
+
+    method: str = option(
+        DEFAULT_METHOD, help="What is trained, and how; see below.", complete=method_names
+    )
     recipe: str = option(
         "paper",
         choices=tuple(RECIPES),
@@ -50,16 +57,19 @@ def _parse_charset(value: Any) -> Charset:
 class TrainConfig(Options):
     """What decides the weights of a run."""
 
+    group: ClassVar[str] = "Steps"
+
     method: Method = field(default_factory=lambda: find_method(DEFAULT_METHOD)())
     charset: Charset = option(
         Charset.load("36"),
+        group=_WORDS,
         help=f"{CHARSET_HELP}.",
         parse=_parse_charset,
         unparse=asdict,
         default_text="36",
     )
     max_label_length: int = option(
-        LabelRules.max_label_length, help="Longest label learned.", minimum=1
+        LabelRules.max_label_length, group=_WORDS, help="Longest label learned.", minimum=1
     )
     epochs: int = option(5, help="Passes over the cache.", minimum=1)
     batch_size: int = option(
@@ -67,12 +77,14 @@ class TrainConfig(Options):
     )
     accumulate: int = option(
         1,
+        group=_MACHINE,
         help="Parts to cut each batch into, to need less memory; losses that relate rows relate "
         "those of a part.",
         minimum=1,
     )
     learning_rate: float = option(
         1.2374e-3,
+        alias="lr",
         help="Peak of the OneCycle schedule; the default is the paper's, for its batch size.",
         above=0,
     )
@@ -88,10 +100,13 @@ class TrainConfig(Options):
         help="Steps in a row that may be skipped because their gradient is not finite.",
         minimum=0,
     )
-    fraction: float = option(1.0, help="Share of the cache to train on.", above=0, maximum=1)
+    fraction: float = option(
+        1.0, group=_ROWS, help="Share of the cache to train on.", above=0, maximum=1
+    )
     """Of its units."""
     views: int | None = option(
         None,
+        group=_ROWS,
         help="Views to train on; epoch e sees view e mod K.",
         default_text="all the cache has",
         minimum=1,
@@ -99,12 +114,14 @@ class TrainConfig(Options):
     """K."""
     precision: str = option(
         "auto",
+        group=_MACHINE,
         choices=("auto", "fp32", "bf16", "fp16"),
         help="Arithmetic of the student; auto is mixed precision where the device has it.",
     )
     """``auto`` becomes one of the others when a run begins, and stays it when the run goes on."""
     compile: str = option(
         "auto",
+        group=_MACHINE,
         choices=("auto", "on", "off"),
         help="Whether torch.compile fuses what it can, which takes a minute or two at the start; "
         "auto is on for a GPU.",
@@ -145,6 +162,8 @@ class TrainConfig(Options):
 @dataclass(frozen=True, kw_only=True)
 class TrainPlace(Options):
     """Where a run reads and writes; none of it changes the weights."""
+
+    group: ClassVar[str] = "Places"
 
     cache: str | Path = option(
         help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.", type=CACHE

@@ -85,7 +85,7 @@ class Journal:
             # By its own method they would be another run, in a folder of its own.
             found = hparams(plain, {"val/accuracy": 0.0, "loss/total": 0.0})  # type: ignore[no-untyped-call]
             for summary in found:
-                self._board.file_writer.add_summary(summary)
+                self._board.file_writer.add_summary(summary, step)
             yield
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

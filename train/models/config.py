@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ...shared.errors import UsageError
 from ...shared.geometry import VIEW_PX
@@ -101,6 +101,8 @@ class PermutedDecoder(Options):
     PARSeq's has one layer of 384 with 12 heads, CLIP4STR's one of 512 with 8.
     """
 
+    group: ClassVar[str] = "Permuted decoder"
+
     decoder_layers: int = option(6, minimum=1, help="Layers of the permuted decoder.")
     decoder_width: int = option(512, minimum=1, help="D of the permuted decoder.")
     decoder_heads: int = option(8, minimum=1, help="Attention heads of each of its layers.")
@@ -182,6 +184,8 @@ def parse_size(written: Any) -> StudentSize:
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Options):
     """A student: its size, and what encodes its pictures."""
+
+    group: ClassVar[str] = "Student"
 
     size: StudentSize = option(
         SIZES["small"],

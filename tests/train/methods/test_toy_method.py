@@ -185,10 +185,10 @@ def test_it_is_found_and_the_command_shows_its_options() -> None:
         "clip-ocr", "broken", "clip4str", "dptr", "misnamed", "toy", "toy-labels",
     )  # fmt: skip
     shown = invoke("train", "--method", "toy", "--help").output
-    assert "Options of toy:\n  --toy-width INTEGER RANGE" in shown
+    assert "Method toy:\n  --toy-width N" in shown
     assert "--image-taps" not in shown
     usual = invoke("train", "--help").output
-    assert "Options of clip-ocr:\n  --student" in usual
+    assert "Student:\n  --student" in usual
     assert "--toy-width" not in usual
     for help_text in (shown, usual):
         methods = help_text.partition("Methods:\n")[2]

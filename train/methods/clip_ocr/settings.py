@@ -40,6 +40,8 @@ class LossSettings(Options):
       more; the temperature is 1.
     """
 
+    group: ClassVar[str] = "Loss"
+
     kind: str = option(
         "lcl",
         name="loss",
