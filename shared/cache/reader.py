@@ -249,10 +249,11 @@ class FeatureCache:
         tokenizer: str = "char",
         arrays: Sequence[str] = (),
         template: str = "",
+        num_taps: int | None = None,
     ) -> TextSpec:
         """Return the text table of a charset, long enough for `max_label_length`.
 
-        It has to hold at least the `arrays` of that name.
+        It has to hold at least the `arrays` of that name. `num_taps` as in `require_images`.
         """
         specs = self.text_specs()
         for spec in specs:
@@ -267,7 +268,7 @@ class FeatureCache:
                         f"pass --max-label-length {spec.max_label_length}, or build another cache "
                         f"with cache build --max-label-length {max_label_length}"
                     )
-                self._require_arrays("text", spec.array_names, arrays)
+                self._require_arrays("text", spec.array_names, arrays, num_taps)
                 return spec
         held = ", ".join(
             f"{s.charset_name} ({len(s.characters)} characters, tokenizer {s.tokenizer}"
@@ -283,9 +284,17 @@ class FeatureCache:
             f"--charset {charset.name} --tokenizer {tokenizer}{of_template}"
         )
 
-    def require_images(self, arrays: Sequence[str], pixels: bool = False) -> None:
-        """Check that the image arrays a run wants are there, and the views themselves."""
-        self._require_arrays("image", self.spec.image_names, arrays)
+    def require_images(
+        self, arrays: Sequence[str], pixels: bool = False, num_taps: int | None = None
+    ) -> None:
+        """Check that the image arrays a run wants are there, and the views themselves.
+
+        Args:
+            arrays: Their names.
+            pixels: Whether the views are wanted.
+            num_taps: How many blocks the run's option for them takes; None: it has none.
+        """
+        self._require_arrays("image", self.spec.image_names, arrays, num_taps)
         if pixels and not self.spec.pixels:
             why = " (it was built with --no-pixels)" if self.spec.is_of_lmdbs else ""
             raise CacheMismatchError(
@@ -302,7 +311,9 @@ class FeatureCache:
                 f"those: clipocr cache build --view-size {want} --data ROOT --out FOLDER ..."
             )
 
-    def _require_arrays(self, kind: str, held: Sequence[str], wanted: Sequence[str]) -> None:
+    def _require_arrays(
+        self, kind: str, held: Sequence[str], wanted: Sequence[str], num_taps: int | None
+    ) -> None:
         missing = [array for array in wanted if array not in held]
         if not missing:
             return
@@ -311,16 +322,17 @@ class FeatureCache:
                 f"{self.storage} holds no {kind} arrays, this run needs {', '.join(wanted)}; train "
                 "on a cache of pictures: clipocr cache build --data ROOT ..."
             )
-        taps = {
-            array: str(names.block_of(array) or array)
-            for array in (*held, *wanted)
+        wanted_taps = ",".join(
+            str(names.block_of(array) or array)
+            for array in wanted
             if names.block_of(array) or array == names.FINAL
-        }
-        held_taps, wanted_taps = (
-            ",".join(taps[array] for array in arrays if array in taps) for arrays in (held, wanted)
         )
-        # With `final` no hint at a method's option, because those name blocks alone.
-        instead = "" if names.FINAL in taps else f"pass --{kind}-taps {held_taps}, or "
+        blocks = [block for array in held if (block := names.block_of(array))]
+        instead = ""
+        if num_taps is not None and len(blocks) >= num_taps:
+            # Of many the last of each part, as 3, 6, 9 are of the nine blocks up to there.
+            some = [blocks[len(blocks) * (i + 1) // num_taps - 1] for i in range(num_taps)]
+            instead = f"pass --{kind}-taps {','.join(map(str, some))}, or "
         raise CacheMismatchError(
             f"{self.storage} holds {kind} arrays {', '.join(held)}, this run needs "
             f"{', '.join(wanted)}; {instead}build a cache with: "

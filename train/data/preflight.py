@@ -59,7 +59,7 @@ class Preflight:
         Raises:
             CacheError: it has not.
         """
-        cache.require_images(needs.images, needs.pixels)
+        cache.require_images(needs.images, needs.pixels, needs.num_taps)
         if needs.view_px is not None:
             cache.require_view_size(needs.view_px)
         text = None
@@ -70,6 +70,7 @@ class Preflight:
                 needs.text.tokenizer,
                 needs.text.arrays,
                 needs.text.template,
+                needs.num_taps,
             )
         if needs.pool:
             cache.require_pool(batch_size)

@@ -57,6 +57,8 @@ class Needs:
     """Whether each sample comes with the tokens of a natural image, drawn from the cache's pool."""
     teacher_weights: bool = False
     """Whether the cache must keep its teacher's weights."""
+    num_taps: int | None = None
+    """How many blocks ``--image-taps`` and ``--text-taps`` take; None: the method has neither."""
     held_out: float = 0.0
     """Share of the labels that are left out of training, for `Trainee.read` to be measured on."""
 

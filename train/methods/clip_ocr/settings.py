@@ -148,6 +148,7 @@ class ClipOcr(Method):
         return Needs(
             images=tuple(self.image_array(stage) for stage in self.image_stages),
             text=TextNeeds(tokenizer=self.tokenizer, arrays=(*text, EOT) if self.word else text),
+            num_taps=len(STAGES),
             # Pads are rows of LCL. Officially each process has its own; as the loss of one process
             # has those of the longest label.
             pads_together=self.loss.gather == "all",
