@@ -81,19 +81,24 @@ def estimate_step(trainee: Trainee, batch: Batch, precision: str) -> StepEstimat
     )
 
 
-def check_step(estimate: StepEstimate, batch_size: int, free_bytes: int | None) -> str:
+def check_step(
+    estimate: StepEstimate, batch_size: int, free_bytes: int | None, *, has_student: bool = False
+) -> str:
     """Return what is to be known of a step that takes long or much; nothing of others.
 
     Args:
         estimate: Of a step's part that is computed at once.
         batch_size: Of the whole step.
         free_bytes: Memory that there is; None: not known.
+        has_student: Whether the method has students of several sizes.
 
     Raises:
         OutOfMemoryError: it cannot fit.
     """
     needed = byte_size(estimate.num_bytes)
-    smaller = "--batch-size, a larger --accumulate, a smaller --student (tiny)"
+    smaller = "--batch-size or a larger --accumulate"
+    if has_student:
+        smaller += ", or --student tiny"
     if free_bytes is not None and _SURE_SHARE * estimate.num_bytes > free_bytes:
         fitting = estimate.rows_within(free_bytes)
         parts = -(-batch_size // fitting) if fitting else 0
@@ -109,8 +114,8 @@ def check_step(estimate: StepEstimate, batch_size: int, free_bytes: int | None) 
     if seconds < _LONG_STEP_S and not is_much:
         return ""
     return (
-        f"Note: a step takes roughly {duration(seconds)} and {needed} on this CPU. A smaller "
-        f"{smaller} takes less."
+        f"Note: a step takes roughly {duration(seconds)} and {needed} on this CPU; pass a smaller "
+        f"{smaller} for less."
     )
 
 

@@ -450,7 +450,12 @@ class _Run:
         for batch in batches:
             if on_cpu and not self._is_checked:
                 estimate = estimate_step(self.trainee, batch, self.config.precision)
-                self.journal.say(check_step(estimate, self.config.batch_size, free_memory()))
+                has_student = "student" in self.config.method.names()
+                self.journal.say(
+                    check_step(
+                        estimate, self.config.batch_size, free_memory(), has_student=has_student
+                    )
+                )
             self._is_checked = True
             yield batch
 

@@ -75,18 +75,19 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     # 0.4 GB and 320 rows of 45 MB: 14.8 GB.
     said = (
         r"320 samples at once takes about 14\.8 GB, and 6\.0 GB are free: pass a smaller "
-        r"--batch-size, a larger --accumulate, .*; --accumulate 4 would fit"
+        r"--batch-size or a larger --accumulate, or --student tiny; --accumulate 4 would fit"
     )  # 124 rows fit, so 3 parts, of which 320 is no multiple.
     with pytest.raises(OutOfMemoryError, match=said):
-        check_step(ESTIMATE, 320, 6_000_000_000)
+        check_step(ESTIMATE, 320, 6_000_000_000, has_student=True)
     with pytest.raises(OutOfMemoryError) as caught:
         check_step(ESTIMATE, 320, 300_000_000)
     assert "would fit" not in str(caught.value)
+    assert "--student" not in str(caught.value)
 
 
 def test_what_takes_long_or_much_is_said() -> None:
     said = check_step(ESTIMATE, 320, 100_000_000_000)
-    assert said.startswith("Note: a step takes roughly 3 min and 14.8 GB on this CPU.")
+    assert said.startswith("Note: a step takes roughly 3 min and 14.8 GB on this CPU;")
     quick = replace(ESTIMATE, seconds_per_row=0.001)
     assert check_step(quick, 320, 20_000_000_000).startswith("Note: a step takes roughly 0 s")
     assert check_step(quick, 320, 100_000_000_000) == ""
