@@ -81,7 +81,7 @@ class FeatureCache:
         Raises:
             CacheMismatchError: there is no finished pool of at least `count` images.
         """
-        pool, advice = self.pool, f"clipocr cache pool {self.storage} --images FOLDER"
+        pool, advice = self.pool, self.command_that_adds("pool", "--images FOLDER")
         if pool is None:
             raise CacheMismatchError(
                 f"{self.storage} has no pool of natural images, this run needs one; add it with: "
@@ -105,6 +105,18 @@ class FeatureCache:
         """Open the tokens of the pool's images, every chunk checked; see `require_pool`."""
         pool, good = self.require_pool(count)
         return pool.image_reader(0, pool.spec.images[0].name).row_table(), good
+
+    def command_that_adds(self, what: str, options: str = "") -> str:
+        """Return the command, for messages, that adds something to the cache, or to a copy of it.
+
+        Args:
+            what: A command of ``clipocr cache``, such as ``text``.
+            options: Of it.
+        """
+        if isinstance(self.storage, LocalStorage):
+            return f"clipocr cache {what} {self.storage} {options}".rstrip()
+        copied = f"clipocr cache copy {self.storage} COPY"
+        return f"{copied} && clipocr cache {what} COPY {options}".rstrip()
 
     @property
     def folder(self) -> LocalStorage:
@@ -275,13 +287,14 @@ class FeatureCache:
             + (f" {s.template!r})" if s.template else ")")
             for s in specs
         )
-        of_template = f" --template {shlex.quote(template)}" if template else ""
+        options = f"--charset {charset.name} --tokenizer {tokenizer}"
+        if template:
+            options += f" --template {shlex.quote(template)}"
         raise CacheMismatchError(
             f"{self.storage} has text for charset {held or 'none yet'}, this run needs "
             f"{charset.name} ({len(charset.characters)} characters, tokenizer {tokenizer}"
             f"{' ' + repr(template) if template else ''}). Pass "
-            f"what it has, or add a table with: clipocr cache text {self.storage} "
-            f"--charset {charset.name} --tokenizer {tokenizer}{of_template}"
+            f"what it has, or add a table with: {self.command_that_adds('text', options)}"
         )
 
     def require_images(
@@ -380,7 +393,7 @@ class FeatureCache:
         if self.committed.weights is None:
             raise CacheMismatchError(
                 f"{self.storage} keeps no weights of its teacher, and they are needed here; add "
-                f"them with: clipocr cache weights {self.storage}"
+                f"them with: {self.command_that_adds('weights')}"
             )
         return self.committed.weights
 

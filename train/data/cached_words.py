@@ -257,7 +257,7 @@ def open_cache(
     else:
         raise CacheMismatchError(
             f"{cache.storage} has no text table {text!r}, only {', '.join(specs) or 'none'}; add "
-            f"one with: clipocr cache text {cache.storage}"
+            f"one with: {cache.command_that_adds('text')}"
         )
     if view >= cache.num_views:
         raise CacheMismatchError(

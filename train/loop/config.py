@@ -186,6 +186,12 @@ class TrainPlace(Options):
         type=FOLDER,
     )
     device: str = device_option()
+    wandb: str | None = option(
+        None,
+        metavar="PROJECT",
+        help="Log to this project of Weights & Biases, too.",
+        default_text="no",
+    )
     command: tuple[str, ...] = ()
     """The command line, for run.json."""
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ...shared.atomic import replacing
+from ...shared.distribution import install_command
+from ...shared.errors import UsageError
 from ...shared.terminal import duration
 from .curves import draw_curves
 
@@ -37,8 +39,11 @@ _GRID_COLUMNS = 6
 class Journal:
     """The journal of a run: nothing but `say` before it is open, and nothing where it is silent."""
 
-    def __init__(self, out: Path, num_epochs: int, *, is_silent: bool) -> None:
+    def __init__(
+        self, out: Path, num_epochs: int, *, is_silent: bool, wandb: str | None = None
+    ) -> None:
         self._out, self._num_epochs, self._is_silent = out, num_epochs, is_silent
+        self._wandb_project = wandb
         self._lines: list[str] = []
         """Lines that are not in the file yet, because the folder may not be a run's."""
         self._is_open = False
@@ -77,7 +82,10 @@ class Journal:
         self._write_lines()
         self._rows = _read_rows(self._out / METRICS_NAME)[:num_epochs_done]
         self._epoch_began_at = self._drawn_at = time.monotonic()
-        with SummaryWriter(str(self._out), purge_step=step + 1) as self._board:
+        with (
+            self._mirrored(settings),
+            SummaryWriter(str(self._out), purge_step=step + 1) as self._board,
+        ):
             plain = {
                 name: value if isinstance(value, bool | int | float) else str(value)
                 for name, value in settings.items()
@@ -86,6 +94,25 @@ class Journal:
             found = hparams(plain, {"val/accuracy": 0.0, "loss/total": 0.0})  # type: ignore[no-untyped-call]
             for summary in found:
                 self._board.file_writer.add_summary(summary, step)
+            yield
+
+    @contextmanager
+    def _mirrored(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Let Weights & Biases follow what goes to TensorBoard, if there is a project of its."""
+        if self._wandb_project is None:
+            yield
+            return
+        try:
+            import wandb
+        except ImportError as e:
+            raise UsageError(f"--wandb needs the package wandb; {install_command('wandb')}") from e
+        with wandb.init(
+            project=self._wandb_project,
+            name=self._out.resolve().name,
+            dir=self._out,
+            config=dict(settings),
+            sync_tensorboard=True,
+        ):
             yield
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -112,7 +112,7 @@ def train(
     cache = open_cache(place)
     config, reason = settled(config, cache, device)
     preflight = check_cache(config, cache)
-    journal = Journal(place.out, config.epochs, is_silent=not processes.is_first)
+    journal = Journal(place.out, config.epochs, is_silent=not processes.is_first, wandb=place.wandb)
     journal.say(f"Training on {device} in {config.precision} ({reason}).")
     if unfinished := preflight.describe_unfinished():
         journal.say(f"Note: {unfinished}.")

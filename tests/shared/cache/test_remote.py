@@ -32,8 +32,10 @@ from clipocr.cli import main
 from clipocr.shared.cache.range_cache import RangeCache
 from clipocr.shared.cache.reader import FeatureCache, read_committed, read_manifest
 from clipocr.shared.cache.remote import Patience, RemoteStorage, open_storage
+from clipocr.shared.charset import Charset
 from clipocr.shared.errors import (
     CacheCorruptError,
+    CacheMismatchError,
     CacheMissingError,
     CacheUnavailableError,
     UsageError,
@@ -246,6 +248,16 @@ def test_the_commands_take_addresses(
     assert "caches are only written to folders" in refused.stderr
     with pytest.raises(UsageError, match=f"clipocr cache copy {address} FOLDER"):
         _ = FeatureCache.open(address).folder
+    # What is missing is advised for a copy.
+    copied = f"with: clipocr cache copy {address} COPY && clipocr cache "
+    for said, ask in (
+        (f"{copied}text COPY --charset 94 --tokenizer char$",
+         lambda cache: cache.require_text(Charset.load("94"), 25)),
+        (f"{copied}weights COPY$", FeatureCache.require_weights),
+        (f"{copied}pool COPY --images FOLDER$", lambda cache: cache.require_pool(1)),
+    ):  # fmt: skip
+        with pytest.raises(CacheMismatchError, match=said):
+            ask(FeatureCache.open(address))
 
 
 # --------------------------------------------------------------------------------- faulty servers

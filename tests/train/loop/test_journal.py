@@ -6,8 +6,11 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import invoke
@@ -17,6 +20,7 @@ from small_student import SMALL_METHOD
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipocr.shared import progress
+from clipocr.shared.errors import UsageError
 from clipocr.shared.progress import progress_bar
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.loop import journal
@@ -187,3 +191,27 @@ def test_progress_is_lines_in_a_log_and_none_of_what_is_short(
         "train: 6 of 6, 25.00s/step, 00:00 left, loss 1.5",
     ]
     assert not sys.stderr.isatty()
+
+
+def test_weights_and_biases_follows_tensorboard_or_is_named_as_missing(
+    place: TrainPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[dict[str, object]] = []
+
+    @contextmanager
+    def init(**about: object) -> Iterator[None]:
+        # Before TensorBoard's writer is made: it is what wandb has to catch.
+        assert not list(place.out.glob("events*"))
+        began.append(about)
+        yield
+
+    place = replace(place, wandb="words", val_data=())
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "wandb", None)
+        with pytest.raises(UsageError, match=r"pip install 'clipocr-str\[wandb\]'"):
+            train(CONFIG, place)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    train(replace(CONFIG, epochs=1), place)
+    (about,) = began
+    assert (about["project"], about["name"], about["sync_tensorboard"]) == ("words", "run", True)
+    assert about["config"]["batch_size"] == 16
