@@ -81,6 +81,12 @@ def write_onnx(path: Path, recogniser: Recogniser, description: dict[str, Any]) 
             f"the recogniser has {num_bytes / 1e9:.1f} GB of weights, an ONNX file can hold "
             f"{MOST_BYTES / 1e9:.1f} GB; pass --format safetensors"
         )
+    if recogniser.tokenizer.max_label_length < 2:
+        # What grows in its loops would never be seen to grow.
+        raise UsageError(
+            "the recogniser reads one character at most, and a graph is put together for two or "
+            "more; pass --format safetensors"
+        )
     graph = OnnxGraph()
     images = graph.input(INPUT_NAME, _blank(recogniser))
     graph.softmax(recogniser.assemble(graph, images), OUTPUT_NAME)

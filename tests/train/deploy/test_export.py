@@ -16,7 +16,7 @@ from samples import draw_word, write_words
 import clipocr
 from clipocr.cli import main
 from clipocr.shared.charset import Charset
-from clipocr.shared.errors import DataError, ExportError
+from clipocr.shared.errors import DataError, ExportError, UsageError
 from clipocr.shared.geometry import STUDENT_MEAN, STUDENT_STD, normalize
 from clipocr.train.deploy import export as export_module
 from clipocr.train.deploy.description import settings_without_folders
@@ -197,6 +197,12 @@ def test_a_recogniser_with_nothing_but_decode_is_exported_in_one_pass(tmp_path: 
     views = drawn_views(recogniser)
     agreement = check(open_onnx(tmp_path / "model.onnx"), recogniser, views, what="the file")
     assert agreement.num_texts > 20
+
+
+def test_a_recogniser_of_single_characters_has_no_graph(tmp_path: Path) -> None:
+    one = Student(CONFIG, LabelTokenizer(TOKENIZER.charset, 1)).eval()
+    with pytest.raises(UsageError, match=r"one character at most.*--format safetensors"):
+        write_onnx(tmp_path / "model.onnx", one, {})
 
 
 def test_of_a_setting_that_is_a_path_the_name_alone_leaves_the_machine() -> None:
