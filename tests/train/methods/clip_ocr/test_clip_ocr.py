@@ -109,10 +109,11 @@ def test_needs_are_what_the_supervised_stages_follow():
     assert ClipOcr().needs() == Needs(
         images=("block3", "block6", "block9"),
         text=TextNeeds(tokenizer="char", arrays=("block3", "block6", "block9", "eot")),
+        num_taps=3,
     )
     some = ClipOcr(image_stages=(2,), text_stages=(1,), word=False, tokenizer="word")
     assert some.needs() == Needs(
-        images=("block6",), text=TextNeeds(tokenizer="word", arrays=("block9",))
+        images=("block6",), text=TextNeeds(tokenizer="word", arrays=("block9",)), num_taps=3
     )
 
 
