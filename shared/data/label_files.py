@@ -19,6 +19,7 @@ from ..errors import DataError
 from .folders import files_below
 from .images import IMAGE_SUFFIXES
 from .label_formats import FORMATS
+from .text_file import lines_of, read_text
 
 _SAMPLED_LINES = 200
 _NUMBERED = r"\d+_([^/]+)_(\d+)"
@@ -68,10 +69,7 @@ def read_label_file(
         DataError: it cannot be read, or could mean two things.
     """
     root = (root or label_file.parent).resolve()
-    try:
-        text = label_file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{label_file} is not UTF-8 (byte {e.start}); convert it first") from e
+    text = read_text(label_file)
     beside = label_file.resolve().parent
     bases = [root, root / "images", beside, *root.parents[:2], *beside.parents[:2]]
     bases = list(dict.fromkeys(bases))
@@ -80,8 +78,7 @@ def read_label_file(
     if (wanted or suffix) == "json":
         lines, names = [[entry] for entry in _read_json(label_file, text)], ["json"]
     else:
-        # Not splitlines(): it also splits at U+2028 and the like, which a label may hold.
-        lines = [line for line in text.split("\n") if line.strip()]
+        lines = [line for line in lines_of(text) if line.strip()]
         # The first of equal ones gives its name; a suffix says which that is.
         names = [wanted] if wanted else sorted(_PARSERS, key=lambda name: name != suffix)
     for some in (lines[:: max(1, len(lines) // _SAMPLED_LINES)], lines):

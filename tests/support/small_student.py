@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipocr.train.loop.config import TrainConfig
 from clipocr.train.methods.clip_ocr.settings import ClipOcr
 from clipocr.train.models.config import StudentConfig, StudentSize
 
@@ -11,3 +12,12 @@ SMALL_STUDENT = StudentConfig(
     )
 )
 SMALL_METHOD = ClipOcr(student=SMALL_STUDENT, image_taps=(1, 2, 3), text_taps=(1, 2, 3))
+SMALL_RUN = TrainConfig(
+    method=SMALL_METHOD,
+    epochs=3,
+    batch_size=16,
+    learning_rate=2e-3,
+    # As on a CPU, whatever the device.
+    precision="fp32",
+    compile="off",
+)

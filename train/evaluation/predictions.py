@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...shared.data.text_file import lines_of, read_text
 from ...shared.data.word_lmdb import WordLmdb
 from ...shared.errors import DataError
 from ...shared.terminal import counted
@@ -105,14 +106,13 @@ class RecordedReader(PictureBatchReader):
 def _read_rows(path: Path) -> dict[tuple[str, str], Text]:
     """Return what was read by set and image, as they are written there."""
     rows: dict[tuple[str, str], Text] = {}
+    content = read_text(path)
     try:
-        for number, row in _split_rows(path):
+        for number, row in _split_rows(content, is_json=path.suffix == ".jsonl"):
             key, text = _parse_row(row)
             if key in rows:
                 raise DataError(f"{' '.join(key)} is there twice, the second time in line {number}")
             rows[key] = text
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 (byte {e.start}); convert it first") from e
     except DataError as e:
         raise DataError(f"{path}: {e}") from None
     if not rows:
@@ -120,12 +120,9 @@ def _read_rows(path: Path) -> dict[tuple[str, str], Text]:
     return rows
 
 
-def _split_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _split_rows(content: str, *, is_json: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the number of each line, and what it states by name."""
-    # Not splitlines(): it also splits at U+2028 and the like, which a text may hold.
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    is_json = path.suffix == ".jsonl"
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(content), start=1):
         line = line.removesuffix("\r")
         if not line:
             continue

@@ -119,7 +119,8 @@ class PictureValidation(Validation):
         read = evaluate_sets(reader, [s.share(*share) for s in self._sets])
         return ValidationResult(
             of_sets={result.name: result.counts for result in read.sets},
-            examples=tuple(_examples(read)),
+            # The first process alone shows them.
+            examples=tuple(_examples(read)) if self._processes.is_first else (),
         )
 
 

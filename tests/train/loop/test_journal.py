@@ -16,7 +16,7 @@ import pytest
 from commands import invoke
 from PIL import Image
 from samples import WORDS, write_words
-from small_student import SMALL_METHOD
+from small_student import SMALL_RUN as CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipocr.shared import progress
@@ -25,18 +25,10 @@ from clipocr.shared.progress import progress_bar
 from clipocr.train.evaluation.metrics import WordCounts
 from clipocr.train.loop import journal
 from clipocr.train.loop.checkpoint import load_checkpoint
-from clipocr.train.loop.config import TrainConfig, TrainPlace
+from clipocr.train.loop.config import TrainPlace
 from clipocr.train.loop.run import train
 from clipocr.train.loop.validation import PictureValidation, ValidationResult
 
-CONFIG = TrainConfig(
-    method=SMALL_METHOD,
-    epochs=3,
-    batch_size=16,
-    learning_rate=2e-3,
-    precision="fp32",
-    compile="off",
-)
 LINE = re.compile(
     r"epoch (\d) of (\d): loss \d+\.\d{3} \(recognition .*, text_3 \d+\.\d{3}\); "
     r"read \d+\.\d %, 1-NED \d+\.\d \(MJ/train \d+\.\d %, \d+\.\d; ST \d+\.\d %, \d+\.\d\); "

@@ -19,6 +19,7 @@ from host_waits import HostWaits
 from PIL import Image
 from samples import WORDS, tiny_build, write_words
 from small_student import SMALL_METHOD
+from small_student import SMALL_RUN as CONFIG
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.shared.cache.reader import FeatureCache
@@ -49,15 +50,6 @@ from clipocr.train.models.tokenizer import LabelTokenizer
 from clipocr.train.reading.readers import Reader
 
 CPU = torch.device("cpu")
-CONFIG = TrainConfig(
-    method=SMALL_METHOD,
-    epochs=3,
-    batch_size=16,
-    learning_rate=2e-3,
-    # As on a CPU, whatever the device.
-    precision="fp32",
-    compile="off",
-)
 
 
 @pytest.fixture
