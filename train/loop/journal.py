@@ -34,6 +34,7 @@ LOG_NAME = "log.txt"
 _DRAWS_AFTER_S = 20.0
 """Curves take a second or two to draw, so not after every epoch of a few seconds."""
 _GRID_COLUMNS = 6
+_EVENTS_PREFIX = "events.out.tfevents"
 
 
 class Journal:
@@ -82,6 +83,7 @@ class Journal:
         self._write_lines()
         self._rows = _read_rows(self._out / METRICS_NAME)[:num_epochs_done]
         self._epoch_began_at = self._drawn_at = time.monotonic()
+        _number_event_files(self._out)
         with (
             self._mirrored(settings),
             SummaryWriter(str(self._out), purge_step=step + 1) as self._board,
@@ -201,6 +203,17 @@ def _describe(entry: Mapping[str, float]) -> str:
         ]
         text += f" ({'; '.join(of_sets)})" if of_sets else ""
     return text
+
+
+def _number_event_files(run: Path) -> None:
+    """Rename the event files of earlier processes, so that a new one is read after them.
+
+    TensorBoard reads files in the order of their names. These hold the second and the process they
+    began in, and neither need grow: a run goes on within a second, or where the clock is behind. A
+    file read too late discards what was logged after it began.
+    """
+    for index, path in enumerate(sorted(run.glob(f"{_EVENTS_PREFIX}*"))):
+        path.rename(run / f"{_EVENTS_PREFIX}.{index:010d}")
 
 
 def _read_rows(path: Path) -> list[Mapping[str, Any]]:

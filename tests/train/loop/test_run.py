@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 from samples import WORDS, tiny_build, write_words
 from small_student import SMALL_METHOD
 from small_student import SMALL_RUN as CONFIG
+from tensorboard.summary.writer import event_file_writer
 
 from clipocr.precompute.builder.build import build_cache
 from clipocr.shared.cache.reader import FeatureCache
@@ -562,10 +564,16 @@ def test_curves_are_drawn_without_what_was_done_over(
     place: TrainPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        interrupt_after(patched, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            train(CONFIG, place)
-    train(CONFIG, place, resume=True)
+        # A clock that stands: the processes of a run can begin within the same second.
+        clock = SimpleNamespace(time=lambda: 1_700_000_000.0)
+        patched.setattr(event_file_writer, "time", clock)
+        patched.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+        for step in (7, 12):
+            with monkeypatch.context() as interrupted:
+                interrupt_after(interrupted, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+                with pytest.raises(Interrupted):
+                    train(CONFIG, place, resume=(place.out / "last.pt").exists())
+        train(CONFIG, place, resume=True)
     curves = read_curves(place.out)
     assert [step for step, _ in curves["loss/total"]] == [5, 10, 15]
     assert {"loss/word", "train/grad_norm", "train/learning_rate"} <= curves.keys()
