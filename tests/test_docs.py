@@ -1,28 +1,40 @@
-"""What the pages say is there is there: commands, options, files, functions, make targets.
+"""What pages say is there is there: commands, options, files, functions, make targets, sections.
 
-Whether a page's figures are right no test can tell; that its commands run is tested in `test_cli`
-and beside the commands.
+Their Python is run. Whether a page's figures are right no test can tell; that its commands run is
+tested in `test_cli` and beside the commands.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
 
 import click
+import open_clip
 import pytest
+from samples import TINY_CLIP, WORDS, draw_word, tiny_build, write_words
 
+import clipocr
 from clipocr.cli import main
+from clipocr.precompute.builder.build import build_cache
 from clipocr.train.commands.train import _train_command
 from clipocr.train.loop.config import method_of_runs
 from clipocr.train.methods import method_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    ROOT / "train/methods/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PAGES_FOR_PYTHON = [README, *(ROOT / "docs" / f"{name}.md" for name in ("own-loop", "own-model"))]
 OTHER_PROGRAMS = ("pip", "tensorboard", "find", "curl", "hf")
-OFFICIAL_FOLDERS = ("strhub/", "clip/")
+ELSEWHERE = ("strhub/", "clip/", "my_method/")
 ADDRESSES = ("http://", "https://", "#")
 
 
@@ -131,16 +143,78 @@ def require_target(line: str) -> None:
 def test_every_file_and_function_named_exists(page: Path) -> None:
     for code in inline_code(page):
         found = re.fullmatch(r"((?:[a-z_]+/)+[a-z_]+\.(?:py|md|toml))(?:::([A-Za-z_.]+))?", code)
-        if found is None or code.startswith(OFFICIAL_FOLDERS):
+        if found is None or code.startswith(ELSEWHERE):
             continue
         file, name = found.groups()
         assert (ROOT / file).is_file(), f"{page.name}: there is no {file}"
         if name:
             defined = names_in(ROOT / file)
             assert name in defined, f"{page.name}: {file} has no {name}"
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+    for target in re.findall(r"(?:\]\(|src(?:set)?=\")([^)\s\"]+)", prose_of(page)):
         if not target.startswith(ADDRESSES):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+            file, _, section = target.partition("#")
+            aim = page.parent / file if file else page
+            assert aim.exists(), f"{page.name}: {target}"
+            assert not section or section in sections_of(aim), f"{page.name}: {target}"
+
+
+def sections_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_readme_tells_the_point_in_its_first_screen_and_the_rest_shortly() -> None:
+    text = README.read_text(encoding="utf-8")
+    screen = "\n".join(text.splitlines()[:40])
+    for part in ("<picture>", "$ clipocr cache build", "$ clipocr train", "$ make demo", "nobody"):
+        assert part in screen
+    assert len(text.partition("## Reference")[0].split()) <= 1200
+
+
+@pytest.fixture(scope="module")
+def place_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the Python of the pages takes for granted, of a teacher of nine blocks."""
+    place = tmp_path_factory.mktemp("pages")
+    sizes = {**TINY_CLIP}
+    for tower in ("vision_cfg", "text_cfg"):
+        sizes[tower] = {**TINY_CLIP[tower], "layers": 9}
+    (place / "ViT-nine-test.json").write_text(json.dumps(sizes))
+    open_clip.add_model_config(place)
+    write_words(place / "data" / "train" / "words", WORDS)
+    write_words(place / "data" / "test" / "words", WORDS[:3])
+    (place / "word.png").write_bytes(draw_word("word"))
+    taps = {"image_taps": (3, 6, 9), "text_taps": (3, 6, 9)}
+    build = tiny_build(
+        place / "data" / "train", place / "words.cache", teacher="ViT-nine-test/random:0", **taps
+    )
+    build_cache(build)
+    clipocr.train(cache=place / "words.cache", out=place / "run", student="tiny", epochs=1)
+    return place
+
+
+@pytest.mark.parametrize("page", PAGES_FOR_PYTHON, ids=lambda page: page.name)
+def test_python_of_the_pages_runs(
+    page: Path,
+    place_of_the_pages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for entry in place_of_the_pages.iterdir():
+        if page != README or entry.name != "run":  # The README trains it.
+            (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), flags=re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), {"my_model": lambda _: "alpha"})
+    said = capsys.readouterr().out
+    if page.name == "own-model.md":  # One word of three is alpha.
+        assert re.search(r"\| words +\| +3 \| +33\.33 ", said), said
+        assert (tmp_path / "report" / "index.html").is_file()
+    else:
+        assert "(17, 64)" in said or "torch.Size([30, 17, 64])" in said or "tensor(" in said
 
 
 def names_in(path: Path) -> set[str]:
