@@ -10,6 +10,7 @@ import ast
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ PAGES = [
 PAGES_FOR_PYTHON = [README, *(ROOT / "docs" / f"{name}.md" for name in ("own-loop", "own-model"))]
 OTHER_PROGRAMS = ("pip", "tensorboard", "find", "curl", "hf")
 ELSEWHERE = ("strhub/", "clip/", "my_method/")
+OPTIONS_OF_OTHERS = {"--help", "--errors", "--gpus-per-task", "--nproc-per-node"}
 ADDRESSES = ("http://", "https://", "#")
 
 
@@ -162,6 +164,40 @@ def sections_of(page: Path) -> set[str]:
     """Return the anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose_of(page), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def strings_of(path: Path) -> Iterator[str]:
+    """Yield the strings of a module, whatever is filled in as X."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.mark.parametrize("package", ["precompute", "train", "shared"])
+def test_commands_and_options_that_messages_name_exist(package: str) -> None:
+    commands = [*all_commands(), *map(trains, method_names())]
+    known = {name for command in commands for name in options_of(command)}
+    num_commands = 0
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for text in strings_of(path):
+            named = set(re.findall(r"(?<![\w-])--[a-z-]*[a-z](?!-)", text))
+            assert named <= known | OPTIONS_OF_OTHERS, f"{path}: {named - known}"
+            for words, rest in re.findall(r"clipocr ((?:[a-z]+ )+)([^;.`]*)", text):
+                command: click.Command = main
+                for word in words.split():
+                    if not (isinstance(command, click.Group) and word in command.commands):
+                        break
+                    command = command.commands[word]
+                if command is main:
+                    continue  # "clipocr" is no command there.
+                num_commands += 1
+                alike = [c for c in commands if c.name == command.name]
+                has = {name for each in alike for name in options_of(each)} | {"--help"}
+                wanted = set(re.findall(r"(?<![\w-])--[a-z-]*[a-z]", rest))
+                assert wanted <= has, f"{path}: {command.name} has no {wanted - has}"
+    assert num_commands > 10
 
 
 def test_readme_tells_the_point_in_its_first_screen_and_the_rest_shortly() -> None:
