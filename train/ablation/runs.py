@@ -220,11 +220,15 @@ def _has_begun(run: _Run) -> bool:
     record = read_record(out)
     require_same_run(
         out,
-        had={k: record[k] for k in ("config", "validation")} | {"cache": record["cache"]["id"]},
+        had={
+            "config": record["config"],
+            "cache": record["cache"]["id"],
+            "val_data": record["place"]["val_data"],
+        },
         wanted={
             "config": run.config.to_values(),
-            "validation": [str(root) for root in run.place.val_data],
             "cache": run.cache.manifest.cache_id,
+            "val_data": run.place.to_values()["val_data"],
         },
     )
     return True

@@ -142,5 +142,26 @@ def one_cycle(step: int, num_steps: int, peak: float, warmup_fraction: float) ->
     return _cosine(peak, end, (step - top) / max(num_steps - 1 - top, 1e-9))
 
 
+def describe_longer_schedule(
+    config: TrainConfig, num_epochs_before: int, steps_per_epoch: int, step: int
+) -> str:
+    """Say how a run's learning rate changes, if it goes on with more epochs than it began with."""
+    was, now = (
+        one_cycle(
+            min(step, num_epochs * steps_per_epoch - 1),
+            num_epochs * steps_per_epoch,
+            config.learning_rate,
+            config.warmup_fraction,
+        )
+        for num_epochs in (num_epochs_before, config.epochs)
+    )
+    return (
+        f"{config.epochs} epochs instead of {num_epochs_before}. The learning rate goes on at "
+        f"{now:.2e}, where the schedule of {config.epochs} epochs is at step {step:,}; that of "
+        f"{num_epochs_before} had come to {was:.2e}. A run begun with {config.epochs} ends "
+        "otherwise."
+    )
+
+
 def _cosine(a: float, b: float, share: float) -> float:
     return b + (a - b) / 2 * (1 + math.cos(math.pi * share))

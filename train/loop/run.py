@@ -48,14 +48,14 @@ from .config import TrainConfig, TrainPlace
 from .journal import Journal
 from .log import Clock, Meter
 from .memory import check_step, estimate_step, free_memory
-from .optimizer import Optimizer, one_cycle
+from .optimizer import Optimizer, describe_longer_schedule
 from .processes import Processes
 from .record import RUN_NAME, check_folder, read_record, require_same_run, write_record
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from .validation import Example, Validation, ValidationResult
+    from .validation import Example, Validation
 
 _LOG_EVERY_STEPS = 10
 _SCORES = {"accuracy": "val/accuracy", "1-NED": "val/1-NED"}
@@ -376,7 +376,11 @@ class _Run:
         if self.processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
         self.commands.append(list(self.place.command))
-        self._say_how_the_schedule_changes()
+        if self._fewer_epochs is not None:
+            note = describe_longer_schedule(
+                self.config, self._fewer_epochs, self._steps_per_epoch, self.step
+            )
+            self.journal.say(f"Note: {note}")
         if self.begun_with is not None and self.step == 0:
             # A run that is killed before its first checkpoint must not begin at random.
             self.save()
@@ -399,25 +403,6 @@ class _Run:
             num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
             best_accuracy=None if self.best is None else self.best["accuracy"],
             teacher_is_random=self.cache.spec.teacher.is_random,
-        )
-
-    def _say_how_the_schedule_changes(self) -> None:
-        if (before := self._fewer_epochs) is None:
-            return
-        config, step = self.config, self.step
-        was, now = (
-            one_cycle(
-                min(step, n * self._steps_per_epoch - 1),
-                n * self._steps_per_epoch,
-                config.learning_rate,
-                config.warmup_fraction,
-            )
-            for n in (before, config.epochs)
-        )
-        self.journal.say(
-            f"Note: {config.epochs} epochs instead of {before}. The learning rate goes on at "
-            f"{now:.2e}, where the schedule of {config.epochs} epochs is at step {step:,}; that of "
-            f"{before} had come to {was:.2e}. A run begun with {config.epochs} ends otherwise."
         )
 
     def _take_steps(self, trainee: nn.Module, epoch: int) -> None:
@@ -527,7 +512,7 @@ class _Run:
             result, signal_number = self.validation.read(self.stop)
             if signal_number:
                 self._end_by(signal_number)
-            entry |= _scores(result)
+            entry |= result.scores
             examples = result.examples
         self.history.append({"epoch": len(self.history) + 1.0, **entry})
         self.meter.begin_epoch()
@@ -557,14 +542,12 @@ class _Run:
             "config": self.config.to_values(),
             "place": self.place.to_values(),
             "cache": {
-                "path": str(self.place.cache),
                 "id": cache.manifest.cache_id,
                 "teacher": spec.teacher.name,
                 "teacher_is_random": spec.teacher.is_random,
                 "tall": spec.view.tall,
                 "sources": [source.name for source in spec.sources],
             },
-            "validation": [str(root) for root in self.place.val_data],
             "versions": versions_with("torch", "numpy"),
             "device": str(self.device),
             "processes": self.processes.world_size,
@@ -578,18 +561,6 @@ class _Run:
             "best": self.best,
         }
         write_record(self.place.out, record)
-
-
-def _scores(result: ValidationResult) -> dict[str, float]:
-    """Return accuracy and 1-NED of a validation, of all words and then of each of several sets."""
-    scores = {}
-    of_sets = result.of_sets if len(result.of_sets) > 1 else {}
-    for name, counts in {"": result.counts, **of_sets}.items():
-        ending = f"/{name}" if name else ""
-        figures = counts.figures
-        scores[f"val/accuracy{ending}"] = figures.accuracy
-        scores[f"val/1-NED{ending}"] = figures.one_minus_ned
-    return scores
 
 
 def _rank(reached: Mapping[str, float]) -> tuple[float, float]:

@@ -45,9 +45,16 @@ class ValidationResult:
     examples: tuple[Example, ...] = ()
 
     @property
-    def counts(self) -> WordCounts:
-        """Sums over all words."""
-        return sum(self.of_sets.values(), WordCounts())
+    def scores(self) -> dict[str, float]:
+        """Accuracy and 1-NED over all words, and where there are several sets over each of them."""
+        scores = {}
+        of_sets = self.of_sets if len(self.of_sets) > 1 else {}
+        for name, counts in {"": sum(self.of_sets.values(), WordCounts()), **of_sets}.items():
+            ending = f"/{name}" if name else ""
+            figures = counts.figures
+            scores[f"val/accuracy{ending}"] = figures.accuracy
+            scores[f"val/1-NED{ending}"] = figures.one_minus_ned
+        return scores
 
 
 class Validation:

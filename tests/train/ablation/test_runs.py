@@ -170,7 +170,7 @@ def test_variants_begin_with_their_pretraining(test_root: Path, tmp_path: Path) 
     losses = first_losses(here.out, table)
     assert len(set(losses.values())) == len(losses)
     caches = {
-        name: json.loads((here.out / f"{name}-seed0" / "run.json").read_text())["cache"]["path"]
+        name: json.loads((here.out / f"{name}-seed0" / "run.json").read_text())["place"]["cache"]
         for name in ("pretrain", "pretrain-0", "no-orp")
     }
     assert caches == {"pretrain": str(cache), "pretrain-0": str(lexicon), "no-orp": str(cache)}
@@ -188,7 +188,7 @@ def test_a_variant_begins_with_one_above_it_on_a_cache_of_its_own(
     ablate(replace(table, variants=(first, second)), place(ablation_cache, out), [test_root])
     record = json.loads((out / "on-seed0" / "run.json").read_text())
     assert Path(record["init"]["checkpoint"]).parent == out / "char-seed0"
-    assert record["cache"]["path"] == str(other)
+    assert record["place"]["cache"] == str(other)
 
 
 def test_the_table_is_mean_and_spread_of_its_runs(
@@ -444,7 +444,7 @@ def test_runs_of_another_cache_are_not_taken_for_this_one_s(
     build_cache(tiny_build(data_root, tmp_path / "other", seed=1))
     with pytest.raises(UsageError, match=r"begun differently: cache was '\w+', now '\w+'"):
         ablate(table, place(tmp_path / "other", tmp_path / "out"), [test_root])
-    with pytest.raises(UsageError, match=r"validation was \[\], now \["):
+    with pytest.raises(UsageError, match=r"val_data was \[\], now \["):
         ablate(
             table,
             replace(place(cache_path, tmp_path / "out"), val_data=(test_root,)),

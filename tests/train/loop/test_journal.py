@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_the_options_it_has_wherever_that_is_typed(
     }
     assert one["place"] == other["place"]
     assert other["config"]["epochs"] == 1
-    assert other["validation"] == [str(tmp_path / "val")]
+    assert other["place"]["val_data"] == [str(tmp_path / "val")]
 
 
 def test_progress_is_lines_in_a_log_and_none_of_what_is_short(
