@@ -45,8 +45,11 @@ class LabelProblem(Enum):
 class LabelRules(Options):
     """The charset-independent part of the label filter; decides which samples become rows."""
 
-    max_label_length: int = option(25, minimum=1, help="Longest label kept.")
-    keep_unicode: bool = option(False, help="Do not reduce labels to ASCII; for non-Latin scripts.")
+    max_label_length: int = option(25, minimum=1, help="Longest label to keep, in characters.")
+    keep_unicode: bool = option(
+        False,
+        help="Keep characters beyond ASCII. Without it, accents and non-Latin letters are dropped.",
+    )
 
     def apply(self, raw_label: str) -> str | LabelProblem:
         """Return the label to keep (case and punctuation intact), or why it is not kept."""
@@ -75,7 +78,7 @@ def counted_characters(counts: Counter[str], most: int = 20) -> str:
     return "  ".join([*listed, *([f"and {rest:,} others"] if rest else [])])
 
 
-CHARSET_HELP = "36, 62, 94 or a text file"
+CHARSET_HELP = "36 (0-9, a-z), 62 (also A-Z), 94 (also punctuation) or a text file"
 
 
 def charset_option(help: str, *, is_required: bool = False) -> Any:

@@ -417,14 +417,14 @@ def num_cores() -> int:
 def device_option() -> str:
     """Declare a field of an `Options` class as the option ``--device``."""
     text: str = option(
-        "auto", help="auto, cpu, cuda or cuda:N.", default_text="CUDA if there is one, else the CPU"
+        "auto",
+        help="Where to compute: auto, cpu, cuda or cuda:N.",
+        default_text="CUDA if there is one, else the CPU",
     )
     return text
 
 
 def json_option() -> bool:
     """Declare a field of an `Options` class as the option ``--json``."""
-    is_wanted: bool = option(
-        False, help="Print the figures as JSON, not rounded, instead of tables."
-    )
+    is_wanted: bool = option(False, help="Print JSON with unrounded figures instead of tables.")
     return is_wanted

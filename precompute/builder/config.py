@@ -47,7 +47,7 @@ class SourceOptions(Options):
     data: tuple[Path, ...] = option(
         metavar="ROOT",
         type=FOLDER,
-        help="Folder with LMDBs at any depth; may be given more than once.",
+        help="Folder with LMDBs, at any depth. May be given more than once.",
     )
     out: Path | None
     """Folder of the cache; here so that its option comes second in either help."""
@@ -55,60 +55,67 @@ class SourceOptions(Options):
         "ViT-B-16/openai",
         metavar="MODEL/WEIGHTS",
         complete=_teachers,
-        help="A ViT of CLIP's own kind in open_clip, S to bigG, not SigLIP, EVA02 or others; "
-        "weights are a pretrained tag, a file's path, or random:SEED.",
+        help="CLIP model and its weights. MODEL is an open_clip ViT of CLIP's own design, so not "
+        "SigLIP or EVA02. WEIGHTS is a pretrained tag, a file, or random:SEED.",
     )
     image_taps: tuple[int | str, ...] = option(
         (3, 6, 9),
         parse=_parse_tap,
         metavar="TAP,...",
-        help="Image blocks to keep, and after them maybe final: all tokens in CLIP's joint space.",
+        help="Blocks of the image encoder whose output is stored. Add final at the end to keep all "
+        "tokens in CLIP's joint space too.",
     )
-    text_taps: tuple[int, ...] = option((3, 6, 9), minimum=1, help="Text blocks to keep.")
+    text_taps: tuple[int, ...] = option(
+        (3, 6, 9), minimum=1, help="Blocks of the text encoder whose output is stored."
+    )
     labels: LabelRules = LabelRules()
     precision: str | None = option(
         None,
         choices=("fp32", "fp16", "bf16"),
-        default_text="what the cache was begun with, else fp16 on CUDA and fp32 on the CPU",
-        help="Arithmetic of the teacher.",
+        default_text="an existing cache's own, else fp16 on CUDA and fp32 on the CPU",
+        help="Number format that the teacher computes in.",
     )
     augment: str = option(
         "clean",
         choices=AUGMENTATIONS,
-        help="What happens to a picture before it is stretched; randaugment is PARSeq's recipe.",
+        help="Augmentation of pictures: none (clean), or PARSeq's recipe (randaugment).",
     )
     tall: str = option(
         TALL[0],
         choices=TALL,
-        help=f"What becomes of a picture at least {TALL_RATIO} times as high as wide; rotate turns "
-        "it by 90 degrees counter-clockwise first, and so do all students of the cache.",
+        help=f"What to do with a picture at least {TALL_RATIO} times as high as wide. stretch "
+        "treats it like any other; rotate turns it by 90 degrees counter-clockwise first. Students "
+        "trained on the cache do the same.",
     )
     view_size: ViewSize = option(
         VIEW_PX,
         parse=ViewSize.parse,
         unparse=str,
         metavar="HEIGHTxWIDTH",
-        help="Size that pictures are stretched to; CLIP-OCR's student reads 32x128.",
+        help="Size in pixels to stretch pictures to. CLIP-OCR's student needs 32x128.",
     )
     pixels: bool = option(
         True,
-        help="Whether views are stored, for methods that read pictures besides image features.",
+        help="Whether to store the pixels of views, for methods that train on pictures.",
     )
     unit_rows: int = option(
-        16384, minimum=1, help="Rows per unit, which is what a killed build loses at most."
+        16384,
+        minimum=1,
+        help="Rows per unit of work, a multiple of --chunk-rows. A killed build loses one unit at "
+        "most.",
     )
     chunk_rows: int | None = option(
         None,
         minimum=1,
-        default_text="256 of 32x128, fewer of larger views",
-        help="Rows per teacher batch, and what training reads at once.",
+        default_text="256 for views of 32x128, fewer for larger ones",
+        help="Rows that the teacher takes at once, and the least that training reads.",
     )
     device: str = device_option()
     workers: int | None = option(
         None,
         minimum=0,
-        default_text="a core less than there are on CUDA, else 0",
-        help="Processes that decode images; 0 decodes in a thread.",
+        default_text="on CUDA all cores but one, else 0",
+        help="Processes that decode images. With 0, a thread decodes them.",
     )
 
     def __post_init__(self) -> None:
@@ -154,31 +161,32 @@ def default_precision(device_type: str) -> str:
 class BuildConfig(SourceOptions):
     """What `clipocr cache build` is asked for."""
 
-    out: Path = option(type=NEW_CACHE, help="Folder of the cache.")
+    out: Path = option(type=NEW_CACHE, help="Folder to write the cache to.")
     activation: str | None = option(
         None,
         choices=("quickgelu", "gelu"),
         default_text="what the weights were trained with",
-        help="Only for a weights file that does not say: OpenAI's are quickgelu.",
+        help="Activation function of the teacher. Needed only if its weights are a file that does "
+        "not state it; OpenAI's use quickgelu.",
     )
     charset: Charset = charset_option(
-        f"Charset of the text table: {CHARSET_HELP}. The images do not depend on it."
+        f"Charset of the text features: {CHARSET_HELP}. Image features do not depend on it."
     )
     codec: tuple[Codec, ...] = option(
         (Codec.parse("int8"),),
         parse=Codec.parse,
         unparse=str,
         metavar="CODEC,...",
-        help="How image features are stored: fp16 exactly; int8 and int4 standardised, in a half "
-        "and a quarter of its bytes; klt:BYTES in that many bytes a token, by tables fit to the "
-        "features. One for all image taps, or one for each.",
+        help="How image features are stored: fp16, int8 (half the bytes), int4 (a quarter) or "
+        "klt:BYTES (that many bytes per token, by a transform fitted to the features). One for all "
+        "image taps, or one for each. cache plan recommends one.",
     )
     views: int = option(
         1,
         minimum=1,
-        help="Views of each sample; epoch e trains on view e mod K. More can be added later.",
+        help="Views of each sample; training uses one per epoch, in turn. More can be added later.",
     )
-    seed: int = option(0, help="Keys the order of the rows and the augmentation.")
+    seed: int = option(0, help="Seed of the row order and the augmentation.")
     process: Process = Process()
     """Which units this process builds, of several processes."""
 
@@ -198,8 +206,8 @@ class BuildConfig(SourceOptions):
 
 
 _TOKENIZER_HELP = (
-    "char: one token per character, as CLIP-OCR does; word: the label whole (table 7); prompt: the "
-    "label in a sentence, as DPTR does."
+    "How the teacher reads a label: spelled, one token per character (char, as in CLIP-OCR), whole "
+    "(word, as in table 7 of its paper) or in a sentence (prompt, as in DPTR)."
 )
 
 
@@ -210,8 +218,8 @@ class TextOptions(Options):
     tokenizer: str = option("char", choices=TOKENIZERS, help=_TOKENIZER_HELP)
     template: str = option(
         TEMPLATE,
-        help="The sentence of --tokenizer prompt. Its quote splits some labels oddly, as "
-        "officially; quotes apart from the label, ' {label} ', do not.",
+        help="Sentence for --tokenizer prompt. The default is the official one, whose quotes make "
+        "CLIP split some labels oddly. Spaces inside the quotes, as in ' {label} ', avoid that.",
     )
 
     def __post_init__(self) -> None:
@@ -238,12 +246,14 @@ class TextConfig(TextOptions):
     """What `clipocr cache text` is asked for."""
 
     cache: Path
-    charset: Charset = charset_option(f"{CHARSET_HELP}.", is_required=True)
+    charset: Charset = charset_option(
+        f"Charset of the text features: {CHARSET_HELP}.", is_required=True
+    )
     teacher: str | None = option(
         None,
         metavar="MODEL/WEIGHTS",
-        default_text="the cache's own",
-        help="Where its weights are now; needed if they were a file.",
+        default_text="as the cache names them",
+        help="Where the teacher's weights are now. Needed only if they came from a file.",
     )
     device: str = device_option()
 
@@ -293,10 +303,10 @@ class PoolConfig(Options):
 
     cache: Path
     images: Path = option(
-        type=FOLDER, help="Folder with natural images at any depth, such as COCO's train2017."
+        type=FOLDER, help="Folder with natural images, at any depth, such as COCO's train2017."
     )
-    count: int = option(10_000, minimum=1, help="Most images to take.")
-    seed: int = option(0, help="Decides which.")
+    count: int = option(10_000, minimum=1, help="Images to take, at most.")
+    seed: int = option(0, help="Seed of the choice of images.")
     teacher: str | None = option_of(TextConfig, "teacher")
     device: str = device_option()
     workers: int | None = option_of(BuildConfig, "workers")

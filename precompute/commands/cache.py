@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Build a feature cache, and look at one."""
+    """Build, inspect, check and copy feature caches."""
 
 
 @cache.command("build")
 @takes(BuildConfig)
 @goes_on
 def build_command(given: Mapping[str, Any]) -> None:
-    """Run frozen CLIP over all LMDBs at or below ROOT and keep its features.
+    """Run frozen CLIP over word images, and store its features.
 
-    Running the same command again finishes what is missing, or finds that nothing is. With another
-    --charset it adds the text table of that charset to the cache, with more --views the views.
+    Run the same command again to finish an interrupted build. Run it with another --charset to add
+    text features under that charset, or with more --views to add views.
 
-    Under torchrun, srun or a Slurm array each process builds its share of the units; any of them
-    may fail or come late without harm.
+    Under torchrun, srun or a Slurm array, each process builds its share of the units. Any of them
+    may start late or fail without harm.
 
     \b
     Example:
@@ -79,10 +79,10 @@ def build_command(given: Mapping[str, Any]) -> None:
 @takes(TextConfig)
 @goes_on
 def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
-    """Add the text features of another charset, or of whole words, to a cache.
+    """Add text features to a cache, for another charset or tokenizer.
 
-    The labels are in the cache, so the sources are not needed, but the teacher's weights are: the
-    very same, or they are refused. Images are not touched.
+    The labels are in the cache, so no LMDBs are needed. The teacher's weights are, and must be
+    those that built the cache. Image features stay as they are.
 
     \b
     Example:
@@ -108,10 +108,10 @@ def text_command(cache_path: Path, given: Mapping[str, Any]) -> None:
 @takes(WeightsConfig)
 @goes_on
 def weights_command(cache_path: Path, given: Mapping[str, Any]) -> None:
-    """Keep the teacher's weights in a cache, for methods that go on with CLIP itself.
+    """Add the teacher's weights to a cache, for methods that need CLIP.
 
-    They train without a download then. The weights must be the very same that made the cache, or
-    they are refused. Nothing else is touched.
+    Such methods then train without a download. The weights must be those that built the cache.
+    Everything else in the cache stays as it is.
 
     \b
     Example:
@@ -134,10 +134,11 @@ def weights_command(cache_path: Path, given: Mapping[str, Any]) -> None:
 @takes(LabelsConfig)
 @goes_on
 def labels_command(words: Path, given: Mapping[str, Any]) -> None:
-    """Make a cache of text features alone, from a file with a word a line.
+    """Build a cache of text features alone, from a list of words.
 
-    A decoder can be pre-trained on it (clipocr train --method dptr), on a lexicon of any language
-    that the charset writes. Running the same command again finishes what is missing.
+    WORDS is a text file with one word per line, in any language that the charset can write. The
+    cache is for pre-training a decoder: clipocr train --method dptr. Run the same command again to
+    finish an interrupted build.
 
     \b
     Example:
@@ -163,11 +164,11 @@ def labels_command(words: Path, given: Mapping[str, Any]) -> None:
 @takes(PoolConfig)
 @goes_on
 def pool_command(cache_path: Path, given: Mapping[str, Any]) -> None:
-    """Add tokens of natural images to a cache, which perturb text features in pre-training.
+    """Add features of natural images to a cache, as noise for DPTR.
 
-    They are what the cache's teacher says of each image at its own preprocessing, in the joint
-    space. Images that cannot be decoded are listed by cache info CACHE/pool --bad. Running the same
-    command again finishes what is missing.
+    They are all tokens of each image in CLIP's joint space, at the image size that the teacher was
+    trained with. To list images that cannot be decoded, use clipocr cache info CACHE/pool --bad.
+    Run the same command again to finish an interrupted build.
 
     \b
     Example:
@@ -197,12 +198,11 @@ def _say_what_is_deleted(charset: Charset, cache: FeatureCache) -> None:
 @cache.command("plan")
 @takes(PlanConfig)
 def plan_command(given: Mapping[str, Any]) -> None:
-    """Say what a cache would take, in rows, bytes and time, before anything is built.
+    """Estimate the rows, bytes and time of a cache before it is built.
 
-    The sources are scanned, and a few seconds of each part of the work are timed on this machine.
-    Every codec is measured on up to 2,304 of the images with the teacher's weights, and the line
-    to give to cache build as --codec is printed. Without the weights there is a plan all the same,
-    but no such line. No cache is written.
+    This scans the LMDBs and times each part of the work on this machine, for a few seconds each. If
+    the teacher's weights are available, it also measures every codec on up to 2,304 images,
+    and prints the --codec to give to cache build. No cache is written.
 
     \b
     Example:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def data() -> None:
-    """Make word LMDBs, check them, and show what is in them."""
+    """Make, check and show LMDBs of word images."""
 
 
 @data.command("import")
@@ -43,9 +43,10 @@ def data() -> None:
 @click.argument("out", metavar="OUT.lmdb", type=NEW_PATH)
 @takes(ImportOptions)
 def import_command(source: Path, out: Path, given: dict[str, Any]) -> None:
-    """Pack the word images of SRC, a folder, zip or tar, and their labels into OUT.lmdb.
+    """Pack word images and their labels into OUT.lmdb.
 
-    Image bytes go in as they are. Entries that cannot be used are listed with their reason.
+    SRC is a folder, a zip or a tar. Image files are stored unchanged. Entries that cannot be used
+    are listed with the reason.
 
     \b
     Example:
@@ -157,11 +158,11 @@ def show_words_command(lmdb: Path, given: dict[str, Any]) -> None:
 @click.argument("roots", metavar="PATH...", nargs=-1, required=True, type=FOLDER)
 @takes(CheckOptions)
 def check_command(roots: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """Decode every image and filter every label of the LMDBs at or below PATH.
+    """Check every image and label of the LMDBs at or below PATH.
 
-    Exits with 1 if anything is broken: an image or label that is missing or damaged, or an LMDB
-    that cannot be used. Labels that a cache or the charset leaves out are counted, not broken.
-    Of several PATHs, such as training and test data, it says what each two have in common.
+    The exit code is 1 if anything is broken: an image or label that is missing or damaged, or an
+    LMDB that cannot be used. Labels that a cache or the charset leaves out are counted, but are not
+    broken. Of several PATHs, such as training and test data, it also says what each two share.
 
     \b
     Example:

@@ -16,11 +16,11 @@ from ..inspect.options import RetrievalOptions, ShowOptions
 @click.argument("cache_path", metavar="CACHE", type=CACHE)
 @takes(ShowOptions)
 def show_command(cache_path: str | Path, given: dict[str, Any]) -> None:
-    """Draw a contact sheet: rows by views, and what the teacher sees in each.
+    """Draw a contact sheet of a cache: its views and their features.
 
-    Below each view are the first three principal components of the patch tokens of an array, as
-    colours: patches of one colour are alike to the teacher. Rows are random, or those of --labels
-    and --keys; bad ones say why they are.
+    Below each view, colours show the first three principal components of its patch tokens: patches
+    of the same colour look alike to the teacher. Rows are random, unless --labels or --keys choose
+    them. A bad row shows its reason.
 
     \b
     Example:
@@ -43,11 +43,11 @@ def show_command(cache_path: str | Path, given: dict[str, Any]) -> None:
 @click.argument("cache_path", metavar="CACHE", type=CACHE)
 @takes(RetrievalOptions)
 def align_command(cache_path: str | Path, given: dict[str, Any]) -> None:
-    """Compare words' pictures with their labels, as CLIP does (figure 5 of the paper).
+    """Test how well CLIP matches pictures to labels (CLIP-OCR's figure 5).
 
-    Each picture is that of the cache's first view, each label is read once as characters, as
-    CLIP-OCR does, and once as a word. The table beside the figure holds every pair. What a blind
-    choice among as many words would have is printed as chance.
+    Pictures are those of the cache's first view. CLIP reads each label twice: spelled in
+    characters, as CLIP-OCR does, and as a whole word. The printed row "chance" is what guessing
+    would score. The CSV beside the figure holds every pair.
 
     \b
     Example:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     "lists_bad",
     is_flag=True,
     help="List bad images and rejected samples instead: source, LMDB key (or file, or line) and "
-    "reason, by tabs.",
+    "reason, separated by tabs.",
 )
 @takes(InfoOptions)
 def info_command(cache_path: str | Path, lists_bad: bool, given: Mapping[str, Any]) -> None:
-    """Say what a cache is, from what it was made, and what it weighs.
+    """Describe a cache: what is in it, what built it, and its size.
 
     CACHE is a folder, or an address such as s3://bucket/mjst.cache.
 
@@ -77,11 +77,11 @@ def info_command(cache_path: str | Path, lists_bad: bool, given: Mapping[str, An
 @click.argument("cache", metavar="CACHE", type=CACHE)
 @takes(VerifyConfig)
 def verify_command(cache: str | Path, given: Mapping[str, Any]) -> None:
-    """Check that every byte of a cache is what was committed.
+    """Check every byte of a cache against its records.
 
-    Prints part, file and problem of each fault, by tabs, and exits with 1 if there is one; with
-    --repair only if one is left. CACHE may be half built, or an address such as
-    s3://bucket/mjst.cache.
+    CACHE is a folder, or an address such as s3://bucket/mjst.cache. It may be half built. Each
+    fault is printed as part, file and problem, separated by tabs. The exit code is 1 if there is
+    any fault or, with --repair, if any is left.
 
     \b
     Example:
@@ -180,7 +180,7 @@ def copy_command(source: str | Path, out: Path, given: Mapping[str, Any]) -> Non
     """Copy the cache SRC, or a part of it, to the folder DST.
 
     SRC is a folder, or an address such as s3://bucket/mjst.cache. Every file is checked against
-    its record before it appears in DST. Running the same command again finishes what is missing.
+    its record before it appears in DST. Run the same command again to finish an interrupted copy.
 
     \b
     Example:

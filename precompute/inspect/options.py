@@ -15,8 +15,9 @@ from ...shared.options import (
     json_option,
     num_cores,
     option,
+    option_of,
 )
-from ..builder.config import SourceOptions
+from ..builder.config import SourceOptions, TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class PlanConfig(SourceOptions):
     out: Path | None = option(
         None,
         type=NEW_CACHE,
-        default_text="the disk of temporary files",
-        help="Folder of the cache to be; only its disk is measured.",
+        default_text="where temporary files go",
+        help="Folder where the cache would go, to measure the speed of its disk.",
     )
     charsets: tuple[Charset, ...] = option(
         (Charset.load("36"),),
@@ -42,25 +43,25 @@ class PlanConfig(SourceOptions):
         parse=Charset.load,
         unparse=lambda charset: charset.name,
         metavar="CHARSET,...",
-        help=f"Charsets, each of a text table: {CHARSET_HELP}.",
+        help=f"Charsets to plan text features for: {CHARSET_HELP}.",
     )
     views: tuple[int, ...] = option(
         (1, 2, 5),
         minimum=1,
-        help="Numbers of views to plan for; several views are always randaugment.",
+        help="Numbers of views to plan for. More than one means --augment randaugment.",
     )
     fidelity: float = option(
         0.99,
         above=0,
         below=1,
-        help="Median centred cosine that the advised codecs keep; bounds for the worst tokens and "
-        "for LCL's Gram matrix follow from it.",
+        help="Median centred cosine, of stored to original features, that an advised codec keeps. "
+        "It also sets bounds for the worst tokens and for LCL's Gram matrix.",
     )
     plot: Path | None = option(
         None,
         type=NEW_PATH,
         default_text="none",
-        help="PNG to draw, of what each codec takes and loses.",
+        help="PNG to write, with the bytes and the fidelity of each codec.",
     )
     num_cores: int = field(default_factory=num_cores)
     """Cores that a teacher on the CPU shares with the decoding of images."""
@@ -86,15 +87,15 @@ class RowChoice(Options):
         (),
         metavar="LABEL,...",
         default_text="any",
-        help="Words with these labels, whatever their case.",
+        help="Take words with these labels, in upper or lower case.",
     )
     keys: tuple[str, ...] = option(
         (),
         metavar="SOURCE/KEY,...",
         default_text="any",
-        help="These samples, such as MJ/train/image-000000042.",
+        help="Take these samples, such as MJ/train/image-000000042.",
     )
-    seed: int = option(0, minimum=0, help="Which rows, where more would do.")
+    seed: int = option(0, minimum=0, help="Seed of the choice of rows.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +106,13 @@ class ShowOptions(Options):
     rows: int = option(
         12,
         minimum=1,
-        help="Rows to draw, each in up to 5 views; labels and keys share them, and have at least "
-        "one each.",
+        help="Rows to draw, each in up to 5 views. --labels and --keys share them equally, with at "
+        "least one each.",
     )
     array: str | None = option(
         None,
         default_text="the last",
-        help="Image features to colour, such as block6.",
+        help="Image features to show as colours, such as block6.",
     )
     choice: RowChoice = field(default_factory=RowChoice)
 
@@ -120,23 +121,18 @@ class ShowOptions(Options):
 class RetrievalOptions(Options):
     """Which words are compared with which labels, and what is drawn of it."""
 
-    out: Path = option(type=NEW_PATH, help="PNG to write; a CSV goes beside it.")
-    teacher: str | None = option(
-        None,
-        metavar="MODEL/WEIGHTS",
-        default_text="the cache's own",
-        help="Where its weights are now; needed if they were a file.",
-    )
+    out: Path = option(type=NEW_PATH, help="PNG to write. A CSV goes beside it.")
+    teacher: str | None = option_of(TextConfig, "teacher")
     words: int = option(
         200,
         minimum=2,
         maximum=1000,
-        help="Words to compare, at most; the figure shows the first 16 of them.",
+        help="Words to compare, at most. The figure shows the first 16.",
     )
     quantity: str = option(
         "cosine",
         choices=("cosine", "probability"),
-        help="What the figure shows; probability, CLIP's softmax, is that of the paper's figure 5.",
+        help="What the figure shows. probability is CLIP's softmax, as in the paper's figure 5.",
     )
     choice: RowChoice = field(default_factory=RowChoice)
     device: str = device_option()

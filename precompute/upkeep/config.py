@@ -17,30 +17,34 @@ class VerifyConfig(Options):
     """Folder or address."""
     repair: bool = option(
         False,
-        help="Remove what is damaged, so that the same cache build command makes just that again.",
+        help="Remove what is damaged. Repeat the cache build command to rebuild just that.",
     )
     recompute: int | None = option(
         None,
         metavar="N",
         minimum=1,
         default_text="none",
-        help="Draw N rows, make their views from the LMDBs again and run the teacher on them.",
+        help="Also build N random rows anew from the LMDBs, and compare.",
     )
     data: tuple[Path, ...] = option(
         (),
         metavar="ROOT",
         type=FOLDER,
-        help="For --recompute: a root that the cache was built from; may be given more than once.",
+        help="For --recompute: folder with the LMDBs that the cache was built from. May be given "
+        "more than once.",
     )
     teacher: str | None = option(
         None,
         metavar="MODEL/WEIGHTS",
-        default_text="the cache's own",
-        help="For --recompute: where its weights are now; needed if they were a file.",
+        default_text="as the cache names them",
+        help="For --recompute: where the teacher's weights are now. Needed only if they came "
+        "from a file.",
     )
-    seed: int = option(0, help="For --recompute: decides the rows.")
+    seed: int = option(0, help="For --recompute: seed of the choice of rows.")
     device: str = device_option()
-    jobs: int | None = option(None, minimum=1, default_text="every core", help="Threads that read.")
+    jobs: int | None = option(
+        None, minimum=1, default_text="every core", help="Threads that read files."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +69,8 @@ class CopyConfig(Options):
         1.0,
         above=0,
         maximum=1,
-        help="Share of the rows to copy, rounded up to whole units, from the first on.",
+        help="Share of the rows to copy, from the first row on, rounded up to whole units.",
     )
     views: int | None = option(
-        None, minimum=1, default_text="all of them", help="Views to copy, from the first on."
+        None, minimum=1, default_text="all", help="Views to copy, from the first view on."
     )

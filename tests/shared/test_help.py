@@ -23,7 +23,7 @@ def lines_of(command: str, columns: int) -> list[str]:
 
 def test_summaries_are_whole() -> None:
     listed = " ".join(" ".join(lines_of("", 80)).split())
-    assert "eval Measure word accuracy on every test set at or below ROOT, as PARSeq does" in listed
+    assert "eval Measure word accuracy on test sets, by PARSeq's protocol" in listed
     assert "..." not in listed.partition("Commands:")[2]
 
 
@@ -74,8 +74,8 @@ def test_options_stand_in_groups_those_without_last() -> None:
 def test_the_help_of_train_has_groups_and_the_field_s_short_names() -> None:
     text = "\n".join(lines_of("train", 80))
     titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
-    assert titles[:3] == ["Places", "Beginning", "Method"]
-    assert {"Steps", "Student", "Loss", "Method clip-ocr", "Options"} < {*titles}
+    assert titles[:3] == ["Input and output", "Starting point", "Method"]
+    assert {"Training steps", "Student", "Loss", "Method clip-ocr", "Options"} < {*titles}
     assert titles[-1] == "Methods"
     assert "--learning-rate, --lr X" in text
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 @click.argument("runs", metavar="[RUN-OR-CHECKPOINT]...", nargs=-1, type=PATH)
 @takes(EvalOptions)
 def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """Measure word accuracy on every test set at or below ROOT, as PARSeq does.
+    """Measure word accuracy on test sets, by PARSeq's protocol.
 
-    Benchmarks are known by their folders' names and averaged in groups, by samples and plainly.
-    Confidence is the product of the character probabilities, EOS included. Several RUNs, and what
-    other models read by --predictions, are set side by side, with their differences to the first
-    and McNemar's exact test.
+    Benchmarks are recognised by the names of their folders. Groups of them are averaged, both over
+    words and over sets. Confidence is the product of the character probabilities, EOS included.
+    Several RUNs, and other models' --predictions, are shown side by side, with their differences
+    from the first and McNemar's exact test.
 
     \b
     Example:
@@ -189,9 +189,9 @@ def _load(
 )
 @takes(LatencyOptions)
 def latency(models: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """Measure how long students take per picture, preprocessing apart, and their operations.
+    """Measure students' time per picture and their multiply-adds (GMACs).
 
-    On a CPU, OMP_NUM_THREADS sets the number of threads.
+    Preprocessing is timed separately. On a CPU, OMP_NUM_THREADS sets the number of threads.
 
     \b
     Example:

@@ -18,11 +18,13 @@ from ...shared.terminal import folder_size
     "figures_path",
     type=FILE,
     show_default="eval.json beside the checkpoint",
-    help="Figures for the card, as clipocr eval wrote them.",
+    help="Figures for the model card, as clipocr eval wrote them.",
 )
-@click.option("--license", "license_id", help="Stated on the card, e.g. apache-2.0; else none is.")
 @click.option(
-    "--public", is_flag=True, help="Let everybody see a repository that is made; else you alone."
+    "--license", "license_id", show_default="none", help="License for the card, such as apache-2.0."
+)
+@click.option(
+    "--public", is_flag=True, help="If the repository is new, make it public instead of private."
 )
 def push(
     run_or_checkpoint: Path,
@@ -31,10 +33,10 @@ def push(
     license_id: str | None,
     public: bool,
 ) -> None:
-    """Upload a student to the Hugging Face hub, with a model card of its run and its figures.
+    """Upload a student to the Hugging Face hub, with a model card.
 
-    What goes up: the weights as safetensors, run.json and eval.json without names of this machine's
-    folders, and the card. The training state stays here.
+    This uploads the weights as safetensors, run.json and eval.json without the names of local
+    folders, and a card made from them. The training state stays here.
 
     \b
     Example:
@@ -51,9 +53,11 @@ def push(
 @click.command()
 @click.argument("repo", metavar="OWNER/NAME")
 @click.argument("out", metavar="FOLDER", type=NEW_PATH)
-@click.option("--revision", show_default="the newest", help="Branch, tag or commit.")
+@click.option("--revision", show_default="the newest", help="Branch, tag or commit to download.")
 def pull(repo: str, out: Path, revision: str | None) -> None:
-    """Download a student from the Hugging Face hub to a folder that eval, read and export take.
+    """Download a student from the Hugging Face hub.
+
+    FOLDER can then be given to eval, read and export like a run.
 
     \b
     Example:

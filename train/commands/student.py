@@ -29,9 +29,9 @@ def read(run_or_checkpoint: Path, images: tuple[str, ...], given: dict[str, Any]
     """Read cropped words: each picture is one word, not a page.
 
     An IMAGE is a file, a folder (with all pictures below it), a quoted pattern such as
-    "crops/**/*.png", or - for standard input: the bytes of one picture, or a list of files, one a
-    line. Pictures that cannot be read are named on stderr, the others are read, and the exit code
-    is 1.
+    "crops/**/*.png", or - for standard input. Standard input holds the bytes of one picture, or a
+    list of files, one per line. Pictures that cannot be read are named on stderr; the others are
+    read, and the exit code is 1.
 
     \b
     Example:
@@ -103,32 +103,32 @@ def _formatted(output_format: str, name: str, word: ReadWord) -> str:
     type=click.Choice(["onnx", "safetensors"]),
     default="onnx",
     show_default=True,
-    help="onnx holds the whole way from pixels to probabilities; safetensors the weights, and "
-    "clipocr reads it like a checkpoint.",
+    help="onnx is the whole model, from pixels to probabilities, and does not need clipocr. "
+    "safetensors holds the weights; clipocr reads it like a checkpoint.",
 )
 @click.option(
     "--out",
     type=NEW_PATH,
-    show_default="model.onnx and so on, beside the checkpoint",
-    help="The file to write.",
+    show_default="model.onnx or model.safetensors beside the checkpoint",
+    help="File to write.",
 )
 @click.option(
     "--check-images",
     type=PATH,
     show_default="words drawn for it",
-    help="LMDB, folder or file with cropped words on which the file has to agree with the student.",
+    help="LMDB, folder or file with cropped words, to compare file and student on.",
 )
 @click.option(
     "--clip",
     metavar="MODEL/WEIGHTS|CACHE",
     show_default="as the run names them",
-    help="Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold "
-    "them.",
+    help="Where CLIP's weights are, for a recogniser that contains CLIP but was saved without its "
+    "weights.",
 )
 @click.option(
     "--self-contained",
     is_flag=True,
-    help="Put those weights into the safetensors file; an onnx file holds them anyway.",
+    help="Include CLIP's weights in a safetensors file; an onnx file always does.",
 )
 def export(
     run_or_checkpoint: Path,
@@ -138,10 +138,11 @@ def export(
     clip: str | None,
     self_contained: bool,
 ) -> None:
-    """Write a student to one file that says itself how to use it, and check it.
+    """Export a student to one ONNX or safetensors file, and check the file.
 
-    The file appears only if it reads the same texts as the student in PyTorch, in batches of
-    several sizes, with all probabilities within 1e-4.
+    The file also says how to use it: charset, picture size, normalisation and more. It is written
+    only if it reads the same texts as the student in PyTorch, in batches of several sizes, with all
+    probabilities within 1e-4.
 
     \b
     Example:

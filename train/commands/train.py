@@ -15,6 +15,7 @@ from ...shared.errors import UsageError
 from ...shared.help import GroupedCommand, GroupedOption
 from ...shared.options import FOLDER, PATH, Options, completing, option, takes
 from ...shared.terminal import counted, goes_on, markdown_table, warn_of_random_teacher
+from ..evaluation.options import TEST_SETS_HELP
 from ..loop.config import RECIPES, Presets, TrainConfig, TrainPlace, method_of_runs
 from ..methods import DEFAULT_METHOD, find_method, method_names
 from ..methods.base import Method
@@ -96,8 +97,8 @@ def _train_command(method: type[Method]) -> click.Command:
             group=_BEGINNING,
             type=PATH,
             show_default="random weights",
-            help="Begin with the recogniser of a run or checkpoint (fine-tuning); another charset "
-            "may be.",
+            help="Run or checkpoint to take the first weights from, for fine-tuning. Its charset "
+            "may differ.",
         ),
         click.option(
             "--resume",
@@ -105,8 +106,7 @@ def _train_command(method: type[Method]) -> click.Command:
             group=_BEGINNING,
             metavar="RUN",
             type=FOLDER,
-            help="Go on with a run where it stopped, with the options it has; it may get more "
-            "--epochs.",
+            help="Run to continue where it stopped, with its own options. --epochs may be raised.",
         ),
         click.option(
             "--config",
@@ -114,7 +114,8 @@ def _train_command(method: type[Method]) -> click.Command:
             group=_BEGINNING,
             metavar="RUN.JSON",
             type=PATH,
-            help="Begin a run with the options of another, from its run.json or its folder.",
+            help="Run to copy the options of (its run.json or its folder), for a new run. Options "
+            "on the command line override them.",
         ),
         takes(Presets),
         takes(TrainConfig, method.recipe()),
@@ -130,12 +131,15 @@ def _train_command(method: type[Method]) -> click.Command:
     return made
 
 
-_BEGINNING = "Beginning"
+_BEGINNING = "Starting point"
 _HELP_FLAGS = {"-h", "--help"}
-_HELP = """Train a recogniser from a cache. CLIP is loaded only by a method that goes on with it.
+_HELP = """Train a recogniser from a feature cache.
 
-Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 write a checkpoint first; --resume RUN goes on as if nothing had
-happened. Several GPUs share each batch under torchrun --nproc-per-node N -m clipocr train ...
+CLIP itself is loaded only by methods whose recogniser contains it.
+
+On Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, a run saves a checkpoint and stops. --resume RUN then
+continues it as if it had never stopped. To share each batch between GPUs, use: torchrun
+--nproc-per-node N -m clipocr train ...
 
 \b
 Example:
@@ -244,12 +248,12 @@ def _parse_share(_ctx: click.Context, _option: click.Parameter, value: str) -> t
 class _Runs(Options):
     """What ``clipocr ablate`` does with a table."""
 
-    data: tuple[Path, ...] = option(
-        help="Folder with test LMDBs, at any depth.", metavar="ROOT", type=FOLDER
+    data: tuple[Path, ...] = option(help=TEST_SETS_HELP, metavar="ROOT", type=FOLDER)
+    seeds: tuple[int, ...] | None = option(
+        None, help="Seeds to train each row with, such as 0,1,2.", default_text="the table's"
     )
-    seeds: tuple[int, ...] | None = option(None, help="Such as 0,1,2.", default_text="the table's")
     rows: tuple[str, ...] | None = option(
-        None, help="Names of the rows to train.", default_text="all"
+        None, help="Rows of the table to train, by name.", default_text="all"
     )
 
 
@@ -263,14 +267,14 @@ class _Runs(Options):
     metavar="NAME=VALUE",
     multiple=True,
     callback=_parse_settings,
-    help="A setting of every run, as in the table: epochs=3, charset=94, views=1.",
+    help="Setting for every run, such as epochs=3 or charset=94, over the table's. May be given "
+    "more than once.",
 )
 @click.option(
     "--dry-run",
     "is_dry_run",
     is_flag=True,
-    help="Say which runs would be trained, go on or are finished, with their settings; check all, "
-    "and write nothing.",
+    help="Check every run, and print its settings and what is left to do. Write nothing.",
 )
 @click.option(
     "--only",
@@ -278,7 +282,7 @@ class _Runs(Options):
     default="1/1",
     callback=_parse_share,
     show_default=True,
-    help="Train the I-th of N shares of the runs, as with one process per GPU.",
+    help="Train only share I of N of the runs, for one process per GPU.",
 )
 @goes_on
 def ablate(
@@ -288,11 +292,11 @@ def ablate(
     only: tuple[int, int],
     is_dry_run: bool,
 ) -> None:
-    """Train and evaluate a table of runs over one cache.
+    """Train and evaluate every run of an ablation table.
 
-    TABLE is a TOML file, or one that comes along: table1 to table7, table12, dptr, clip4str.
-    Finished runs are left alone, interrupted ones go on, so the same command may be repeated. OUT
-    then holds a run folder per row and seed, and the table as table.md, .csv, .tex and .png.
+    TABLE is a TOML file, or a table that comes with clipocr: table1 to table7, table12, dptr,
+    clip4str. Run the same command again to continue: finished runs are skipped. The folder --out
+    gets a folder for each row and seed, and the results as table.md, .csv, .tex and .png.
 
     \b
     Example:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import click
 
-from ...shared.charset import Charset
+from ...shared.charset import CHARSET_HELP, Charset
 from ...shared.errors import UsageError
 from ...shared.options import FILE, FOLDER, json_option, option
 from ..reading.options import ArithmeticOptions, clip_option
 from .tables import FORMATS
+
+TEST_SETS_HELP = (
+    "Folder with test sets, at any depth: LMDBs, and folders of pictures with a label file. May be "
+    "given more than once."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +24,14 @@ class TestSetOptions(ArithmeticOptions):
     """What commands on test sets have."""
 
     data: tuple[Path, ...] = option(
-        help="Folder with test sets at any depth: LMDBs, and image folders with a label file.",
+        help=TEST_SETS_HELP,
         metavar="ROOT",
         type=FOLDER,
     )
     json: bool = json_option()
     format: str = option(
         "markdown",
-        help="How tables are printed. Beside csv and latex, all else goes to stderr.",
+        help="Format of the tables. With csv and latex, everything else goes to stderr.",
         choices=FORMATS,
     )
 
@@ -51,36 +56,36 @@ class EvalOptions(TestSetOptions):
         parse=Charset.load,
         unparse=lambda charset: charset.name,
         metavar="CHARSET,...",
-        help="Test charsets, applied to label and prediction: 36 for the published numbers, 62, "
-        "94, or a text file. Of several, pictures are read once.",
+        help="Test charsets, to which labels and predictions are reduced before they are compared: "
+        f"{CHARSET_HELP}. Published figures use 36.",
     )
     predictions: tuple[Path, ...] = option(
         (),
         metavar="FILE",
         type=FILE,
-        help="What another model read: a .jsonl as eval leaves it, or lines of "
-        "set<TAB>image<TAB>text.",
+        help="File of what another model read: a .jsonl written by eval, or lines of "
+        "set<TAB>image<TAB>text. May be given more than once.",
     )
-    batch_size: int = option(512, help="Pictures at once.", minimum=1)
+    batch_size: int = option(512, help="Pictures to read at once.", minimum=1)
     clip: tuple[str, ...] = option(
         (),
         metavar="MODEL/WEIGHTS|CACHE,...",
         default_text="as the runs name them",
-        help="Where CLIP's weights are, for recognisers that go on with CLIP and do not hold them: "
-        "one place for all RUNs, or one for each.",
+        help="Where CLIP's weights are, for recognisers that contain CLIP but were saved without "
+        "its weights: one place for all RUNs, or one for each.",
     )
     out: Path | None = option(
         None,
         metavar="DIR",
         type=click.Path(file_okay=False, path_type=Path),
         default_text="the run's folder, or that of the predictions",
-        help="Where the figures are written as NAME.eval.json, and what was read in each picture "
-        "as NAME.eval.predictions.jsonl.",
+        help="Folder to write NAME.eval.json (the figures) and NAME.eval.predictions.jsonl (what "
+        "was read in each picture) to.",
     )
     report: Path | None = option(
         None,
-        help="Also write DIR/index.html, one page that opens from disk: tables, accuracy by length "
-        "and character, confusions, calibration, errors with their pictures, the decoder's "
+        help="Also write DIR/index.html, a page to open in a browser: tables, accuracy by length "
+        "and by character, confusions, calibration, errors with their pictures, and the decoder's "
         "attention.",
         metavar="DIR",
         type=click.Path(file_okay=False, path_type=Path),
@@ -100,6 +105,6 @@ class EvalOptions(TestSetOptions):
 class LatencyOptions(TestSetOptions):
     """Of ``clipocr latency``."""
 
-    images: int = option(200, help="Pictures to read, taken evenly from all test sets.", minimum=1)
-    batch_sizes: tuple[int, ...] = option((1, 64), help="Pictures at once.", minimum=1)
+    images: int = option(200, help="Pictures to time, taken evenly from all test sets.", minimum=1)
+    batch_sizes: tuple[int, ...] = option((1, 64), help="Batch sizes to time.", minimum=1)
     clip: str | None = clip_option()

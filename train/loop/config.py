@@ -27,7 +27,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 of 40, in half precision, for 4 to 6 GB; losses that relate rows then relate those of a part."""
 
 
-_WORDS, _ROWS, _MACHINE = "Words", "Rows of the cache", "Memory and arithmetic"
+_LABELS, _ROWS, _MACHINE = "Labels", "Part of the cache", "Memory and precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,15 @@ class Presets(Options):
     group: ClassVar[str] = "Method"
 
     method: str = option(
-        DEFAULT_METHOD, help="What is trained, and how; see below.", complete=method_names
+        DEFAULT_METHOD,
+        help="Training method, from the list at the end. --method NAME --help shows its options.",
+        complete=method_names,
     )
     recipe: str = option(
         "paper",
         choices=tuple(RECIPES),
-        help="Defaults of the options below: the paper's, or the same in parts, for 4 to 6 GB.",
+        help="Defaults of other options: the paper's (paper), or the same batches in parts and in "
+        "fp16, for a GPU with 4 to 6 GB (small-gpu).",
     )
 
 
@@ -57,47 +60,52 @@ def _parse_charset(value: Any) -> Charset:
 class TrainConfig(Options):
     """What decides the weights of a run."""
 
-    group: ClassVar[str] = "Steps"
+    group: ClassVar[str] = "Training steps"
 
     method: Method = field(default_factory=lambda: find_method(DEFAULT_METHOD)())
     charset: Charset = option(
         Charset.load("36"),
-        group=_WORDS,
-        help=f"{CHARSET_HELP}.",
+        group=_LABELS,
+        help=f"Characters that can be read: {CHARSET_HELP}.",
         parse=_parse_charset,
         unparse=asdict,
         default_text="36",
     )
     max_label_length: int = option(
-        LabelRules.max_label_length, group=_WORDS, help="Longest label learned.", minimum=1
+        LabelRules.max_label_length,
+        group=_LABELS,
+        help="Longest label to learn, in characters.",
+        minimum=1,
     )
     epochs: int = option(5, help="Passes over the cache.", minimum=1)
-    batch_size: int = option(
-        320, help="Samples per optimizer step, of all processes together.", minimum=1
-    )
+    batch_size: int = option(320, help="Samples per optimizer step, over all processes.", minimum=1)
     accumulate: int = option(
         1,
         group=_MACHINE,
-        help="Parts to cut each batch into, to need less memory; losses that relate rows relate "
-        "those of a part.",
+        help="Parts to compute each batch in, to save memory. Losses that compare samples see one "
+        "part at a time.",
         minimum=1,
     )
     learning_rate: float = option(
         1.2374e-3,
         alias="lr",
-        help="Peak of the OneCycle schedule; the default is the paper's, for its batch size.",
+        help="Peak learning rate of the OneCycle schedule. The default is the paper's, for its "
+        "batch size.",
         above=0,
     )
     """The official 1.4e-3 is scaled by sqrt(2) * 160 / 256."""
     warmup_fraction: float = option(
-        0.075, help="Share of the steps before the peak.", above=0, below=1
+        0.075, help="Share of the steps before the learning rate peaks.", above=0, below=1
     )
-    weight_decay: float = option(0.0, help="Of AdamW, on matrices only.", minimum=0)
+    weight_decay: float = option(0.0, help="Weight decay of AdamW, on matrices only.", minimum=0)
     """On the weights of linear and convolution layers."""
-    grad_clip_norm: float = option(20.0, help="Largest norm of the whole gradient.", above=0)
+    grad_clip_norm: float = option(
+        20.0, help="Norm above which the gradient is scaled down.", above=0
+    )
     max_skipped_steps: int = option(
         25,
-        help="Steps in a row that may be skipped because their gradient is not finite.",
+        help="Steps in a row that may be skipped, because their gradient is not finite, before the "
+        "run stops.",
         minimum=0,
     )
     fraction: float = option(
@@ -107,7 +115,7 @@ class TrainConfig(Options):
     views: int | None = option(
         None,
         group=_ROWS,
-        help="Views to train on; epoch e sees view e mod K.",
+        help="Views to train on, one per epoch, in turn.",
         default_text="all the cache has",
         minimum=1,
     )
@@ -116,17 +124,17 @@ class TrainConfig(Options):
         "auto",
         group=_MACHINE,
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="Arithmetic of the student; auto is mixed precision where the device has it.",
+        help="Number format to compute in. auto is mixed precision on a GPU, else fp32.",
     )
     """``auto`` becomes one of the others when a run begins, and stays it when the run goes on."""
     compile: str = option(
         "auto",
         group=_MACHINE,
         choices=("auto", "on", "off"),
-        help="Whether torch.compile fuses what it can, which takes a minute or two at the start; "
-        "auto is on for a GPU.",
+        help="Whether to use torch.compile: faster steps after a minute or two at the start. auto "
+        "is on for a GPU.",
     )
-    seed: int = option(0, help="Of weights, order, dropout.")
+    seed: int = option(0, help="Seed of weights, order of rows and dropout.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,25 +171,26 @@ class TrainConfig(Options):
 class TrainPlace(Options):
     """Where a run reads and writes; none of it changes the weights."""
 
-    group: ClassVar[str] = "Places"
+    group: ClassVar[str] = "Input and output"
 
     cache: str | Path = option(
         help="Feature cache: a folder, or an address such as s3://bucket/mjst.cache.", type=CACHE
     )
-    out: Path = option(help="Folder of the run.")
+    out: Path = option(help="Folder to write to.")
     cache_dir: Path | None = option(
         None,
-        help="Where copies of what is read from an address are kept.",
+        help="Folder for copies of what is read from an address.",
         default_text="~/.cache/clipocr",
     )
     cache_bytes: int = option(
         20_000_000_000,
-        help="Most bytes of such copies; the least recently used go first. 0 keeps none.",
+        help="Bytes that these copies may take; the least recently used go first. 0 keeps none.",
         minimum=0,
     )
     val_data: tuple[Path, ...] = option(
         (),
-        help="Folder with validation LMDBs; best.pt is chosen by them.",
+        help="Folder with validation LMDBs, at any depth, for choosing best.pt. May be given more "
+        "than once.",
         metavar="ROOT",
         type=FOLDER,
     )
@@ -189,8 +198,8 @@ class TrainPlace(Options):
     wandb: str | None = option(
         None,
         metavar="PROJECT",
-        help="Log to this project of Weights & Biases, too.",
-        default_text="no",
+        help="Weights & Biases project to log to as well.",
+        default_text="none",
     )
     command: tuple[str, ...] = ()
     """The command line, for run.json."""

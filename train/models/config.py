@@ -104,13 +104,13 @@ class PermutedDecoder(Options):
     group: ClassVar[str] = "Permuted decoder"
 
     decoder_layers: int = option(6, minimum=1, help="Layers of the permuted decoder.")
-    decoder_width: int = option(512, minimum=1, help="D of the permuted decoder.")
-    decoder_heads: int = option(8, minimum=1, help="Attention heads of each of its layers.")
-    decoder_dropout: float = option(0.1, minimum=0, below=1, help="Dropout in it.")
+    decoder_width: int = option(512, minimum=1, help="Width of the permuted decoder.")
+    decoder_heads: int = option(8, minimum=1, help="Attention heads of each decoder layer.")
+    decoder_dropout: float = option(0.1, minimum=0, below=1, help="Dropout of the decoder.")
     permutations: int = option(
-        6, minimum=2, help="Orders of the characters that each step learns, an even number."
+        6, minimum=2, help="Orders of the characters to learn in each step; an even number."
     )
-    refine: bool = option(True, help="Whether what it has written is read once more.")
+    refine: bool = option(True, help="Whether to read a second time, given the first reading.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,33 +193,33 @@ class StudentConfig(Options):
         choices=tuple(SIZES),
         parse=parse_size,
         unparse=asdict,
-        default_text="small, the paper's",
-        help="Size of the student.",
+        default_text="small",
+        help="Size of the student: tiny trains on a CPU, small is the paper's, base is a ViT-B.",
     )
     encoder: str | None = option(
         None,
         metavar="MODEL",
-        default_text="the ViT of the student's size",
-        help="timm model that encodes the pictures, such as convnext_tiny.",
+        default_text="the ViT of --student's size",
+        help="timm model to use as the encoder, such as convnext_tiny.",
     )
     encoder_weights: str | None = option(
         None,
         metavar="PATH",
         default_text="random",
-        help="Weights that --encoder begins with: a file, or timm for those that timm publishes.",
+        help="Initial weights of --encoder: a file, or timm for those that timm publishes.",
     )
 
     decoder: str = option(
         "causal",
         choices=("causal", "permuted"),
-        help="causal is CLIP-OCR's, of the student's size; permuted learns characters in several "
-        "orders and reads twice, as PARSeq's and DPTR's.",
+        help="causal is CLIP-OCR's decoder, in the size of --student. permuted learns characters "
+        "in several orders and reads twice, as in PARSeq and DPTR.",
     )
     permuted: PermutedDecoder = PermutedDecoder()
     merge: str = option(
         "none",
         choices=("none", "fmu"),
-        help="What stands between encoder and decoder; fmu is DPTR's Feature Merge Unit.",
+        help="Module between encoder and decoder. fmu is DPTR's Feature Merge Unit.",
     )
 
     @property

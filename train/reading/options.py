@@ -12,7 +12,9 @@ class ArithmeticOptions(Options):
     """What every command that reads has."""
 
     precision: str = option(
-        "fp32", help="Arithmetic; published numbers are fp32.", choices=("fp32", "bf16", "fp16")
+        "fp32",
+        help="Number format to compute in. Published figures are in fp32.",
+        choices=("fp32", "bf16", "fp16"),
     )
     device: str = device_option()
 
@@ -23,8 +25,8 @@ def clip_option() -> str | None:
         None,
         metavar="MODEL/WEIGHTS|CACHE",
         default_text="as the run names them",
-        help="Where CLIP's weights are, for a recogniser that goes on with CLIP and does not hold "
-        "them.",
+        help="Where CLIP's weights are, for a recogniser that contains CLIP but was saved without "
+        "its weights.",
     )
     return place
 
@@ -35,9 +37,9 @@ class ReadingOptions(ArithmeticOptions):
 
     format: str = option(
         "tsv",
-        help="tsv: file, text, confidence; text: the text alone; jsonl: an object a line, with the "
-        "probability of each character.",
+        help="What to print for each picture: file, text and confidence (tsv), the text alone "
+        "(text), or a JSON object with the probability of each character (jsonl).",
         choices=("tsv", "text", "jsonl"),
     )
-    batch_size: int = option(64, help="Pictures at once.", minimum=1)
+    batch_size: int = option(64, help="Pictures to read at once.", minimum=1)
     clip: str | None = clip_option()

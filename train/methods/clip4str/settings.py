@@ -59,34 +59,45 @@ class Clip4Str(Method):
     tune: str = option(
         "none",
         choices=TUNES,
-        help="What is trained besides the decoders: none, on ready image tokens; adapter, a small "
-        "network after them; ladder, a side network on the image encoder's blocks; all, CLIP "
-        "itself, from views.",
+        help="What to train besides the decoders: nothing, on cached image tokens (none); a small "
+        "network after these tokens (adapter); a side network along the image encoder (ladder); "
+        "CLIP itself, on the views' pixels (all).",
     )
-    cross: bool = option(True, help="Whether there is a cross-modal branch.")
+    cross: bool = option(
+        True, help="Whether to add the cross-modal branch, which corrects what the visual one read."
+    )
     text: str | None = option(
         None,
         choices=("embedding", "encoder"),
-        default_text="encoder for tune all, else embedding",
-        help="What the cross branch has of a text: CLIP's token embeddings, or its text encoder's "
-        "features.",
+        default_text="encoder with --tune all, else embedding",
+        help="What the cross-modal branch sees of a text: CLIP's token embeddings, or the features "
+        "of its text encoder.",
     )
     text_frozen_blocks: int = option(
-        6, minimum=0, help="Lower text blocks that tune all does not train."
+        6, minimum=0, help="With --tune all: lower blocks of the text encoder that stay frozen."
     )
     rungs: tuple[int, ...] = option(
-        (1, 3, 5, 7, 9, 11), minimum=1, help="Image blocks after which the ladder reads."
+        (1, 3, 5, 7, 9, 11),
+        minimum=1,
+        help="With --tune ladder: blocks of the image encoder whose output the ladder reads.",
     )
     ladder_pruning: int = option(
-        1, minimum=1, help="How many times narrower the ladder's blocks are than CLIP's."
+        1,
+        minimum=1,
+        help="With --tune ladder: how many times narrower its blocks are than CLIP's.",
     )
-    adapter_ratio: float = option(0.2, above=0, maximum=1, help="Share of the adapter's output.")
-    cross_weight: float = option(1.0, minimum=0, help="Weight of the cross branch's loss.")
+    adapter_ratio: float = option(
+        0.2,
+        above=0,
+        maximum=1,
+        help="With --tune adapter: share of its output; the rest is CLIP's own tokens.",
+    )
+    cross_weight: float = option(1.0, minimum=0, help="Weight of the cross-modal branch's loss.")
     encoder_rate_ratio: float = option(
         1 / 19,
         above=0,
         default_text="1/19",
-        help="Learning rate of CLIP's own weights, and the ladder's, to that of the rest.",
+        help="Learning rate of CLIP's weights and the ladder's, as a multiple of --learning-rate.",
     )
     decoder_layers: int = option(1, minimum=1, help="Layers of each decoder.")
     decoder_heads: int = option_of(PermutedDecoder, "decoder_heads")
@@ -96,8 +107,8 @@ class Clip4Str(Method):
     normalization: str = option(
         "clip",
         choices=("clip", "half"),
-        help="Mean and std of pictures that are read: CLIP's, as in training, or 0.5, as the "
-        "released test code has it.",
+        help="Mean and std of pictures in evaluation: CLIP's own, as in training (clip), or 0.5, "
+        "as in the released test code (half).",
     )
     clip_is_held: bool = option(
         False, help="Whether CLIP's frozen weights are the recogniser's own.", is_fitted=True

@@ -46,21 +46,21 @@ class LossSettings(Options):
         "lcl",
         name="loss",
         choices=("lcl", "l1", "cosine", "kl"),
-        help="What compares features (table 3).",
+        help="Loss between features of student and teacher (table 3); lcl is the paper's.",
     )
     """Weights, temperature and scope concern ``lcl`` alone."""
-    intra_weight: float = option(5.0, help="lambda_1 of LCL (tables 2, 5).", minimum=0)
+    intra_weight: float = option(5.0, help="Weight lambda_1 of LCL (tables 2, 5).", minimum=0)
     """Of Eq. 7; at 0 the term costs nothing. The paper prints "lambda_1 5 and lambda_1 0.1"; tables
     5, 6 and the code settle which is which."""
-    inter_weight: float = option(0.1, help="lambda_2 of LCL (tables 2, 6).", minimum=0)
+    inter_weight: float = option(0.1, help="Weight lambda_2 of LCL (tables 2, 6).", minimum=0)
     """Of Eq. 7; at 0 the term costs nothing."""
-    temperature: float = option(0.03, help="tau of LCL (table 4).", above=0)
+    temperature: float = option(0.03, help="Temperature tau of LCL (table 4).", above=0)
     """Of Eq. 6."""
     scope: str = option(
         "batch",
         choices=("batch", "sample"),
-        help="Rows that LCL relates: of the whole batch, as officially, or of each sample, as "
-        "printed.",
+        help="Which tokens LCL relates: all of the batch, as in the official code, or those of one "
+        "sample, as in the paper.",
     )
     """What a row relates to. ``batch``: every row there is, as in the official code, so that the
     value depends on the batch size. ``sample``: rows of its own sequence, as the paper writes it;
@@ -68,8 +68,8 @@ class LossSettings(Options):
     gather: str = option(
         "inter",
         choices=("none", "inter", "all"),
-        help="LCL terms that see rows of other processes: inter officially; all is the loss of "
-        "one.",
+        help="Which terms of LCL see tokens of other processes: none; inter, as in the official "
+        "code; or all, which equals the loss of a single process.",
     )
     """Whose rows count in a run of several processes. ``none``: one's own. ``inter``: the teacher
     rows of all are candidates in Eq. 6, constants unless one's own, as in the official code.
@@ -84,27 +84,39 @@ class ClipOcr(Method):
     summary: ClassVar[str] = "a whole student, aligned with CLIP stage by stage"
 
     student: StudentConfig = field(default_factory=StudentConfig)
-    image_taps: tuple[int, ...] = option((3, 6, 9), help="Image blocks to follow.", minimum=1)
+    image_taps: tuple[int, ...] = option(
+        (3, 6, 9),
+        help="Blocks of the teacher's image encoder that teach encoder stages 1, 2 and 3.",
+        minimum=1,
+    )
     """Teacher image blocks that supervise encoder stages 1, 2, 3."""
-    text_taps: tuple[int, ...] = option((3, 6, 9), help="Text blocks to follow.", minimum=1)
+    text_taps: tuple[int, ...] = option(
+        (3, 6, 9),
+        help="Blocks of the teacher's text encoder that teach decoder layers 3, 2 and 1.",
+        minimum=1,
+    )
     """Teacher text blocks that supervise decoder layers 3, 2, 1: shallow text, deep decoder."""
     image_stages: tuple[int, ...] = option(
-        STAGES, help="Encoder stages that follow them; none: no image distillation (table 1)."
+        STAGES, help="Encoder stages to teach; none: no image distillation (table 1)."
     )
     text_stages: tuple[int, ...] = option(
         STAGES,
-        help="Decoder layers that follow them, the last tap first; none: no text (tables 1, 12).",
+        help="Decoder layers to teach; none: no text distillation (tables 1, 12).",
     )
-    word: bool = option(True, help="Whether the class token follows the teacher's EOT embedding.")
+    word: bool = option(
+        True,
+        help="Whether the teacher's embedding of the whole label (EOT) teaches the class token.",
+    )
     """GAM, Eq. 2."""
     tokenizer: str = option(
         "char",
         choices=LABEL_TOKENIZERS,
-        help="Text features to follow: of characters, or of the label whole (table 7).",
+        help="Text features to learn from: of the label spelled (char), or whole (word, table 7).",
     )
     mask_pads: bool = option(
         False,
-        help="Leave label positions after EOS out of the text terms; officially they are in.",
+        help="Leave positions after the label's end out of the text losses. The official code "
+        "keeps them in.",
     )
     loss: LossSettings = field(default_factory=LossSettings)
 

@@ -29,22 +29,25 @@ class Dptr(Method):
 
     decoder: PermutedDecoder = PermutedDecoder()
     template: str = option(
-        TEMPLATE, help="The prompt whose features are read, as cache text has it."
+        TEMPLATE,
+        help="Sentence around each label, as it was given to cache text or cache labels.",
     )
     noise_ratio: float = option(
-        0.1, minimum=0, help="Strength of the natural images' features; 0 needs no pool."
+        0.1,
+        minimum=0,
+        help="Weight of the natural images' features added as noise. 0 needs no cache pool.",
     )
     perturbation: str = option(
         "tokens",
         choices=("tokens", "crop"),
-        help="Which features of an image: any tokens, as in the code, or a rectangle, as the paper "
-        "says.",
+        help="Which tokens of an image become noise: any, as in the official code (tokens), or a "
+        "rectangle, as in the paper (crop).",
     )
     held_out_share: float = option(
         0.02,
         minimum=0,
         below=1,
-        help="Share of the labels that is not learned; reading it chooses best.pt.",
+        help="Share of the labels to hold out. best.pt is the epoch that reads most of them.",
     )
 
     @classmethod
