@@ -73,7 +73,10 @@ class LabelRules(Options):
 def counted_characters(counts: Counter[str], most: int = 20) -> str:
     """Return characters with their counts, the most frequent first: ``é 12  ' 3``."""
     frequent = counts.most_common(most)
-    listed = (f"{c if c.isprintable() else f'U+{ord(c):04X}'} {n:,}" for c, n in frequent)
+    listed = (
+        f"{c if c.isprintable() and not c.isspace() else f'U+{ord(c):04X}'} {n:,}"
+        for c, n in frequent
+    )
     rest = len(counts) - len(frequent)
     return "  ".join([*listed, *([f"and {rest:,} others"] if rest else [])])
 

@@ -58,7 +58,7 @@ def eval_command(runs: tuple[Path, ...], given: dict[str, Any]) -> None:
         require_predictions(reader, merge_test_sets(of_length[reader.max_label_length]))
     of_readers, written = [], []
     for name, reader, place in zip(names, readers, places, strict=True):
-        click.echo(f"{name}:", err=True)
+        click.echo(f"Reading with {name} ...", err=True)
         of_readers.append(evaluate_charsets(reader, of_length[reader.max_label_length]))
         for i, evaluation in enumerate(of_readers[-1]):
             path = place.with_suffix(f".{evaluation.charset.name}.json") if i else place
@@ -129,6 +129,7 @@ def _readers(runs: Sequence[Path], options: EvalOptions) -> list[PictureBatchRea
         raise click.UsageError(
             f"--clip {','.join(options.clip)}: these RUNs read without CLIP; leave it out"
         )
+    _warn_of_random_teachers(loaded)
     return [*loaded, *map(RecordedReader, options.predictions)]
 
 
@@ -164,13 +165,12 @@ def _load(
     clip_is_shared: bool = False,
 ) -> ViewReader:
     """Load a run, a checkpoint, or an ONNX file."""
-    from ...shared.cache.spec import TeacherSpec
     from ..deploy.onnx_format import OnnxReader
     from ..reading.readers import load_reader
 
     if run.suffix == ".onnx":
         return OnnxReader(run, batch_size=batch_size)
-    reader = load_reader(
+    return load_reader(
         run,
         device=options.device,
         batch_size=batch_size,
@@ -178,9 +178,14 @@ def _load(
         clip=clip,
         clip_is_shared=clip_is_shared,
     )
-    teacher = str(reader.teacher)
-    warn_of_random_teacher(TeacherSpec.has_random_weights(teacher), f"{teacher} of this student")
-    return reader
+
+
+def _warn_of_random_teachers(readers: Sequence[ViewReader]) -> None:
+    from ...shared.cache.spec import TeacherSpec
+    from ..reading.readers import Reader
+
+    for name in dict.fromkeys(str(r.teacher) for r in readers if isinstance(r, Reader)):
+        warn_of_random_teacher(TeacherSpec.has_random_weights(name), name)
 
 
 @click.command()
@@ -206,6 +211,7 @@ def latency(models: tuple[Path, ...], given: dict[str, Any]) -> None:
     readers = [
         _load(model, options, options.clip, clip_is_shared=len(models) > 1) for model in models
     ]
+    _warn_of_random_teachers(readers)
     longest = max(reader.max_label_length for reader in readers)
     # Pictures whose labels the first can write: all models read the same ones.
     charset = readers[0].charset or Charset.load("36")
