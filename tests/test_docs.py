@@ -21,9 +21,15 @@ from samples import TINY_CLIP, WORDS, draw_word, tiny_build, write_words
 import clipocr
 from clipocr.cli import main
 from clipocr.precompute.builder.build import build_cache
+from clipocr.precompute.builder.config import BuildConfig
+from clipocr.shared.cache.codecs.codec import Codec
+from clipocr.shared.charset import Charset
 from clipocr.train.commands.train import _train_command
-from clipocr.train.loop.config import method_of_runs
+from clipocr.train.loop.config import TrainConfig, method_of_runs
 from clipocr.train.methods import method_names
+from clipocr.train.models.config import StudentConfig
+from clipocr.train.models.student import Student
+from clipocr.train.models.tokenizer import LabelTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -206,6 +212,31 @@ def test_readme_tells_the_point_in_its_first_screen_and_the_rest_shortly() -> No
     for part in ("<picture>", "$ clipocr cache build", "$ clipocr train", "$ make demo", "nobody"):
         assert part in screen
     assert len(text.partition("## Reference")[0].split()) <= 1200
+
+
+def test_disk_of_the_readme_follows_from_the_format() -> None:
+    """Three taps of 17 tokens of 768 values, 4.7 kB of pixels, 43 GB of text."""
+    found = re.findall(
+        r"^\| .*--codec ([a-z0-9:]+)` \| (\d) \| ([\d.]+) TB", README.read_text("utf-8"), re.M
+    )
+    assert [codec for codec, _, _ in found] == ["klt:192", "klt:192", "fp16"]
+    for codec, views, terabytes in found:
+        row = 3 * 17 * Codec.parse(codec).token_bytes(768) + 4700
+        total = (15_895_388 * int(views) * row + 43e9) / 1e12
+        assert float(terabytes) == pytest.approx(total, rel=0.03)
+
+
+def test_numbers_of_the_readme_are_those_of_the_options() -> None:
+    text = README.read_text(encoding="utf-8")
+    build = BuildConfig(data=(ROOT,), out=ROOT / "nowhere")
+    assert f"| unit | {build.unit_rows:,} rows of one view" in text
+    assert f"| chunk | {build.rows_per_chunk} rows" in text
+    assert f"{TrainConfig.max_skipped_steps} in a row end the run" in text
+    parameters = sum(
+        p.numel()
+        for p in Student(StudentConfig(), LabelTokenizer(Charset.load("36"), 25)).parameters()
+    )
+    assert f"a recogniser of {parameters / 1e6:.0f} M" in text
 
 
 @pytest.fixture(scope="module")
