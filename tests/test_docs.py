@@ -229,9 +229,9 @@ def test_disk_of_the_readme_follows_from_the_format() -> None:
 def test_numbers_of_the_readme_are_those_of_the_options() -> None:
     text = README.read_text(encoding="utf-8")
     build = BuildConfig(data=(ROOT,), out=ROOT / "nowhere")
-    assert f"| unit | {build.unit_rows:,} rows of one view" in text
-    assert f"| chunk | {build.rows_per_chunk} rows" in text
-    assert f"{TrainConfig.max_skipped_steps} in a row end the run" in text
+    assert f"| unit | {build.unit_rows:,} rows of one view by default" in text
+    assert f"| chunk | {build.rows_per_chunk} rows by default" in text
+    assert f"After {TrainConfig.max_skipped_steps} in a row the run stops" in text
     parameters = sum(
         p.numel()
         for p in Student(StudentConfig(), LabelTokenizer(Charset.load("36"), 25)).parameters()
