@@ -16,7 +16,7 @@ from ...shared.geometry import (
     TALL,
     TALL_RATIO,
 )
-from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint
+from ..loop.checkpoint import build_recogniser, find_checkpoint, load_checkpoint, moment_of
 from ..models.recogniser import Recogniser
 
 
@@ -43,6 +43,7 @@ def describe(
     return {
         "clipocr_version": __version__,
         "checkpoint_sha256": hash_file(checkpoint),
+        "moment": moment_of(content),
         "teacher": teacher_without_folder(teacher),
         "teacher_is_random": teacher is not None and TeacherSpec.has_random_weights(teacher),
         "method": content["method"],

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def push(
     checkpoint = find_checkpoint(run_or_checkpoint)
     student, description = load_described(checkpoint)
     record = _shareable_record(checkpoint.parent)
-    figures = _shareable_figures(figures_path, checkpoint)
+    figures = _shareable_figures(figures_path, checkpoint, description["moment"])
     card = model_card(
         repo=repo,
         description=description,
@@ -158,24 +158,37 @@ def _shareable_record(run: Path) -> dict[str, Any] | None:
     return shareable | {"config": config, "cache": cache, "commands": []}
 
 
-def _shareable_figures(path: Path | None, checkpoint: Path) -> dict[str, Any] | None:
-    """Return eval.json, if it is of this checkpoint, with that one's name only."""
+def _shareable_figures(
+    path: Path | None, checkpoint: Path, moment: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Return eval.json, if it is of this checkpoint, with that one's name only.
+
+    Args:
+        path: Another than the file beside the checkpoint; None: that one, if it is there.
+        checkpoint: What is pushed.
+        moment: When that was written. A run that goes on writes another under the same name.
+    """
     beside = checkpoint.parent / FIGURES_NAME
     if path is None and not beside.exists():
         return None
     path = path or beside
     try:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        measured = Path(figures["checkpoint"]).name
+        measured = Path(figures["checkpoint"]).name, figures.get("moment", {})
         results_of(figures)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(
             f"{path} is not what clipocr eval writes ({e.__class__.__name__}: {e}); measure again "
             f"with: clipocr eval {checkpoint} --data ROOT"
         ) from None
-    if measured != checkpoint.name:
+    wanted = checkpoint.name, dict(moment)
+    if measured != wanted:
+        measures, pushed = (
+            ", ".join((name, *(f"{key} {value:g}" for key, value in when.items())))
+            for name, when in (measured, wanted)
+        )
         raise DataError(
-            f"{path} is of {measured}, what is pushed is {checkpoint.name}; measure that with: "
+            f"{path} is of {measures}; what is pushed is {pushed}. Measure that with: "
             f"clipocr eval {checkpoint} --data ROOT"
         )
     return figures | {"checkpoint": MODEL_NAME}

@@ -54,6 +54,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             "tall": json.loads(metadata["preprocessing"]).get("tall", TALL[0]),
             "recogniser": weights,
             "teacher": None if teacher == "null" else teacher,
+            "reached": json.loads(metadata["moment"]),
             "training": None,
         }
     except (KeyError, ValueError) as e:

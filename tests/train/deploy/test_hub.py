@@ -242,7 +242,11 @@ def test_what_is_refused(hub: Hub, run_path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
     (run_path / "eval.json").write_text(json.dumps(FIGURES | {"checkpoint": "last.pt"}))
     refused = invoke("push", run_path, REPO)
-    assert "eval.json is of last.pt, what is pushed is best.pt" in refused.stderr
+    assert "eval.json is of last.pt; what is pushed is best.pt." in refused.stderr
+    # The run went on, and its best.pt is another.
+    (run_path / "eval.json").write_text(json.dumps(FIGURES | {"moment": {"epoch": 1, "step": 5}}))
+    refused = invoke("push", run_path, REPO)
+    assert "eval.json is of best.pt, epoch 1, step 5; what is pushed is best.pt." in refused.stderr
     for figures in ([], FIGURES | {"sets": {"a": {}}}, FIGURES | {"sets": []}):
         (run_path / "eval.json").write_text(json.dumps(figures))
         assert "is not what clipocr eval writes" in invoke("push", run_path, REPO).stderr
