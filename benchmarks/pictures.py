@@ -21,7 +21,7 @@ from demo import clipocr
 OUT = Path(__file__).resolve().parents[1] / "docs/pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH_PX = 1000
-WINDOW_PX = f"{WIDTH_PX},1240"
+WINDOW_PX = f"{WIDTH_PX},1190"
 """As high as the page is down to the end of the comparison."""
 
 
