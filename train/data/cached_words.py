@@ -163,6 +163,8 @@ class CachedWords(Sequence[CachedWord]):
                 for batch in loader.epoch(epoch):
                     batch.labels, batch.views, batch.images["block3"], batch.text["eot"]
 
+        Its `tokenizer` makes ``batch.token_ids`` of the labels, and labels of probabilities.
+
         Args:
             batch_size: Of all processes together.
             seed: Decides the order.

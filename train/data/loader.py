@@ -170,7 +170,8 @@ class CacheLoader:
             )
         self._cache, self._labels, self._device = cache, labels, device
         self._text_on_device = labels.features_on(device)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        """Turns labels into the token ids of a batch, and what a model writes into labels."""
         self._memory = MemoryPool()
         arrays = (PIXELS, *needs.images) if needs.pixels else needs.images
         self._readers = [
@@ -350,7 +351,7 @@ class CacheLoader:
             start = stop
         labels = [self._labels.strings[i] for i in label_ids.tolist()]
         num_positions = step.sizes[self._rank].num_positions
-        token_ids = self._tokenizer.encode(labels, num_positions)
+        token_ids = self.tokenizer.encode(labels, num_positions)
         return EncodedBatch(
             labels=labels,
             token_ids=token_ids.pin_memory() if self._device.type == "cuda" else token_ids,

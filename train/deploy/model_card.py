@@ -106,7 +106,7 @@ def _facts(description: Mapping[str, Any], record: Mapping[str, Any] | None) -> 
     charset, settings = description["charset"], description["settings"]
     seen = description["preprocessing"]
     facts = {
-        "teacher": description["teacher"] or "not recorded",
+        "teacher": description["teacher"] or "none",
         "method": description["method"],
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "charset": f"{charset['name']}: {len(charset['characters'])} characters",

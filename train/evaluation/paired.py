@@ -95,12 +95,13 @@ class Comparison:
         notes = (
             f"Word accuracy and 1-NED in percent, differences to {first} in points. only first / "
             f"only this: words that just {first}, or just the other, reads rightly. p: McNemar's "
-            "exact test of these two counts, two-sided, not corrected for the number of comparisons"
+            "exact test of these two counts, two-sided"
         )
         if self.num_tests > 1:
             notes += (
-                f": of {self.num_tests} tests over sets, hold each against {_LEVEL} / "
-                f"{self.num_tests} = {_LEVEL / self.num_tests:.2g} (Bonferroni)"
+                f", not corrected for the number of comparisons: of {self.num_tests} tests over "
+                f"sets, hold each against {_LEVEL} / {self.num_tests} = "
+                f"{_LEVEL / self.num_tests:.2g} (Bonferroni)"
             )
         return ShownTable(headers=headers, rows=list(map(_cells, self.rows)), notes=f"{notes}.")
 

@@ -5,7 +5,7 @@
     tall                        what it makes of tall pictures; those without are older: stretch
     recogniser                  its weights, or those of the part of one that the method trains;
                                 None of a method that has neither
-    teacher                     name of the CLIP behind the cache
+    teacher                     name of the CLIP that taught it; None: none did
     reached                     step, epoch, epochs of the run; accuracy and 1-NED of validation, if
                                 this very step was validated; older ones lack it
     training                    step, the trainee's other weights, optimizer, ...; only in last.pt
@@ -58,7 +58,7 @@ def save_checkpoint(
     """Write a checkpoint so that `path` is always a whole one, the old or the new.
 
     Args as above: `training` is all that resuming needs, None for a recogniser to use; `teacher`
-    is ``MODEL/WEIGHTS`` of the cache it was trained from; `reached` is how far the run was.
+    is ``MODEL/WEIGHTS`` of the CLIP that taught it; `reached` is how far the run was.
     """
     checkpoint = {
         "format": _FORMAT,

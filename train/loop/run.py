@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...shared.cache.reader import FeatureCache
+from ...shared.cache.spec import TeacherSpec
 from ...shared.cache.storage import hash_file
 from ...shared.device import allow_fast_products, choose_precision
 from ...shared.distribution import versions_with
@@ -84,7 +85,7 @@ class TrainSummary:
     best_accuracy: float | None
     """Validation word accuracy in percent."""
     teacher_is_random: bool
-    """Whether the cache's teacher was never trained."""
+    """Whether the teacher was never trained; not of a student that has none."""
 
 
 def train(
@@ -265,6 +266,12 @@ class _Run:
         self.journal.say(f"Beginning with {path}{f'; anew: {new}' if new else ''}.")
 
     @property
+    def _teacher(self) -> TeacherSpec | None:
+        """The cache's; None if nothing of it is in the weights, nor maybe in those of --init."""
+        is_taught = self.preflight.needs.of_teacher or self.begun_with is not None
+        return self.cache.spec.teacher if is_taught else None
+
+    @property
     def _kept_name(self) -> str:
         """What the names of the weights that checkpoints hold apart begin with, in the trainee."""
         return "part." if self.trainee.recogniser is None else "recogniser."
@@ -336,7 +343,7 @@ class _Run:
                 self.trainee.recogniser or self.trainee.part,
                 training,
                 reached=reached,
-                teacher=self.cache.spec.teacher.name,
+                teacher=None if self._teacher is None else self._teacher.name,
             )
 
     def _restore(self, path: Path) -> None:
@@ -402,7 +409,7 @@ class _Run:
             data_wait_fraction=clock.wait_fraction,
             num_skipped=int(sum(entry["skipped_steps"] for entry in self.history)),
             best_accuracy=None if self.best is None else self.best["accuracy"],
-            teacher_is_random=self.cache.spec.teacher.is_random,
+            teacher_is_random=self._teacher is not None and self._teacher.is_random,
         )
 
     def _take_steps(self, trainee: nn.Module, epoch: int) -> None:

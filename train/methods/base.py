@@ -62,6 +62,12 @@ class Needs:
     held_out: float = 0.0
     """Share of the labels that are left out of training, for `Trainee.read` to be measured on."""
 
+    @property
+    def of_teacher(self) -> bool:
+        """Whether anything of it is the teacher's; pixels and labels are not."""
+        of_text = self.text is not None and bool(self.text.arrays)
+        return bool(self.images) or of_text or self.pool or self.teacher_weights
+
     def __post_init__(self) -> None:
         if self.epoch == "labels" and (self.pixels or self.images):
             raise ValueError("an epoch over labels has no pictures: pixels=False, images=()")

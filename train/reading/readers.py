@@ -167,8 +167,8 @@ class Reader(ViewReader):
     ) -> None:
         """Wrap a recogniser in eval mode, on its device.
 
-        `checkpoint` is the file it was loaded from, `teacher` the ``MODEL/WEIGHTS`` that it was
-        distilled from, `moment` when the checkpoint was written.
+        `checkpoint` is the file it was loaded from, `teacher` the ``MODEL/WEIGHTS`` that taught
+        it, `moment` when the checkpoint was written.
         """
         self.name = str(checkpoint or type(recogniser).__name__)
         self.batch_size = batch_size

@@ -59,7 +59,7 @@ def section_of(evaluation: Evaluation, letter: str, number: int) -> dict[str, An
         facts = (
             f"{reader.num_parameters:,} parameters, charset "
             f"{reader.recogniser.tokenizer.charset.name}, {reader.precision}; "
-            f"teacher {teacher or 'not recorded'}"
+            f"{f'teacher {teacher}' if teacher else 'no teacher'}"
         )
     checkpoint = reader.checkpoint
     curves = checkpoint.parent / CURVES_NAME if checkpoint else None

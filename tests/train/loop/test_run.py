@@ -41,7 +41,7 @@ from clipocr.train.loop import optimizer as optimizer_module
 from clipocr.train.loop import run as run_module
 from clipocr.train.loop.checkpoint import load_checkpoint
 from clipocr.train.loop.config import TrainConfig, TrainPlace
-from clipocr.train.loop.curves import draw_curves, read_curves
+from clipocr.train.loop.curves import draw_curves, panels_of, read_curves
 from clipocr.train.loop.log import Meter
 from clipocr.train.loop.optimizer import one_cycle, parameter_groups
 from clipocr.train.loop.run import _Run, check_cache, train
@@ -144,6 +144,22 @@ def test_losses_fall_and_the_folder_tells_the_story(place: TrainPlace, data_root
         assert entry["loss/total"] == pytest.approx(sum(entry[f"loss/{t}"] for t in terms))
         assert 0 <= entry["val/accuracy"] <= 100
     assert any(p.name.startswith("events.out.tfevents") for p in place.out.iterdir())
+
+
+def test_a_student_that_follows_nothing_has_no_teacher(place: TrainPlace, tmp_path: Path) -> None:
+    method = replace(SMALL_METHOD, image_stages=(), text_stages=(), word=False)
+    alone = replace(CONFIG, epochs=1, method=method)
+    assert not train(alone, place).teacher_is_random
+    assert load_checkpoint(place.out / "last.pt")["teacher"] is None
+    # Its loss has one term, which is not drawn twice.
+    titles = [title for title, _, _ in panels_of(read_curves(place.out))]
+    assert titles == ["total loss", "learning rate", "gradient norm", "samples/s"]
+    # What was taught before has had one.
+    taught = train(replace(CONFIG, epochs=1), replace(place, out=tmp_path / "taught"))
+    assert taught.teacher_is_random
+    goes_on = train(alone, replace(place, out=tmp_path / "on"), init=taught.checkpoint)
+    assert goes_on.teacher_is_random
+    assert load_checkpoint(goes_on.checkpoint)["teacher"] == "ViT-tiny-test/random:0"
 
 
 def test_the_same_seed_gives_the_same_weights(place: TrainPlace, tmp_path: Path) -> None:
