@@ -18,7 +18,7 @@ from ..evaluation.tables import ShownTable
 from .table import AblationTable, run_name
 
 Outcomes = Mapping[tuple[str, Any], bool]
-"""Whether a word was read rightly, by test set and picture."""
+"""Whether a word was read correctly, by test set and picture."""
 
 
 @dataclass(frozen=True, kw_only=True)

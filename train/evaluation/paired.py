@@ -25,7 +25,7 @@ class Pair:
 
     counts: WordCounts = field(default_factory=WordCounts)
     only_first: int = 0
-    """Words that the first reader reads rightly, and this one does not."""
+    """Words that the first reader reads correctly, and this one does not."""
     only_this: int = 0
 
     def __add__(self, other: Pair) -> Pair:
@@ -94,8 +94,8 @@ class Comparison:
         headers += [f"1-NED {name}" for name in self.names]
         notes = (
             f"Word accuracy and 1-NED in percent, differences to {first} in points. only first / "
-            f"only this: words that just {first}, or just the other, reads rightly. p: McNemar's "
-            "exact test of these two counts, two-sided"
+            f"only this: words that {first} alone, or the other alone, reads correctly. p: "
+            "McNemar's exact test of these two counts, two-sided"
         )
         if self.num_tests > 1:
             notes += (

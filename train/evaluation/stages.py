@@ -18,9 +18,9 @@ class Stage:
     name: str
     counts: WordCounts
     num_corrected: int | None
-    """Words read rightly that the first stage reads wrongly; None of that one."""
+    """Words read correctly that the first stage reads wrongly; None of that one."""
     num_spoiled: int | None
-    """Words read wrongly that the first stage reads rightly; None of that one."""
+    """Words read wrongly that the first stage reads correctly; None of that one."""
 
     def to_json(self) -> dict[str, float | None]:
         """Return the figures by the names people know them by."""
@@ -73,5 +73,5 @@ def stage_table(stages: Sequence[Stage]) -> ShownTable:
             for stage in stages
         ],
         notes="All samples of all sets. corrected and spoiled: words that the first stage reads "
-        "wrongly and this one rightly, and the other way round.",
+        "wrongly and this one correctly, and the other way round.",
     )

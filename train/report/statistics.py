@@ -137,7 +137,7 @@ class ConfidenceBin:
     mean_confidence: float
     """0 to 1."""
     rate: Rate
-    """Of the words, how many were read rightly."""
+    """Of the words, how many were read correctly."""
 
 
 def reliability(words: Iterable[ReadWord]) -> list[ConfidenceBin] | None:

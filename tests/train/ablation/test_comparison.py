@@ -87,7 +87,7 @@ def test_the_average_of_other_sets_says_of_how_many(tmp_path: Path) -> None:
 
 
 def words(right: str) -> Outcomes:
-    """Return what was read rightly of six words of SVT, then what no one counts."""
+    """Return what was read correctly of six words of SVT, then what no one counts."""
     outcomes = {("test/SVT", i): mark == "+" for i, mark in enumerate(right)}
     return outcomes | {("mine", i): right[0] == "-" for i in range(9)}
 
