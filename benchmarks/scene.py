@@ -25,7 +25,8 @@ from tabulate import tabulate
 
 from clipocr.precompute.data.render import load_fonts, load_words
 from clipocr.shared.data.word_lmdb import WordLmdb, WordLmdbWriter
-from tall import clipocr
+from codec_training import clipocr
+from small_clip import TEACHER
 
 SHORTEST, LONGEST = 3, 8
 PLAIN, BOTH = "plain", "half `mjsynth`, half `scene`"
@@ -64,9 +65,9 @@ def main() -> None:
     sets = (MJSYNTH, SAME_FONTS, SCENE, BOTH)
     for name in (PLAIN, *sets):
         # A student without distillation reads no features; one tap is the least a cache has.
-        build = ("--teacher", "ViT-B-32/random:0", "--image-taps", 1, "--text-taps", 1)
-        data = ("--data", lmdb_of(args.folder, name), "--out", cache_of(args.folder, name))
-        clipocr("cache", "build", *data, *build, "--codec", "int4")
+        features = ("--teacher", f"{TEACHER}/random:0", "--image-taps", 1, "--text-taps", 1)
+        cache = cache_of(args.folder, name)
+        clipocr("cache", "build", "--data", lmdb_of(args.folder, name), "--out", cache, *features)
     start = args.folder / "start"
     train(cache_of(args.folder, PLAIN), start, args.start_epochs, "--seed", 0)
     clipocr("eval", start, "--data", args.data)

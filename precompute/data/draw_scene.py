@@ -13,14 +13,19 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .draw_word import Pixels, Style, draw_text, open_font, require_drawn, warp
 
+Margins = npt.NDArray[np.float64]
+"""Left, above, right and below the word, in word heights. Shape: (4,)."""
+
+_LEFT, _BELOW = 0, 3
 _PROBE_PX = 32
 _SIGN_HUES = (0.0, 0.0, 0.03, 0.08, 0.11, 0.14, 0.36, 0.45, 0.53, 0.58, 0.61, 0.63)
 """Red, brown and orange, yellow, green, teal and blue, as often as signs have them."""
@@ -49,13 +54,62 @@ def draw_scene(
 # -- letters ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Lettering:
+    """How the letters of a sign are set, and where its word is on the canvas."""
+
+    face: ImageFont.FreeTypeFont
+    spacing_px: float
+    bold_px: float
+    canvas: tuple[int, int]
+    origin: tuple[float, float]
+    width: float
+    height: float
+    """Of the word, in pixels."""
+
+    def draw(
+        self, text: str, *, stroke_px: float = 0.0, right_px: float = 0.0, down_px: float = 0.0
+    ) -> Image.Image:
+        """Return the mask of a text, moved from the word's place."""
+        at = (self.origin[0] + right_px, self.origin[1] + down_px)
+        stroke = round(self.bold_px + stroke_px)
+        return draw_text(text, self.face, self.canvas, at, self.spacing_px, stroke)
+
+
 def _set_letters(
     label: str, font_path: Path, height_px: int, style: Style, rng: np.random.Generator
-) -> tuple[Image.Image, npt.NDArray[np.float64]]:
+) -> tuple[Image.Image, Margins]:
     """Draw the word, its outline and its neighbours as the three channels of one picture.
 
-    Returns it with the margins to leave around the word, in word heights. Shape: (4,).
+    Returns it with the margins to leave around the word.
     """
+    lettering = _choose_lettering(label, font_path, height_px, style, rng)
+    size_px = lettering.face.size
+    fill = lettering.draw(label)
+    require_drawn(fill, label, font_path)
+    if rng.random() < style.underline_rate:
+        left = (lettering.canvas[0] - lettering.width) / 2
+        y = (lettering.canvas[1] + lettering.height) / 2 + size_px / 12
+        line = (left, y, left + lettering.width, y)
+        ImageDraw.Draw(fill).line(line, 255, max(1, round(size_px / 16)))
+    outline = Image.new("L", fill.size)
+    if rng.random() < style.border_rate:
+        outline = lettering.draw(label, stroke_px=max(1.0, size_px * rng.uniform(0.02, 0.08)))
+    margins = rng.uniform(0.02, style.margin, 4)
+    others = Image.new("L", fill.size)
+    for side in range(4):
+        if rng.random() < style.neighbor_rate / 4:
+            drawn, margins[side] = _draw_neighbor(label, lettering, side, rng)
+            others = ImageChops.lighter(others, drawn)
+    layers = Image.merge("RGB", (fill, outline, others))
+    if rng.random() < style.bend_rate:
+        layers = warp(layers, Style(bend=style.bend), rng)
+    return layers, margins
+
+
+def _choose_lettering(
+    label: str, font_path: Path, height_px: int, style: Style, rng: np.random.Generator
+) -> _Lettering:
     # About as large as they will be seen: less is blurred, more is aliased.
     _, top, _, bottom = open_font(font_path, _PROBE_PX).getbbox(label)
     size_px = _PROBE_PX * height_px / max(4.0, bottom - top)
@@ -65,42 +119,40 @@ def _set_letters(
     bold_px = size_px * rng.uniform(0.01, 0.05) if rng.random() < style.bold_rate else 0.0
     left, top, right, bottom = face.getbbox(label)
     width, height = right - left + spacing_px * (len(label) - 1), max(1.0, bottom - top)
-    pad = math.ceil(height) + 2
-    size = (math.ceil(width) + 2 * pad, math.ceil(height) + 2 * pad)
-    origin = (pad - left, pad - top)
+    pad = max(size_px, math.ceil(height)) + 2
+    return _Lettering(
+        face=face,
+        spacing_px=spacing_px,
+        bold_px=bold_px,
+        canvas=(math.ceil(width) + 2 * pad, math.ceil(height) + 2 * pad),
+        origin=(pad - left, pad - top),
+        width=width,
+        height=height,
+    )
 
-    fill = draw_text(label, face, size, origin, spacing_px, round(bold_px))
-    require_drawn(fill, label, font_path)
-    if rng.random() < style.underline_rate:
-        y = origin[1] + bottom + size_px // 12
-        ImageDraw.Draw(fill).line((pad, y, pad + width, y), 255, max(1, size_px // 16))
-    outline = Image.new("L", size)
-    if rng.random() < style.border_rate:
-        reach_px = max(1, round(bold_px + size_px * rng.uniform(0.02, 0.08)))
-        outline = draw_text(label, face, size, origin, spacing_px, reach_px)
-    margins = rng.uniform(0.02, style.margin, 4)
-    others = Image.new("L", size)
-    for side in range(4):
-        if rng.random() < style.neighbor_rate / 4:
-            # Letters of the line are kept further away, or they would be read as the word's.
-            gap = rng.uniform(0.12 if side % 2 else 0.25, 0.4)
-            margins[side] = gap + rng.uniform(0.05, 0.22)
-            text = "".join(rng.choice(list(label), len(label)))
-            before_px = face.getlength(text) + spacing_px * len(text) + gap * height
-            beside_px = (-before_px, 0.0, width + gap * height, 0.0)[side]
-            below_px = (1 + gap) * height * (0, -1, 0, 1)[side]
-            at = (origin[0] + beside_px, origin[1] + below_px)
-            drawn = draw_text(text, face, size, at, spacing_px, round(bold_px))
-            others = ImageChops.lighter(others, drawn)
-    layers = Image.merge("RGB", (fill, outline, others))
-    if rng.random() < style.bend_rate:
-        layers = warp(layers, Style(bend=style.bend), rng)
-    return layers, margins
+
+def _draw_neighbor(
+    label: str, lettering: _Lettering, side: int, rng: np.random.Generator
+) -> tuple[Image.Image, float]:
+    """Return the mask of what stands on one side, and the margin that shows a part of it."""
+    text = "".join(rng.choice(list(label), len(label)))
+    if side % 2:  # Another line, which may come near.
+        gap, seen = rng.uniform(0.12, 0.4), rng.uniform(0.05, 0.22)
+        down_px = (1 + gap) * lettering.height
+        drawn = lettering.draw(text, down_px=down_px if side == _BELOW else -down_px)
+        return drawn, gap + seen
+    # Further away, and less than a letter is seen, or it would be read as the word's.
+    em = lettering.face.size / lettering.height
+    gap, seen = rng.uniform(0.25, 0.4) * em, rng.uniform(0.04, 0.15) * em
+    gap_px = gap * lettering.height
+    before_px = lettering.face.getlength(text) + lettering.spacing_px * len(text) + gap_px
+    right_px = -before_px if side == _LEFT else lettering.width + gap_px
+    return lettering.draw(text, right_px=right_px), gap + seen
 
 
 def _project(
     layers: Image.Image,
-    margins: npt.NDArray[np.float64],
+    margins: Margins,
     height_px: int,
     style: Style,
     rng: np.random.Generator,
@@ -203,10 +255,10 @@ def _paint(
 def _color(rng: np.random.Generator) -> Pixels:
     """Return a colour that signs have: white, black, grey or strong. Shape: (3,)."""
     kind = rng.random()
-    if kind < 0.28:
-        return (rng.uniform(215, 255) + rng.uniform(-12, 0, 3)).astype(np.float32)
-    if kind < 0.45:
-        return (rng.uniform(8, 50) + rng.uniform(-8, 12, 3)).astype(np.float32)
+    if kind < 0.45:  # Half of them as white or black as can be.
+        shade = max(0.0, rng.uniform(-40, 40))
+        level = 255 - shade if kind < 0.27 else 6 + shade
+        return (level + rng.uniform(-0.25, 0.25, 3) * shade).astype(np.float32)
     if kind < 0.57:
         return (rng.uniform(60, 215) + rng.uniform(-22, 22, 3)).astype(np.float32)
     hue = rng.choice(_SIGN_HUES) + rng.normal(0, 0.02) if rng.random() < 0.85 else rng.random()
