@@ -17,7 +17,7 @@ from ...shared.progress import progress_bar
 SAMPLES_PER_PICTURE = 32
 """Samples that follow each other share one, because to decode it takes longer than to draw."""
 
-_LONGEST_SIDE_PX = 640
+_SIDE_PX = 320
 
 
 def load_backgrounds(folder: Path, seed: int, on_problem: Callable[[str], None]) -> list[Path]:
@@ -54,9 +54,9 @@ def open_background(path: Path) -> Image.Image:
 
 def _decode(path: Path) -> Image.Image:
     try:
-        picture = decode_image(path.read_bytes())
+        picture = decode_image(path.read_bytes(), enough_px=_SIDE_PX)
     except (OSError, DataError) as e:
         reason = e.strerror if isinstance(e, OSError) else e
         raise DataError(f"{path}: {reason}") from e
-    picture.thumbnail((_LONGEST_SIDE_PX, _LONGEST_SIDE_PX), reducing_gap=2)
+    picture.thumbnail((2 * _SIDE_PX, 2 * _SIDE_PX), reducing_gap=2)
     return picture
