@@ -6,7 +6,7 @@ A tiny student first learns to read plain print; from there it is trained on eac
 recognition loss, so that the pictures are all that differs: same words, start, steps, and order by
 seed. Prints a table of what is read of each test set; 70 minutes on two cores.
 
-    python benchmarks/scene.py FOLDER --words LEXICON --data ROOT [--count 12800] [--epochs 10]
+    python benchmarks/scene.py FOLDER --words LEXICON --data ROOT [--count 12800] [--epochs 6]
 
 LEXICON is a text file, one word a line; words of 3 to 8 letters or digits are taken of it, because
 signs have short ones. ROOT has test LMDBs, such as IIIT5K's.
@@ -41,8 +41,9 @@ def main() -> None:
     parser.add_argument("--words", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12800, help="pictures of each set")
+    parser.add_argument("--start", type=Path, help="run to begin with, of an earlier call")
     parser.add_argument("--start-epochs", type=int, default=10, help="on plain print")
-    parser.add_argument("--epochs", type=int, default=10, help="on each set")
+    parser.add_argument("--epochs", type=int, default=6, help="on each set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> None:
     drawn = ("--words", words, "--count", args.count)
     in_fonts = ("--fonts", fonts)
     for name, style in {
-        PLAIN: ("plain", *in_fonts),
+        PLAIN: ("plain",),
         MJSYNTH: ("mjsynth",),
         SAME_FONTS: ("mjsynth", *in_fonts),
         SCENE: ("scene", *in_fonts),
@@ -69,8 +70,9 @@ def main() -> None:
         views = () if name == PLAIN else ("--augment", "randaugment", "--views", 2)
         places = ("--data", lmdb_of(args.folder, name), "--out", cache_of(args.folder, name))
         clipocr("cache", "build", *places, *features, *views)
-    start = args.folder / "start"
-    train(cache_of(args.folder, PLAIN), start, args.start_epochs, "--seed", 0)
+    start = args.start or args.folder / "start"
+    if not args.start:
+        train(cache_of(args.folder, PLAIN), start, args.start_epochs, "--seed", 0)
     clipocr("eval", start, "--data", args.data)
     runs = [(name, seed) for seed in range(args.seeds) for name in sets]
 
