@@ -35,6 +35,8 @@ class Style:
 
     height_px: tuple[int, int] = (31, 31)
     """Lowest crop, and the highest unless another is asked for."""
+    upright_rate: float = 0.0
+    """Words that a slanted font draws only if no upright one can: half of all fonts are slanted."""
     channels: int = 1
     dark_on_light: bool = False
     spacing_rate: float = 0.0
@@ -57,9 +59,7 @@ class Style:
     """Standard deviation of the pixel noise, in grey levels."""
     jpeg_quality: tuple[int, int] = (85, 95)
 
-    # Of `draw_scene` alone:
-    upright_rate: float = 0.0
-    """Words that a slanted font draws only if no upright one can: half of all fonts are slanted."""
+    # What `draw_scene` reads beside those above, of which it leaves out dark_on_light and texture.
     margin: float = 0.0
     """Room around the word, in word heights."""
     neighbor_rate: float = 0.0
@@ -132,7 +132,10 @@ STYLES = {
         shrink=0.8,
     ),
 }
-"""``mjsynth`` is grey as the genuine crops are; ``color`` is the same in colour."""
+"""``mjsynth`` is grey as the genuine crops are; ``color`` is the same in colour.
+
+``scene`` follows IIIT5K and ICDAR 2015, and is drawn by `draw_scene`.
+"""
 
 
 @lru_cache(maxsize=1024)
