@@ -54,26 +54,18 @@ def main() -> None:
     for font in load_fonts(None, print, of_system=True):
         (fonts / font.path.name).symlink_to(font.path)
     drawn = ("--words", words, "--count", args.count)
-    in_fonts = ("--fonts", fonts)
-    for name, style in {
-        PLAIN: ("plain",),
-        MJSYNTH: ("mjsynth",),
-        SAME_FONTS: ("mjsynth", *in_fonts),
-        SCENE: ("scene", *in_fonts),
-    }.items():
-        clipocr("data", "render", lmdb_of(args.folder, name), *drawn, "--style", *style)
-    write_half_of_each(*(lmdb_of(args.folder, name) for name in (MJSYNTH, SCENE, BOTH)))
-    sets = (MJSYNTH, SAME_FONTS, SCENE, BOTH)
-    for name in (PLAIN, *sets):
-        # A student without distillation reads no features; one tap is the least a cache has.
-        features = ("--teacher", f"{TEACHER}/random:0", "--image-taps", 1, "--text-taps", 1)
-        views = () if name == PLAIN else ("--augment", "randaugment", "--views", 2)
-        places = ("--data", lmdb_of(args.folder, name), "--out", cache_of(args.folder, name))
-        clipocr("cache", "build", *places, *features, *views)
     start = args.start or args.folder / "start"
     if not args.start:
+        render_and_build(args.folder, PLAIN, *drawn, "--style", "plain")
         train(cache_of(args.folder, PLAIN), start, args.start_epochs, "--seed", 0)
     clipocr("eval", start, "--data", args.data)
+    drawn = (*drawn, "--style")
+    render_and_build(args.folder, MJSYNTH, *drawn, "mjsynth")
+    render_and_build(args.folder, SAME_FONTS, *drawn, "mjsynth", "--fonts", fonts)
+    render_and_build(args.folder, SCENE, *drawn, "scene", "--fonts", fonts)
+    write_half_of_each(*(lmdb_of(args.folder, name) for name in (MJSYNTH, SCENE, BOTH)))
+    build(args.folder, BOTH)
+    sets = (MJSYNTH, SAME_FONTS, SCENE, BOTH)
     runs = [(name, seed) for seed in range(args.seeds) for name in sets]
 
     def train_and_read(run: tuple[str, int]) -> dict[str, dict[str, float]]:
@@ -119,6 +111,21 @@ def write_half_of_each(first: Path, second: Path, out: Path) -> None:
             assert one[2] == other[2] == label, f"sample {idx} is another word in {second}"
             assert encoded is not None
             writer.add(encoded, label)
+
+
+def render_and_build(folder: Path, name: str, *options: object) -> None:
+    """Render a set, and build its cache."""
+    clipocr("data", "render", lmdb_of(folder, name), *options)
+    build(folder, name)
+
+
+def build(folder: Path, name: str) -> None:
+    """Build the cache of a set: views as a student sees them in training, but of plain print."""
+    # A student without distillation reads no features; one tap is the least a cache has.
+    features = ("--teacher", f"{TEACHER}/random:0", "--image-taps", 1, "--text-taps", 1)
+    views = () if name == PLAIN else ("--augment", "randaugment", "--views", 2)
+    places = ("--data", lmdb_of(folder, name), "--out", cache_of(folder, name))
+    clipocr("cache", "build", *places, *features, *views)
 
 
 def train(cache: Path, out: Path, epochs: int, *options: object) -> None:
