@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--words", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12800, help="pictures of each set")
+    parser.add_argument("--augment", default="randaugment", help="of the views of each set")
     parser.add_argument("--start", type=Path, help="run to begin with, of an earlier call")
     parser.add_argument("--start-epochs", type=int, default=10, help="on plain print")
     parser.add_argument("--epochs", type=int, default=6, help="on each set")
@@ -56,15 +57,15 @@ def main() -> None:
     drawn = ("--words", words, "--count", args.count)
     start = args.start or args.folder / "start"
     if not args.start:
-        render_and_build(args.folder, PLAIN, *drawn, "--style", "plain")
+        render_and_build(args.folder, PLAIN, "clean", *drawn, "--style", "plain")
         train(cache_of(args.folder, PLAIN), start, args.start_epochs, "--seed", 0)
     clipocr("eval", start, "--data", args.data)
     drawn = (*drawn, "--style")
-    render_and_build(args.folder, MJSYNTH, *drawn, "mjsynth")
-    render_and_build(args.folder, SAME_FONTS, *drawn, "mjsynth", "--fonts", fonts)
-    render_and_build(args.folder, SCENE, *drawn, "scene", "--fonts", fonts)
+    render_and_build(args.folder, MJSYNTH, args.augment, *drawn, "mjsynth")
+    render_and_build(args.folder, SAME_FONTS, args.augment, *drawn, "mjsynth", "--fonts", fonts)
+    render_and_build(args.folder, SCENE, args.augment, *drawn, "scene", "--fonts", fonts)
     write_half_of_each(*(lmdb_of(args.folder, name) for name in (MJSYNTH, SCENE, BOTH)))
-    build(args.folder, BOTH)
+    build(args.folder, BOTH, args.augment)
     sets = (MJSYNTH, SAME_FONTS, SCENE, BOTH)
     runs = [(name, seed) for seed in range(args.seeds) for name in sets]
 
@@ -113,17 +114,17 @@ def write_half_of_each(first: Path, second: Path, out: Path) -> None:
             writer.add(encoded, label)
 
 
-def render_and_build(folder: Path, name: str, *options: object) -> None:
+def render_and_build(folder: Path, name: str, augment: str, *options: object) -> None:
     """Render a set, and build its cache."""
     clipocr("data", "render", lmdb_of(folder, name), *options)
-    build(folder, name)
+    build(folder, name, augment)
 
 
-def build(folder: Path, name: str) -> None:
-    """Build the cache of a set: views as a student sees them in training, but of plain print."""
+def build(folder: Path, name: str, augment: str) -> None:
+    """Build the cache of a set: of augmented pictures two views each, which take turns."""
     # A student without distillation reads no features; one tap is the least a cache has.
     features = ("--teacher", f"{TEACHER}/random:0", "--image-taps", 1, "--text-taps", 1)
-    views = () if name == PLAIN else ("--augment", "randaugment", "--views", 2)
+    views = ("--augment", augment, "--views", 1 if augment == "clean" else 2)
     places = ("--data", lmdb_of(folder, name), "--out", cache_of(folder, name))
     clipocr("cache", "build", *places, *features, *views)
 
