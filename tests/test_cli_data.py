@@ -2,11 +2,14 @@
 
 import errno
 import io
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 
 import click
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -148,6 +151,30 @@ def test_render_then_check(tmp_path, words_file) -> None:
         f"{picture_rows(out)}"
         "\n"
         "Checked 1 LMDB, 5 samples: 0 broken, 0 LMDBs unusable.\n"
+    )
+
+
+def test_scenes_before_pictures(tmp_path, words_file) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out.lmdb"
+    pictures.mkdir()
+    (pictures / "grey.png").write_bytes(png())
+    (pictures / "no.jpg").write_bytes(b"none")
+    fonts = tmp_path / "fonts"
+    fonts.mkdir()
+    shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", fonts)
+    args = ("--count", 5, "--backgrounds", pictures, "--fonts", fonts, "--jobs", 1)
+    rendered = ("data", "render", out, "--words", words_file, *args, "--style", "scene")
+    result = invoke(*rendered)
+    assert result.exit_code == 0
+    assert result.stderr == f"{pictures / 'no.jpg'}: not an image\n"
+    assert result.stdout.startswith(f"Wrote {out}: 5 samples of 2 words in ")
+    made = ("data", "nonwords", out, tmp_path / "made", "--mode", "shuffle", *args)
+    assert invoke(*made, "--style", "scene").exit_code == 0
+    result = invoke(*made, "--overwrite")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: style mjsynth draws no pictures behind words; pass --style scene with "
+        "--backgrounds\n"
     )
 
 

@@ -77,11 +77,13 @@ def import_command(source: Path, out: Path, given: dict[str, Any]) -> None:
 def render_command(out: Path, given: dict[str, Any]) -> None:
     """Render synthetic word crops into OUT.lmdb.
 
-    Each word is used about equally often. The same options give the same bytes, whatever --jobs.
+    Each word is used about equally often. The same options and fonts give the same bytes, whatever
+    --jobs.
 
     \b
     Example:
       clipocr data render train.lmdb --words words.txt --count 10000 --seed 1
+      clipocr data render scene.lmdb --words words.txt --count 10000 --style scene
     """
     from ..data.render import load_words
 
@@ -96,11 +98,15 @@ def render_command(out: Path, given: dict[str, Any]) -> None:
 
 def _render(words: Sequence[str], out: Path, count: int, drawing: DrawingOptions) -> int:
     """Render words; return how many fonts there were."""
+    from ..data.backgrounds import load_backgrounds
     from ..data.render import load_fonts, render_words
 
+    pictures: Sequence[Path] = ()
     with listed_problems() as on_problem:
-        fonts = load_fonts(drawing.fonts, on_problem)
-    render_words(words, out, count=count, fonts=fonts, drawing=drawing)
+        fonts = load_fonts(drawing.fonts, on_problem, of_system=drawing.style == "scene")
+        if drawing.backgrounds is not None:
+            pictures = load_backgrounds(drawing.backgrounds, drawing.seed, on_problem)
+    render_words(words, out, count=count, fonts=fonts, drawing=drawing, backgrounds=pictures)
     return len(fonts)
 
 
@@ -112,7 +118,7 @@ def nonwords_command(source: Path, out: Path, given: dict[str, Any]) -> None:
     """Render words that language does not help with (table 13 of the paper) into OUT.lmdb.
 
     They are made of labels chosen by chance from the LMDBs at or below DATA, whose pictures are not
-    used. The same options give the same bytes, whatever --jobs.
+    used. The same options and fonts give the same bytes, whatever --jobs.
 
     \b
     Example:

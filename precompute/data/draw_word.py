@@ -33,6 +33,10 @@ class Style:
     Rates are probabilities, everything else is the largest value of a uniform draw.
     """
 
+    height_px: tuple[int, int] = (31, 31)
+    """Lowest crop, and the highest unless another is asked for."""
+    upright_rate: float = 0.0
+    """Words that a slanted font draws only if no upright one can: half of all fonts are slanted."""
     channels: int = 1
     dark_on_light: bool = False
     spacing_rate: float = 0.0
@@ -55,6 +59,27 @@ class Style:
     """Standard deviation of the pixel noise, in grey levels."""
     jpeg_quality: tuple[int, int] = (85, 95)
 
+    # What `draw_scene` reads beside those above, of which it leaves out dark_on_light and texture.
+    margin: float = 0.0
+    """Room around the word, in word heights."""
+    neighbor_rate: float = 0.0
+    """Other letters cut off at the border, as where a line goes on."""
+    bend_rate: float = 0.0
+    texture_rate: float = 0.0
+    panel_rate: float = 0.0
+    """The sign ends within the crop."""
+    glow_rate: float = 0.0
+    relief_rate: float = 0.0
+    gradient_rate: float = 0.0
+    wear_rate: float = 0.0
+    """Letters that are not evenly coloured."""
+    occlusion_rate: float = 0.0
+    shading_rate: float = 0.0
+    motion_rate: float = 0.0
+    grey_rate: float = 0.0
+    shrink: float = 0.0
+    """Resolution lost before the crop has its size."""
+
 
 _MJSYNTH = Style(
     spacing_rate=0.3,
@@ -75,8 +100,42 @@ STYLES = {
     "mjsynth": _MJSYNTH,
     "color": replace(_MJSYNTH, channels=3),
     "plain": Style(dark_on_light=True, rotation_deg=1.0, noise=2.0),
+    "scene": Style(
+        height_px=(16, 80),
+        channels=3,
+        upright_rate=0.8,
+        spacing_rate=0.15,
+        bold_rate=0.35,
+        underline_rate=0.02,
+        border_rate=0.12,
+        shadow_rate=0.2,
+        rotation_deg=15.0,
+        slant=0.4,
+        perspective=0.3,
+        bend=0.5,
+        blur_px=1.0,
+        noise=12.0,
+        jpeg_quality=(40, 95),
+        margin=0.3,
+        neighbor_rate=0.3,
+        bend_rate=0.1,
+        texture_rate=0.45,
+        panel_rate=0.2,
+        glow_rate=0.05,
+        relief_rate=0.08,
+        gradient_rate=0.15,
+        wear_rate=0.15,
+        occlusion_rate=0.06,
+        shading_rate=0.35,
+        motion_rate=0.05,
+        grey_rate=0.06,
+        shrink=0.8,
+    ),
 }
-"""``mjsynth`` is grey as the genuine crops are; ``color`` is the same in colour."""
+"""``mjsynth`` is grey as the genuine crops are; ``color`` is the same in colour.
+
+``scene`` follows IIIT5K and ICDAR 2015, and is drawn by `draw_scene`.
+"""
 
 
 @lru_cache(maxsize=1024)
@@ -90,7 +149,7 @@ def draw_word(
     label: str, font_path: Path, *, height_px: int, style: Style, rng: np.random.Generator
 ) -> bytes:
     """Return a JPEG of `label`; every random number comes from `rng`."""
-    layers = _warp(_draw_layers(label, font_path, 1.4 * height_px, style, rng), style, rng)
+    layers = warp(_draw_layers(label, font_path, 1.4 * height_px, style, rng), style, rng)
     masks_hw3 = np.asarray(_crop(layers, height_px, rng), np.float32) / np.float32(255)
     return _encode(_compose(masks_hw3, style, rng), style, rng)
 
@@ -111,24 +170,14 @@ def _draw_layers(
     size = (width_px + 2 * pad_x, math.ceil(bottom - top) + 2 * pad_y)
     origin = (pad_x - left, pad_y - top)
 
-    def draw(stroke_px: int) -> Image.Image:
-        layer = Image.new("L", size)
-        pen = ImageDraw.Draw(layer)
-        if spacing_px:
-            for i, character in enumerate(label):
-                x = origin[0] + face.getlength(label[:i]) + i * spacing_px
-                pen.text((x, origin[1]), character, 255, face, stroke_width=stroke_px)
-        else:
-            pen.text(origin, label, 255, face, stroke_width=stroke_px)
-        return layer
-
-    fill = draw(int(fill_px))
-    if fill.getbbox() is None:
-        raise DataError(f"{font_path} draws {label!r} as nothing; remove the font or the word")
+    fill = draw_text(label, face, size, origin, spacing_px, int(fill_px))
+    require_drawn(fill, label, font_path)
     if rng.random() < style.underline_rate:
         y = origin[1] + bottom + size_px // 12
         ImageDraw.Draw(fill).line((pad_x, y, pad_x + width_px, y), 255, max(1, size_px // 16))
-    border = draw(int(border_px)) if border_px else Image.new("L", size)
+    border = Image.new("L", size)
+    if border_px:
+        border = draw_text(label, face, size, origin, spacing_px, int(border_px))
     shadow = Image.new("L", size)
     if rng.random() < style.shadow_rate:
         reach = max(2, size_px // 10)
@@ -138,7 +187,33 @@ def _draw_layers(
     return Image.merge("RGB", (fill, border, shadow))
 
 
-def _warp(layers: Image.Image, style: Style, rng: np.random.Generator) -> Image.Image:
+def draw_text(
+    text: str,
+    face: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    origin: tuple[float, float],
+    spacing_px: float,
+    stroke_px: int,
+) -> Image.Image:
+    """Return a mask of `size` with `text` at `origin`, letters `spacing_px` further apart."""
+    layer = Image.new("L", size)
+    pen = ImageDraw.Draw(layer)
+    if spacing_px:
+        for i, character in enumerate(text):
+            x = origin[0] + face.getlength(text[:i]) + i * spacing_px
+            pen.text((x, origin[1]), character, 255, face, stroke_width=stroke_px)
+    else:
+        pen.text(origin, text, 255, face, stroke_width=stroke_px)
+    return layer
+
+
+def require_drawn(mask: Image.Image, label: str, font_path: Path) -> None:
+    """Check that a font has drawn something."""
+    if mask.getbbox() is None:
+        raise DataError(f"{font_path} draws {label!r} as nothing; remove the font or the word")
+
+
+def warp(layers: Image.Image, style: Style, rng: np.random.Generator) -> Image.Image:
     """Rotate, slant, taper and bend in one resampling, as a mesh of vertical strips."""
     width, height = layers.size
     angle = math.radians(style.rotation_deg) * rng.uniform(-1, 1)

@@ -57,8 +57,9 @@ class DrawingOptions(_Jobs):
 
     style: str = option(
         "mjsynth",
-        choices=("mjsynth", "color", "plain"),
-        help="Grey like MJSynth's crops, the same in colour, or clean dark print on light paper.",
+        choices=("mjsynth", "color", "plain", "scene"),
+        help="Grey like MJSynth's crops, the same in colour, clean dark print on light paper, or "
+        "signs as cameras see them.",
     )
     case: str = option(
         "mixed",
@@ -68,14 +69,33 @@ class DrawingOptions(_Jobs):
     fonts: Path | None = option(
         None,
         type=FOLDER,
-        default_text="the text fonts that come with matplotlib",
-        help="Folder with .ttf and .otf fonts, at any depth.",
+        default_text="the text fonts that come with matplotlib; of scene those installed here too",
+        help="Folder with .ttf and .otf fonts, at any depth. Other fonts give other bytes.",
     )
-    max_height_px: int = option(
-        31, minimum=31, maximum=128, help="Highest crop; the lowest are 31 high, as MJSynth's are."
+    backgrounds: Path | None = option(
+        None,
+        type=FOLDER,
+        default_text="painted",
+        help="Folder with pictures, at any depth, of which parts lie behind the words of "
+        "--style scene.",
+    )
+    max_height_px: int | None = option(
+        None,
+        minimum=31,
+        maximum=128,
+        default_text="31; of scene 80",
+        help="Highest crop; the lowest are 31 high, as MJSynth's are, and of scene 16.",
     )
     seed: int = option(0, minimum=0, help="Seed of every random choice.")
     overwrite: bool = option(False, help="Replace OUT.lmdb if it exists.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backgrounds is not None and self.style != "scene":
+            raise UsageError(
+                f"style {self.style} draws no pictures behind words; pass --style scene with "
+                "--backgrounds"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,19 +66,19 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _SUFFIXES if name in Image.OPEN)
 
 
-def decode_image(encoded: bytes) -> Image.Image:
+def decode_image(encoded: bytes, *, enough_px: int | None = None) -> Image.Image:
     """Decode to an RGB picture, as `to_rgb` does it.
 
-    Of an animation the first frame.
+    Of an animation the first frame. Where sides of `enough_px` are enough, a JPEG is decoded at
+    half, a quarter or an eighth of its size, because that takes a fifth of the time of a photo.
 
     Raises:
         ImageProblemError: not an image, damaged, truncated or absurdly large.
     """
     if not encoded:
         raise ImageProblemError("empty image")
-    image = _sound_jpeg(encoded)
-    if image is not None:
-        return image
+    if enough_px is None and (sound := _sound_jpeg(encoded)) is not None:
+        return sound
     if _BOMB_FILTER not in warnings.filters:
         # Pillow warns from 89 megapixels on, where our own limit has long refused. Process-wide
         # filters are the only ones that hold in every thread; touched just once, since any change
@@ -95,6 +95,8 @@ def decode_image(encoded: bytes) -> Image.Image:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ImageProblemError("image too large")
         try:
+            if enough_px is not None:
+                image.draft("RGB", (enough_px, enough_px))
             return to_rgb(image)
         except ImageProblemError:
             raise

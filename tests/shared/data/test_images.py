@@ -33,6 +33,14 @@ def test_png_decodes_to_its_pixels() -> None:
     assert np.array_equal(np.asarray(decoded), pixels)
 
 
+def test_photos_are_decoded_no_larger_than_is_enough() -> None:
+    photo = Image.linear_gradient("L").resize((1600, 1200))
+    of_jpeg = decode_image(encode(photo, "JPEG", quality=95), enough_px=300)
+    assert of_jpeg.size == (400, 300)
+    assert np.abs(np.asarray(of_jpeg)[:, 0, 0] - np.arange(300) * 255 / 299).max() < 4
+    assert decode_image(encode(photo), enough_px=300).size == photo.size
+
+
 def test_grey_becomes_three_equal_channels() -> None:
     decoded = np.asarray(decode_image(encode(gradient())))
     assert decoded.shape == (8, 32, 3)
