@@ -3,10 +3,12 @@
 Views, labels and features are those of a real cache: each array is drawn by its first three
 principal components. Written twice, for light and for dark pages:
 
-    clipocr data render .overview/data/words.lmdb --words .overview/words.txt --count 40 \\
-        --style scene --case lower
-    clipocr cache build --data .overview/data --out .overview/words.cache
-    python benchmarks/overview.py .overview/words.cache docs/pictures
+    printf 'coffee\\nmarket\\nexit\\nbakery\\n' > words.txt
+    clipocr data render signs/words.lmdb --words words.txt --count 40 --style scene --seed 3
+    clipocr cache build --data signs --out signs.cache --teacher ViT-B-16/random:0 --seed 1
+    python benchmarks/overview.py signs.cache docs/pictures
+
+Which letters are seen depends on the fonts that are installed.
 """
 
 from __future__ import annotations
