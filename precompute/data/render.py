@@ -2,8 +2,7 @@
 
 Sample ``idx`` depends on the options, the words, the fonts, the background pictures and
 ``SeedSequence([seed, idx])`` alone: the LMDB is the same to the byte whatever the number of
-processes. Another version of Pillow,
-FreeType or libjpeg may round differently.
+processes. Another version of Pillow, FreeType or libjpeg may round differently.
 """
 
 from __future__ import annotations
