@@ -4,7 +4,7 @@ As many pictures of the same words are rendered in each style, and half in each 
 has the 16 fonts of its default and, in a row of its own, those of `scene`: what is installed here.
 A tiny student first learns to read plain print; from there it is trained on each set with the plain
 recognition loss, so that the pictures are all that differs: same words, start, steps, and order by
-seed. Prints a table of what is read of each test set; 70 minutes on two cores.
+seed. Prints a table of what is read of each test set; about an hour on two cores.
 
     python benchmarks/scene.py FOLDER --words LEXICON --data ROOT [--count 12800] [--epochs 6]
 
