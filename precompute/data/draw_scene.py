@@ -10,7 +10,6 @@ Shapes: H crop height, W crop width.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .draw_word import Pixels, Style, draw_text, open_font, require_drawn, warp
+from .draw_word import Pixels, Style, draw_text, encode_jpeg, open_font, require_drawn, warp
 from .paint_scene import LUMA, noise_field, paint_scene
 
 Margins = npt.NDArray[np.float64]
@@ -224,10 +223,7 @@ def _photograph(pixels: Pixels, style: Style, rng: np.random.Generator) -> bytes
     if deviation > 0.5:
         noise = rng.standard_normal((height, width, 3), np.float32) * np.float32(deviation)
         image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
-    low, high = style.jpeg_quality
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=int(rng.integers(low, high + 1)))
-    return encoded.getvalue()
+    return encode_jpeg(image, style, rng)
 
 
 def _shaken(pixels: Pixels, rng: np.random.Generator) -> Pixels:

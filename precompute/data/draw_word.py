@@ -297,16 +297,23 @@ def _field(shape: tuple[int, int, int], amplitude: float, rng: np.random.Generat
     if not amplitude:
         return np.zeros(shape, np.float32)
     height, width, channels = shape
-    rows = rng.integers(2, 9)
+    rows = int(rng.integers(2, 9))
     columns = max(2, round(rows * width / height * rng.uniform(0.2, 1.0)))
-    coarse = Image.fromarray(rng.integers(0, 256, (rows, columns), np.uint8))
-    field = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    field = field / np.float32(255) - np.float32(0.5)
+    field = smooth_field((rows, columns), (height, width), rng)
     if rng.random() < 0.25:
         field = np.where(field > rng.uniform(-0.2, 0.2), field, -0.5).astype(np.float32)
     # Squared: of most crops the texture is weak, of some strong.
     strength = amplitude * 2 * rng.uniform(0, 1, channels) ** 2
     return (field[..., None] * strength).astype(np.float32)
+
+
+def smooth_field(
+    coarse: tuple[int, int], shape: tuple[int, int], rng: np.random.Generator
+) -> Pixels:
+    """Return random levels of a coarse grid, enlarged, from -0.5 to 0.5. Shape: (H, W)."""
+    image = Image.fromarray(rng.integers(0, 256, coarse, np.uint8))
+    fine = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(fine, np.float32) / np.float32(255) - np.float32(0.5)
 
 
 def _encode(pixels_hwc: Pixels, style: Style, rng: np.random.Generator) -> bytes:
@@ -319,6 +326,11 @@ def _encode(pixels_hwc: Pixels, style: Style, rng: np.random.Generator) -> bytes
         deviation = style.noise * rng.uniform(0, 1) ** 2
         noisy = np.asarray(image) + rng.normal(0, deviation, np.asarray(image).shape)
         image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return encode_jpeg(image, style, rng)
+
+
+def encode_jpeg(image: Image.Image, style: Style, rng: np.random.Generator) -> bytes:
+    """Compress at a quality of the style's."""
     low, high = style.jpeg_quality
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=int(rng.integers(low, high + 1)))

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .draw_word import Pixels, Style
+from .draw_word import Pixels, Style, smooth_field
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in how light a colour is."""
@@ -129,7 +129,8 @@ def _texture(
             field = np.where(field > rng.uniform(-0.2, 0.2), 0.5, -0.5).astype(np.float32)
     elif kind < 0.65:  # Wood, brushed metal: long one way.
         rows, columns = int(rng.integers(8, 24)), int(rng.integers(2, 4))
-        field = _resized(rng, (rows, columns) if rng.random() < 0.7 else (columns, 4 * rows), shape)
+        coarse = (rows, columns) if rng.random() < 0.7 else (columns, 4 * rows)
+        field = smooth_field(coarse, shape, rng)
     elif kind < 0.88:  # Plaster, stone, leather.
         field = noise_field(shape, max(4, height // 3), max(5, height // 2), rng)
     else:
@@ -157,13 +158,7 @@ def noise_field(shape: tuple[int, int], low: int, high: int, rng: np.random.Gene
     """Return a smooth random field of `low` to `high` rows, from -0.5 to 0.5. Shape: (H, W)."""
     rows = int(rng.integers(low, high + 1))
     columns = max(2, round(rows * shape[1] / shape[0] * rng.uniform(0.4, 1.0)))
-    return _resized(rng, (rows, columns), shape)
-
-
-def _resized(rng: np.random.Generator, coarse: tuple[int, int], shape: tuple[int, int]) -> Pixels:
-    image = Image.fromarray(rng.integers(0, 256, coarse, np.uint8))
-    fine = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
-    return np.asarray(fine, np.float32) / np.float32(255) - np.float32(0.5)
+    return smooth_field((rows, columns), shape, rng)
 
 
 def _add_panel(pixels: Pixels, fill: Pixels, rng: np.random.Generator) -> None:

@@ -23,6 +23,7 @@ from PIL.ImageFont import FreeTypeFont
 
 from ...shared.ahead import map_on_processes
 from ...shared.data.folders import files_below
+from ...shared.data.text_file import lines_of
 from ...shared.data.word_lmdb import WordLmdbWriter
 from ...shared.errors import DataError
 from ...shared.progress import progress_bar
@@ -120,7 +121,7 @@ def load_words(path: Path) -> list[str]:
         text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path} is not a readable UTF-8 file of words: {e}") from e
-    lines = text.split("\n")
+    lines = lines_of(text)
     for line_idx, line in enumerate(lines, start=1):
         if len(line.strip()) > _MAX_WORD_LENGTH:
             raise DataError(
