@@ -7,16 +7,14 @@ tested in `test_cli` and beside the commands.
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import open_clip
 import pytest
-from samples import TINY_CLIP, WORDS, draw_word, tiny_build, write_words
+from samples import WORDS, deep_build, draw_word, write_words
 
 import clipocr
 from clipocr.cli import main
@@ -241,21 +239,12 @@ def test_numbers_of_the_readme_are_those_of_the_options() -> None:
 
 @pytest.fixture(scope="module")
 def place_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the Python of the pages takes for granted, of a teacher of nine blocks."""
+    """A folder with what the Python of the pages takes for granted."""
     place = tmp_path_factory.mktemp("pages")
-    sizes = {**TINY_CLIP}
-    for tower in ("vision_cfg", "text_cfg"):
-        sizes[tower] = {**TINY_CLIP[tower], "layers": 9}
-    (place / "ViT-nine-test.json").write_text(json.dumps(sizes))
-    open_clip.add_model_config(place)
     write_words(place / "data" / "train" / "words", WORDS)
     write_words(place / "data" / "test" / "words", WORDS[:3])
     (place / "word.png").write_bytes(draw_word("word"))
-    taps = {"image_taps": (3, 6, 9), "text_taps": (3, 6, 9)}
-    build = tiny_build(
-        place / "data" / "train", place / "words.cache", teacher="ViT-nine-test/random:0", **taps
-    )
-    build_cache(build)
+    build_cache(deep_build(place / "data" / "train", place / "words.cache"))
     clipocr.train(cache=place / "words.cache", out=place / "run", student="tiny", epochs=1)
     return place
 

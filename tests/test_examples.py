@@ -5,18 +5,16 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import json
 import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import open_clip
 import pytest
 from oracle import write_painted
 from PIL import Image
-from samples import TINY_CLIP, WORDS, draw_word, tiny_build, write_words
+from samples import WORDS, deep_build, draw_word, write_words
 from timm.models import ConvNeXt
 
 import clipocr
@@ -24,8 +22,6 @@ from clipocr.precompute.builder.build import build_cache
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LEARNED = WORDS[:6]
-TAPS = (3, 6, 9)
-"""Those of every default, which the scripts rely on."""
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    deep = {part: {**TINY_CLIP[part], "layers": TAPS[-1]} for part in ("vision_cfg", "text_cfg")}
-    (folder / "ViT-nine-test.json").write_text(json.dumps({**TINY_CLIP, **deep}))
-    open_clip.add_model_config(folder)
     out = tmp_path_factory.mktemp("cache") / "words.cache"
-    teacher = {"teacher": "ViT-nine-test/random:0", "image_taps": TAPS, "text_taps": TAPS}
-    build_cache(tiny_build(data, out, **teacher))
+    build_cache(deep_build(data, out))
     return out
 
 

@@ -27,6 +27,8 @@ TINY_CLIP = {
 TINY_TEACHER = "ViT-tiny-test/random:0"
 EQUAL_TEACHER = "ViT-equal-test/random:0"
 """The same with text tokens as wide as the joint space, as those of ViT-B/16 are."""
+DEEP_TEACHER = "ViT-nine-test/random:0"
+"""The same with nine blocks in each encoder, which the taps of every default need."""
 TINY_CLI = Path(__file__).with_name("tiny_cli.py")
 """The command clipocr as a program that knows the tiny teacher."""
 
@@ -41,6 +43,8 @@ def register_tiny_clip(folder: Path) -> None:
     (folder / "ViT-tiny-test.json").write_text(json.dumps(TINY_CLIP))
     equal = {**TINY_CLIP, "embed_dim": 32}
     (folder / "ViT-equal-test.json").write_text(json.dumps(equal))
+    nine = {part: {**TINY_CLIP[part], "layers": 9} for part in ("vision_cfg", "text_cfg")}
+    (folder / "ViT-nine-test.json").write_text(json.dumps({**TINY_CLIP, **nine}))
     quick = folder / "ViT-tiny-test-quickgelu.json"
     quick.write_text(json.dumps({**TINY_CLIP, "quick_gelu": True}))
     open_clip.add_model_config(folder)
@@ -67,6 +71,12 @@ def write_words(path: Path, words: Sequence[str], images: dict[int, bytes] | Non
         for idx, word in enumerate(words, start=1):
             writer.add((images or {}).get(idx, draw_word(word)), word)
     return path
+
+
+def deep_build(data_root: Path, out: Path) -> BuildConfig:
+    """Return a build by the teacher of nine blocks, with the taps of every default."""
+    taps = {"image_taps": (3, 6, 9), "text_taps": (3, 6, 9)}
+    return tiny_build(data_root, out, teacher=DEEP_TEACHER, **taps)
 
 
 def tiny_build(data_root: Path, out: Path, **changes: object) -> BuildConfig:
